@@ -1,0 +1,242 @@
+"""The one place where a config becomes objects, and a command becomes a run folder."""
+
+import hashlib
+import inspect
+import math
+import pkgutil
+import re
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from torch import nn
+
+from wgangp.checkpoint import write_atomic
+from wgangp.seeds import generator_for
+
+__all__ = ["Config", "build", "claim", "device_of", "networks", "objects", "run_name", "train_options"]
+
+TRUSTED = ("wgangp.", "torch.optim.")  # what a config may name; anything else is refused
+NOT_COMPUTED = (  # keys that say where, how long and how often, and do not change a number that is computed
+    "run_dir",
+    "device",
+    "data.root",
+    "train.steps",
+    "train.log_every",
+    "train.sample_every",
+    "train.checkpoint_every",
+)
+
+
+# The schema: every key of conf/config.yaml and its type. Values and their meaning stand there.
+@dataclass
+class Train:
+    steps: int = MISSING
+    critic_steps: int = MISSING
+    batch_size: int = MISSING
+    log_every: int = MISSING
+    sample_every: int = MISSING
+    checkpoint_every: int = MISSING
+    report_size: int = MISSING
+
+
+@dataclass
+class Clip:
+    weights: float | None = MISSING
+    gradient_norm: float | None = MISSING
+
+
+@dataclass
+class Regularize:
+    gradient_norm: float = MISSING
+
+
+@dataclass
+class Networks:
+    generator: dict[str, Any] = MISSING
+    critic: dict[str, Any] = MISSING
+
+
+@dataclass
+class Config:
+    data: dict[str, Any] = MISSING
+    networks: Networks = MISSING
+    loss: dict[str, Any] = MISSING
+    penalty: dict[str, Any] = MISSING
+    optim: dict[str, Any] = MISSING
+    clip: Clip = MISSING
+    regularize: Regularize = MISSING
+    train: Train = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    run_dir: str | None = MISSING
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def build(cfg: DictConfig, key: str, *arguments: Any, **more: Any) -> Any:
+    """Call what cfg.<key>._target_ names with the other entries of cfg.<key> as keyword arguments.
+
+    Raises:
+        ValueError: it names something outside of TRUSTED, an argument is unknown or of another type, or the thing
+            itself refuses a value. The message begins with the key.
+    """
+    given = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
+    target = given.pop("_target_", None)
+    if not isinstance(target, str) or not target.startswith(TRUSTED):
+        raise ValueError(f"{key}._target_ = {target}: only names under {' and '.join(TRUSTED)} are built")
+    try:
+        factory = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{key}._target_ = {target}: there is no such name") from error
+    parameters = inspect.signature(factory).parameters
+    settable = [name for name in list(parameters)[len(arguments) :] if name not in more]
+    for name, value in given.items():
+        if name not in settable:
+            raise ValueError(f"{key}.{name} is unknown; {target} knows {', '.join(settable) or 'no keys'}")
+        if not _fits(value, parameters[name].annotation):
+            kind = getattr(parameters[name].annotation, "__name__", parameters[name].annotation)
+            raise ValueError(f"{key}.{name} = {value!r}: must be of type {kind}")
+    try:
+        return factory(*arguments, **given, **more)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def objects(cfg: DictConfig) -> dict[str, Any]:
+    """Everything that `train` takes first: data, players, optimisers, loss and penalty, on the device."""
+    device = device_of(cfg.device)
+    data = build(cfg, "data", device=device)
+    generator, critic = networks(cfg, data.shape, device)
+    return {
+        "generator": generator,
+        "critic": critic,
+        "optim_generator": build(cfg, "optim", generator.parameters()),
+        "optim_critic": build(cfg, "optim", critic.parameters()),
+        "data": data,
+        "loss": build(cfg, "loss"),
+        "penalty": build(cfg, "penalty"),
+    }
+
+
+def networks(cfg: DictConfig, shape: tuple[int, ...], device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """Generator and critic for points of a shape, with initial weights that are a function of the seed."""
+    players = []
+    for name in ("generator", "critic"):
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(generator_for(cfg.seed, 0, f"init/{name}").get_state())
+            players.append(build(cfg, f"networks.{name}", shape).to(device))
+    return tuple(players)
+
+
+def train_options(cfg: DictConfig) -> dict[str, Any]:
+    """The keyword arguments of `train`, checked: what is wrong is said before anything is built or written."""
+    at_least = {"seed": 0, "train.steps": 0}
+    at_least |= {f"train.{name}": 1 for name in cfg.train if name != "steps"}
+    for key, least in at_least.items():
+        if OmegaConf.select(cfg, key) < least:
+            raise ValueError(f"{key} = {OmegaConf.select(cfg, key)}: must be >= {least}")
+    for name, bound in cfg.clip.items():
+        if bound is not None and not 0 < bound < math.inf:
+            raise ValueError(f"clip.{name} = {bound}: must be > 0 and finite, or null for no clipping")
+    if not 0 <= cfg.regularize.gradient_norm < math.inf:
+        raise ValueError(f"regularize.gradient_norm = {cfg.regularize.gradient_norm}: must be >= 0 and finite")
+    return {
+        **cfg.train,
+        "seed": cfg.seed,
+        "clip_weights": cfg.clip.weights,
+        "clip_gradient_norm": cfg.clip.gradient_norm,
+        "regularize_gradient_norm": cfg.regularize.gradient_norm,
+    }
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; "auto" is cuda where there is one, else cpu. ValueError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device = {name}: not to be had here ({reason}). Use device=cpu or device=auto") from error
+    return device
+
+
+def run_name(experiment: str | None, overrides: list[str]) -> str:
+    """A readable name of a command: its experiment and its overrides, without those that change no number.
+
+    >>> run_name("mnist", ["experiment=mnist", "train.steps=10", "seed=3"])
+    'mnist,seed=3'
+    """
+    named = sorted(o for o in overrides if o.lstrip("+~").split("=")[0] not in (*NOT_COMPUTED, "experiment"))
+    name = ",".join([experiment or "toy", *named])
+    readable = re.sub(r"[^\w.=,+~-]+", "_", name)
+    if len(readable) > 120:
+        readable = readable[:100] + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+    return readable
+
+
+def claim(folder: Path, cfg: DictConfig) -> FileLock:
+    """Take a run folder for this process and this config: make it, or find it made by the same config.
+
+    Returns the lock that keeps others out; it goes with the process.
+
+    Raises:
+        ValueError: another process has it, another config made it (the differing keys are named), or it holds
+            something else. Nothing in it is touched then.
+    """
+    saved = folder / "config.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose another run_dir=")
+    if folder.is_dir() and not saved.exists() and any(path.name != ".lock" for path in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and no run folder (it has no config.yaml): choose another run_dir=")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{folder} is in use by another process: wait for it, or choose another run_dir=") from error
+    if saved.exists():
+        old, new = _computed(OmegaConf.load(saved)), _computed(cfg)
+        missing = "(no such key)"
+        differing = [
+            f"\n  {key}: {old.get(key, missing)} there, {new.get(key, missing)} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key, missing) != new.get(key, missing)
+        ]
+        if differing:
+            lock.release()
+            raise ValueError(
+                f"{folder} belongs to another config:{''.join(differing)}\nChoose another run_dir=, or set these back"
+            )
+    write_atomic(saved, OmegaConf.to_yaml(cfg, resolve=True))
+    return lock
+
+
+def _computed(cfg: DictConfig) -> dict[str, Any]:
+    """The config as flat keys, without those that do not change what is computed."""
+
+    def flat(node: Any, prefix: str) -> dict[str, Any]:
+        if isinstance(node, dict):
+            return {k: v for name, child in node.items() for k, v in flat(child, f"{prefix}.{name}").items()}
+        return {prefix.lstrip("."): node}
+
+    everything = flat(OmegaConf.to_container(cfg, resolve=True), "")
+    return {key: value for key, value in everything.items() if key not in NOT_COMPUTED}
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a config's value is of the annotated type, for those types that a config can say."""
+    kinds = typing.get_args(annotation) or (annotation,)
+    if not all(kind in (int, float, str, bool, type(None)) for kind in kinds):
+        return True  # not ours to judge: the callee does
+    if type(value) is int:
+        return int in kinds or float in kinds
+    return type(value) in kinds

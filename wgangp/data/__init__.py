@@ -1,0 +1,8 @@
+"""What the critic compares with: endless, seekable streams of points.
+
+Every data set has .shape, the shape of one point, .span, the range (low, high) in which its points are drawn, and
+
+    batch(k, size, seed, split="train") -> (x, y)     points (size, *shape), labels (size,) or None
+
+Batch k of a split ("train" or "heldout") is a function of (k, size, seed), so a stream can be entered anywhere.
+"""

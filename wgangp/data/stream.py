@@ -1,0 +1,28 @@
+"""Endless, seekable batches from a finite set: shuffled anew every epoch, entered anywhere."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from wgangp.seeds import generator_for
+
+__all__ = ["batch_indices"]
+
+
+def batch_indices(k: int, size: int, count: int, seed: int, split: str, device: torch.device) -> Tensor:
+    """The indices (size,) into count items that make up batch k.
+
+    Every epoch is another permutation, a function of (seed, epoch, split); the remainder that fills no batch is left
+    out, as in the released code.
+    """
+    if size > count:
+        raise ValueError(f"a batch of {size} from the {count} items of the {split} split: choose a smaller batch")
+    epoch, position = divmod(k, count // size)
+    return _permutation(count, seed, epoch, split, device)[position * size : (position + 1) * size]
+
+
+@lru_cache(maxsize=4)  # the current epoch of each split
+def _permutation(count: int, seed: int, epoch: int, split: str, device: torch.device) -> Tensor:
+    generator = generator_for(seed, epoch, f"order/{split}", device)
+    return torch.randperm(count, generator=generator, device=device)

@@ -1,0 +1,73 @@
+"""Three distributions in the plane: 8 Gaussians on a ring, 25 on a grid, a Swiss roll.
+
+Paper: figure 1a names them, the geometry is that of the released gan_toy.py lines 174-226. Differs: there 25 Gaussians
+is one set of 100,000 points, cycled in one order; here every batch of all three is drawn afresh, so the held-out
+split is simply other draws.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wgangp.seeds import generator_for
+
+__all__ = ["Gaussians", "SwissRoll", "gaussians8", "gaussians25"]
+
+
+class Toy:
+    """Points (B, 2) that can be drawn without end. A subclass says how: draw(size, generator) -> (size, 2)."""
+
+    shape = (2,)
+    span = (-3.0, 3.0)
+    draw: Callable[[int, torch.Generator], Tensor]
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def batch(self, k: int, size: int, seed: int, split: str = "train") -> tuple[Tensor, None]:
+        """Batch k of a split: points (size, 2), no labels."""
+        return self.draw(size, generator_for(seed, k, f"data/{split}", self.device)), None
+
+
+class Gaussians(Toy):
+    """An equal mixture of isotropic Gaussians in the plane.
+
+    Args:
+        centres: (M, 2).
+        sd: standard deviation of each, in the units of the plane.
+    """
+
+    def __init__(self, centres: Tensor, sd: float, device: torch.device | str = "cpu") -> None:
+        super().__init__(device)
+        self.centres, self.sd = centres.to(device), sd
+
+    def draw(self, size: int, generator: torch.Generator) -> Tensor:
+        mode = torch.randint(len(self.centres), (size,), generator=generator, device=self.device)
+        noise = torch.randn(size, 2, generator=generator, device=self.device)
+        return self.centres[mode] + self.sd * noise
+
+
+def gaussians8(device: torch.device | str = "cpu") -> Gaussians:
+    """8 Gaussians: centres on a ring of radius 2, sd 0.02, everything divided by 1.414."""
+    angle = torch.arange(8) * (math.pi / 4)
+    return Gaussians(2 * torch.stack([angle.cos(), angle.sin()], dim=1) / 1.414, 0.02 / 1.414, device)
+
+
+def gaussians25(device: torch.device | str = "cpu") -> Gaussians:
+    """25 Gaussians: centres on the grid {-4, -2, 0, 2, 4}^2, sd 0.05, everything divided by 2.828."""
+    ticks = 2.0 * torch.arange(-2, 3)
+    return Gaussians(torch.cartesian_prod(ticks, ticks) / 2.828, 0.05 / 2.828, device)
+
+
+class SwissRoll(Toy):
+    """(t cos t, t sin t) with t ~ U[1.5 pi, 4.5 pi], noise of sd 0.25 in both, everything divided by 7.5.
+
+    Paper: released code, scikit-learn's make_swiss_roll(noise=0.25), its first and last column.
+    """
+
+    def draw(self, size: int, generator: torch.Generator) -> Tensor:
+        t = 1.5 * math.pi * (1 + 2 * torch.rand(size, generator=generator, device=self.device))
+        noise = torch.randn(size, 2, generator=generator, device=self.device)
+        return (torch.stack([t * t.cos(), t * t.sin()], dim=1) + 0.25 * noise) / 7.5

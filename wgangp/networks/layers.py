@@ -1,0 +1,124 @@
+"""The layers of the released TensorFlow code, exactly: padding, transposed convolution, initialisers, batch norm.
+
+Paper: released code, tflib/ops. Initial weights are uniform on +-sqrt(3) std, biases 0. With gain 2 ("he_init") or 1,
+    linear          std = sqrt(2 / (fan_in + fan_out)), or sqrt(2 / fan_in) with init "he"
+    convolution     std = sqrt(2 gain / (in k^2 + out k^2 / stride^2))
+    transposed      std = sqrt(2 gain / (in k^2 / stride^2 + out k^2))
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["BatchNorm", "Conv2d", "ConvTranspose2d", "LeakyReLU", "ReLU", "check_shape", "check_sizes", "linear"]
+
+
+class LeakyReLU(nn.Module):
+    """max(x, 0) + slope min(x, 0) for 0 <= slope < 1, with a constant mask.
+
+    Values and gradients are those of nn.LeakyReLU, bit for bit. But the mask here is no function of x, so the double
+    backward of the penalty does not send a pass of zeros (the second derivative) back through the whole network.
+    """
+
+    def __init__(self, slope: float = 0.2) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.where(x.detach() > 0, x.new_ones(()), x.new_full((), self.slope))
+        return x * mask
+
+    def extra_repr(self) -> str:
+        return f"slope={self.slope}"
+
+
+class ReLU(LeakyReLU):
+    """max(x, 0), with a constant mask: see LeakyReLU."""
+
+    def __init__(self) -> None:
+        super().__init__(slope=0.0)
+
+
+def linear(fan_in: int, fan_out: int, init: str = "glorot") -> nn.Linear:
+    """nn.Linear with the released code's initial weights: init "glorot" or "he"."""
+    layer = nn.Linear(fan_in, fan_out)
+    _uniform_(layer.weight, math.sqrt(2 / (fan_in + fan_out) if init == "glorot" else 2 / fan_in))
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution with TensorFlow's SAME padding: output ceil(H / stride), the odd pixel of padding below and right.
+
+    nn.Conv2d(k=5, stride=2, padding=2) has the same shape, but looks at a grid that is shifted by one pixel.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, gain: float = 2.0) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride)
+        fans = in_channels * kernel**2 + out_channels * kernel**2 / stride**2
+        _uniform_(self.weight, math.sqrt(2 * gain / fans))
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bottom, right = (self._same(size) for size in x.shape[-2:])
+        return super().forward(F.pad(x, (*right, *bottom)))
+
+    def _same(self, size: int) -> tuple[int, int]:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+        return total // 2, total - total // 2
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """TensorFlow's conv2d_transpose with SAME padding, 5x5, stride 2: output 2H x 2W.
+
+    It is the gradient of the SAME convolution above. padding=2, output_padding=1 has the same shape and is not equal.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, gain: float = 2.0) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=5, stride=2, padding=1)
+        fans = in_channels * 5**2 / 2**2 + out_channels * 5**2
+        _uniform_(self.weight, math.sqrt(2 * gain / fans))
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        return super().forward(x)[..., : 2 * height, : 2 * width]
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all axes but 1, with the batch's own statistics always, also when sampling; eps 1e-5.
+
+    Paper: released code, which keeps moving averages and never uses them. So what a generator makes depends a little
+    on the batch it is asked for.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=1e-5)
+
+
+def check_shape(network: str, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
+    """Raise ValueError when points of another shape come to a network."""
+    if tuple(expected) != tuple(got):
+        raise ValueError(
+            f"{network} is for points of shape {tuple(expected)}, got {tuple(got)}:"
+            " choose data= and networks= that belong together"
+        )
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError when a width, depth or dimension is not positive."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} = {size}: must be >= 1")
+
+
+def _uniform_(weight: Tensor, std: float) -> None:
+    nn.init.uniform_(weight, -math.sqrt(3) * std, math.sqrt(3) * std)

@@ -1,0 +1,100 @@
+"""Every picture: grids of images, value surfaces of points in the plane, curves, animations."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import save_image
+
+__all__ = ["animation", "curves", "image_grid", "points", "value_surface"]
+
+REAL, FAKE = "#d95f02", "#1b7837"
+
+
+def image_grid(path: Path, x: Tensor, span: tuple[float, float]) -> None:
+    """Save images (N, C, H, W) with values in span as one picture.
+
+    Paper: released save_images.py: as many rows as the largest divisor of N that is <= sqrt(N): 128 makes 8 x 16.
+    """
+    rows = max(d for d in range(1, len(x) + 1) if len(x) % d == 0 and d * d <= len(x))
+    save_image(x, path, nrow=len(x) // rows, padding=1, normalize=True, value_range=span)
+
+
+def value_surface(
+    path: Path,
+    critic: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    span: tuple[float, float],
+    title: str = "",
+    resolution: int = 128,
+) -> None:
+    """Save the contours of D(x) over the square span x span, with real and fake points (N, 2) on them.
+
+    Paper: figure 1a. Its released plot was transposed at first; here x runs right and y runs up.
+    """
+    ticks = torch.linspace(*span, resolution, device=real.device, dtype=real.dtype)
+    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
+    with torch.no_grad():
+        value = critic(torch.stack([x.flatten(), y.flatten()], dim=1)).view(resolution, resolution)
+    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    filled = axes.contourf(ticks.cpu(), ticks.cpu(), value.cpu(), levels=24, cmap="Blues")
+    figure.colorbar(filled, label="critic value D(x)")
+    _scatter(axes, real, fake)
+    _frame(axes, span, title)
+    figure.savefig(path, dpi=110)
+
+
+def points(path: Path, x: Tensor, span: tuple[float, float], title: str = "", joined: bool = False) -> None:
+    """Save points (N, 2) in the square span x span; joined draws the line through them in their order."""
+    figure = Figure(figsize=(5.4, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*x.cpu().T, "-" if joined else "", marker="+", color=FAKE, markersize=5, linewidth=0.8)
+    _frame(axes, span, title)
+    figure.savefig(path, dpi=110)
+
+
+def curves(path: Path, records: list[dict[str, Any]], target: float) -> None:
+    """Save what a run logged: critic losses, the terms, and the slopes beside the target."""
+    panels = {
+        "negative critic loss": {"training": "critic_loss", "held out": "heldout_critic_loss"},
+        "terms of the critic loss": {"wasserstein": "wasserstein", "penalty": "penalty"},
+        "mean slope ||grad D||": {k: f"slope_{k}_mean" for k in ("real", "fake", "interpolates")},
+        "modes covered": {"modes": "modes"},
+    }
+    panels = {title: lines for title, lines in panels.items() if all(k in records[0] for k in lines.values())}
+    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        sign = -1 if title.startswith("negative") else 1
+        for label, key in lines.items():
+            axes.plot([r["step"] for r in records], [sign * r[key] for r in records], label=label, linewidth=1.2)
+        if title.startswith("mean slope"):
+            axes.axhline(target, color="black", linestyle=":", linewidth=1, label="target")
+        axes.set(title=title, xlabel="generator updates")
+        axes.grid(alpha=0.3)
+        if len(axes.lines) > 1:
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def animation(path: Path, pictures: list[Path], seconds: float = 6.0) -> None:
+    """Save pictures of one size, in their order, as a GIF that takes so many seconds and rests on the last."""
+    frames = [Image.open(picture).convert("RGB") for picture in pictures]
+    each = max(20, int(1000 * seconds / len(frames)))
+    durations = [each] * (len(frames) - 1) + [each + 1500]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def _scatter(axes: Any, real: Tensor, fake: Tensor) -> None:
+    axes.scatter(*real.cpu().T, marker="+", s=22, linewidths=0.8, color=REAL, label="real")
+    axes.scatter(*fake.cpu().T, marker="+", s=22, linewidths=0.8, color=FAKE, label="generated")
+    axes.legend(loc="upper right", fontsize=8)
+
+
+def _frame(axes: Any, span: tuple[float, float], title: str) -> None:
+    axes.set(xlim=span, ylim=span, xlabel="x1", ylabel="x2", title=title, aspect="equal")

@@ -1,0 +1,90 @@
+"""What a run shows of itself at a step: one line of the log, one picture. Both are functions of the players and the
+step alone, so that a resumed run shows the same.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wgangp import plots
+from wgangp.gradients import total_norm
+from wgangp.lipschitz import slope_statistics
+from wgangp.logs import read_lines
+from wgangp.losses import Wasserstein
+from wgangp.metrics import mode_coverage
+from wgangp.penalty import GradientPenalty
+from wgangp.seeds import generator_for
+from wgangp.step import critic_objective, generator_objective
+
+__all__ = ["noise", "picture", "report"]
+
+PICTURED = 128  # samples in a picture, made from noise that stays the same; four times as many points in the plane
+COVERAGE_SAMPLES = 10_000  # samples that modes are counted on
+
+
+def noise(
+    generator: nn.Module, size: int, seed: int, step: int, purpose: str, device: torch.device | str = "cpu"
+) -> Tensor:
+    """z ~ N(0, I) (size, latent_dim), a function of (seed, step, purpose)."""
+    random = generator_for(seed, step, f"z/{purpose}", device)
+    return torch.randn(size, generator.latent_dim, generator=random, device=device)
+
+
+def report(
+    generator: nn.Module,
+    critic: nn.Module,
+    data: Any,
+    loss: Wasserstein,
+    penalty: GradientPenalty,
+    seed: int,
+    step: int,
+    size: int,
+) -> dict[str, float]:
+    """One line of the log: a function of the players and the step alone, so that a resumed run writes the same."""
+    device = next(critic.parameters()).device
+    values: dict[str, float] = {}
+    with torch.no_grad():
+        fake = generator(noise(generator, size, seed, step, "report", device))
+    for split, prefix in (("train", ""), ("heldout", "heldout_")):
+        real, _ = data.batch(step, size, seed, split)
+        eps = penalty.draw(real, generator_for(seed, step, f"eps/{split}", device))
+        terms = critic_objective(critic, real, fake, eps, loss=loss, penalty=penalty)
+        values |= {prefix + name: term.item() for name, term in terms.items()}
+        if split == "train":
+            values |= _parameter_gradient("critic", terms["critic_loss"], critic)
+            between = torch.rand(size, generator=generator_for(seed, step, "eps/slopes", device), device=device)
+            for kind, statistics in slope_statistics(critic, real, fake, between).items():
+                values |= {f"slope_{kind}_{name}": value for name, value in statistics.items()}
+    z = noise(generator, size, seed, step, "report", device)
+    objective = generator_objective(generator, critic, z, loss=loss)["generator_loss"]
+    values |= {"generator_loss": objective.item(), **_parameter_gradient("generator", objective, generator)}
+    if hasattr(data, "centres"):
+        with torch.no_grad():
+            samples = generator(noise(generator, COVERAGE_SAMPLES, seed, 0, "coverage", device))
+        values |= mode_coverage(samples, data.centres, data.sd)
+    return values
+
+
+def _parameter_gradient(name: str, objective: Tensor, module: nn.Module) -> dict[str, float]:
+    gradients = torch.autograd.grad(objective, list(module.parameters()), materialize_grads=True)
+    return {f"{name}_gradient_norm": total_norm(gradients).item()}
+
+
+def picture(
+    folder: Path, generator: nn.Module, critic: nn.Module, data: Any, penalty: GradientPenalty, seed: int, step: int
+) -> None:
+    """samples/STEP.png from noise that stays the same, and curves.png of the log so far."""
+    device = next(critic.parameters()).device
+    path = folder / "samples" / f"{step:08d}.png"
+    path.parent.mkdir(exist_ok=True)
+    in_plane = tuple(data.shape) == (2,)
+    with torch.no_grad():
+        fake = generator(noise(generator, 4 * PICTURED if in_plane else PICTURED, seed, 0, "picture", device))
+    if in_plane:
+        real, _ = data.batch(0, len(fake), seed, "heldout")
+        plots.value_surface(path, critic, real, fake, data.span, title=f"{step} generator updates")
+    elif len(data.shape) == 3:
+        plots.image_grid(path, fake, data.span)
+    plots.curves(folder / "curves.png", read_lines(folder / "metrics.jsonl"), penalty.target)

@@ -1,0 +1,136 @@
+"""Algorithm 1 as functions of tensors: no config, no logging, no device, no randomness of its own.
+
+    repeat
+        n_critic times:  critic_step(real, fake = G(z), eps)       lines 4-9
+        once:            generator_step(z)                         lines 10-11
+
+Who calls them draws the numbers, so that a resumed, a compiled and a spread-out run see the same ones.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from wgangp.gradients import clip_by_norm_, gradient_norm_penalty
+from wgangp.losses import Wasserstein
+from wgangp.penalty import GradientPenalty, clip_weights_
+
+__all__ = ["critic_objective", "critic_step", "generator_objective", "generator_step"]
+
+PENALTY, LOSS = GradientPenalty(), Wasserstein()  # the paper's
+
+
+def critic_objective(
+    critic: nn.Module,
+    real: Tensor,
+    fake: Tensor,
+    eps: Tensor | None = None,
+    *,
+    penalty: GradientPenalty = PENALTY,
+    loss: Wasserstein = LOSS,
+) -> dict[str, Tensor]:
+    """What the critic minimises on one batch, and its parts, each a mean over the batch ().
+
+    wasserstein     E D(x) - E D(x~), without the penalty: the critic's estimate, times its Lipschitz constant
+    penalty         E weight (||grad D(x^)|| - target)^2
+    critic_loss     E loss + penalty; -wasserstein + penalty for the Wasserstein loss. Paper: equation 3
+
+    Args:
+        critic: (B, *) -> (B,).
+        real, fake: (B, *); no gradient reaches what made them.
+        eps: what penalty.draw gives; (B,) in [0, 1] for interpolates.
+    """
+    real, fake = real.detach(), fake.detach()
+    score_real, score_fake = critic(real), critic(fake)  # apart: a critic with batch norm sees one kind a batch
+    penalised = penalty(critic, real, fake, eps).mean()
+    return {
+        "wasserstein": (score_real - score_fake).mean(),
+        "penalty": penalised,
+        "critic_loss": loss.critic(score_real, score_fake).mean() + penalised,
+    }
+
+
+def generator_objective(
+    generator: nn.Module, critic: nn.Module, z: Tensor, *, loss: Wasserstein = LOSS
+) -> dict[str, Tensor]:
+    """What the generator minimises on noise z (B, latent_dim): generator_loss (), the mean over the batch."""
+    return {"generator_loss": loss.generator(critic(generator(z))).mean()}
+
+
+def critic_step(
+    critic: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    real: Tensor,
+    fake: Tensor,
+    eps: Tensor | None = None,
+    *,
+    penalty: GradientPenalty = PENALTY,
+    loss: Wasserstein = LOSS,
+    clip_weights: float | None = None,
+    clip_gradient_norm: float | None = None,
+    regularize_gradient_norm: float = 0.0,
+) -> dict[str, Tensor]:
+    """One update of the critic. Paper: Algorithm 1, lines 4-9.
+
+    Args:
+        optimizer: over the critic's parameters; nothing else moves.
+        real, fake: (B, *); fake = G(z), with or without its graph.
+        eps: what penalty.draw gives.
+        clip_weights: bound of every weight after the step (WGAN with clipping), or None.
+        clip_gradient_norm: threshold of the parameter gradient's norm, or None.
+        regularize_gradient_norm: adds this times ||grad_theta critic_loss||^2 to what is minimised.
+
+    Returns:
+        the terms of `critic_objective` before the step, detached ().
+    """
+    terms = critic_objective(critic, real, fake, eps, penalty=penalty, loss=loss)
+    _descend(terms["critic_loss"], critic.parameters(), optimizer, clip_gradient_norm, regularize_gradient_norm)
+    if clip_weights is not None:
+        clip_weights_(critic, clip_weights)
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def generator_step(
+    generator: nn.Module,
+    critic: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    z: Tensor,
+    *,
+    loss: Wasserstein = LOSS,
+    clip_gradient_norm: float | None = None,
+    regularize_gradient_norm: float = 0.0,
+) -> dict[str, Tensor]:
+    """One update of the generator. Paper: Algorithm 1, lines 10-11.
+
+    Args:
+        optimizer: over the generator's parameters; nothing else moves, and the critic's gradients are not computed.
+        z: noise (B, latent_dim).
+        clip_gradient_norm, regularize_gradient_norm: as in `critic_step`, for the generator's gradient.
+
+    Returns:
+        generator_loss before the step, detached ().
+    """
+    terms = generator_objective(generator, critic, z, loss=loss)
+    _descend(terms["generator_loss"], generator.parameters(), optimizer, clip_gradient_norm, regularize_gradient_norm)
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def _descend(
+    objective: Tensor,
+    parameters: Iterable[Tensor],
+    optimizer: torch.optim.Optimizer,
+    clip_gradient_norm: float | None,
+    regularize_gradient_norm: float,
+) -> None:
+    """theta <- optimizer(theta, grad_theta objective), for these parameters and no others."""
+    parameters = [p for p in parameters if p.requires_grad]
+    if regularize_gradient_norm:
+        objective = objective + gradient_norm_penalty(objective, parameters, regularize_gradient_norm)
+    gradients = torch.autograd.grad(objective, parameters, materialize_grads=True)
+    for p, gradient in zip(parameters, gradients, strict=True):
+        # A fused optimiser reads the gradient with the parameter's strides; a convolution's comes with its own.
+        p.grad = gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
+    if clip_gradient_norm is not None:
+        clip_by_norm_(parameters, clip_gradient_norm)
+    optimizer.step()

@@ -1,0 +1,156 @@
+"""The loop: report -> sample -> checkpoint -> done? -> step. What a step is stands in step.py."""
+
+import math
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from wgangp import checkpoint
+from wgangp.logs import Log
+from wgangp.losses import Wasserstein
+from wgangp.penalty import GradientPenalty, check_per_sample
+from wgangp.report import noise, picture, report
+from wgangp.seeds import generator_for
+from wgangp.step import critic_step, generator_step
+
+__all__ = ["train"]
+
+
+def train(
+    folder: Path,  # where everything is written
+    generator: nn.Module,  # (B, latent_dim) -> (B, *)
+    critic: nn.Module,  # (B, *) -> (B,)
+    optim_generator: torch.optim.Optimizer,
+    optim_critic: torch.optim.Optimizer,
+    data: Any,  # .batch(k, size, seed, split), .shape, .span: see wgangp/data
+    loss: Wasserstein,
+    penalty: GradientPenalty,
+    *,
+    seed: int,  # every draw is a function of it, the step and the purpose
+    steps: int,  # generator updates in all
+    critic_steps: int,  # critic updates for each of them, n_critic
+    batch_size: int,  # real points, and fake ones, a critic update; fake ones a generator update
+    log_every: int,  # updates between lines of the log
+    sample_every: int,  # updates between pictures
+    checkpoint_every: int,  # updates between checkpoints
+    report_size: int,  # points of each kind that a line of the log is computed on
+    clip_weights: float | None = None,  # bound of the critic's weights
+    clip_gradient_norm: float | None = None,  # threshold of both players' gradients
+    regularize_gradient_norm: float = 0.0,  # weight of ||grad||^2 of both players' objectives
+) -> int:
+    """Train until `steps` generator updates are done, from the newest checkpoint in the folder if there is one.
+
+    Returns the step that was reached: less than steps when it was interrupted (Ctrl-C, SIGTERM) and saved itself.
+    Raises ValueError for a critic that the penalty is not defined for, and when a loss stops being finite.
+
+    Paper: Algorithm 1. Differs: from the released code, whose first iteration has no generator update; here every
+    generator update comes after critic_steps critic updates, as printed.
+    """
+    device = next(critic.parameters()).device
+    players = {"generator": generator, "critic": critic}
+    stateful = {**players, "optim_generator": optim_generator, "optim_critic": optim_critic}
+    extras = {"clip_gradient_norm": clip_gradient_norm, "regularize_gradient_norm": regularize_gradient_norm}
+
+    if penalty.weight > 0:
+        check_per_sample(critic, data.batch(0, min(4, batch_size), seed)[0])
+    state = checkpoint.load_latest(folder / "checkpoints", device)
+    step = 0
+    if state is not None:
+        step = state["step"]
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
+    if step > 0 and step >= steps:
+        return step
+
+    log = Log(folder, step)
+    unchecked: list[tuple[int, dict[str, Tensor]]] = []  # the terms of steps whose finiteness nobody looked at yet
+    with _stop_signals() as stop, _progress(step, steps) as bar:
+        while True:
+            done = step >= steps
+            if step % log_every == 0 or done:
+                _check_finite(unchecked, folder)
+                values = report(generator, critic, data, loss, penalty, seed, step, report_size)
+                _require_finite(step, values, folder)
+                log.write(step, values)
+                bar.set_postfix({k: f"{values[k]:.3f}" for k in ("wasserstein", "penalty")})
+                bar.set_postfix_str(f"{bar.postfix}, slope={values['slope_interpolates_mean']:.3f}")
+            if step % sample_every == 0 or done:
+                _check_finite(unchecked, folder)
+                picture(folder, generator, critic, data, penalty, seed, step)
+            if step % checkpoint_every == 0 or done or stop:
+                _check_finite(unchecked, folder)
+                states = {name: part.state_dict() for name, part in stateful.items()}
+                about = {"step": step, "shape": list(data.shape), "span": list(data.span)}
+                checkpoint.save(folder / "checkpoints", step, {**about, **states})
+            if done or stop:
+                break
+
+            terms = {}
+            for k in range(step * critic_steps, (step + 1) * critic_steps):
+                real, _ = data.batch(k, batch_size, seed)
+                with torch.no_grad():
+                    fake = generator(noise(generator, batch_size, seed, k, "critic", device))
+                eps = penalty.draw(real, generator_for(seed, k, "eps", device))
+                parts = {"loss": loss, "penalty": penalty, "clip_weights": clip_weights, **extras}
+                terms |= critic_step(critic, optim_critic, real, fake, eps, **parts)
+            z = noise(generator, batch_size, seed, step, "generator", device)
+            terms |= generator_step(generator, critic, optim_generator, z, loss=loss, **extras)
+            step += 1
+            unchecked.append((step, terms))
+            if device.type == "cpu":  # free here; elsewhere it would wait for the device
+                _check_finite(unchecked, folder)
+            bar.update()
+    log.close()
+    return step
+
+
+def _check_finite(unchecked: list[tuple[int, dict[str, Tensor]]], folder: Path) -> None:
+    """Stop at the first step that had a term that is not finite; forget those that were looked at."""
+    if unchecked:
+        table = torch.stack([torch.stack(list(terms.values())) for _, terms in unchecked]).tolist()
+        for (step, terms), values in zip(unchecked, table, strict=True):
+            _require_finite(step, dict(zip(terms, values, strict=True)), folder)
+        unchecked.clear()
+
+
+def _require_finite(step: int, terms: dict[str, float], folder: Path) -> None:
+    for name, value in terms.items():
+        if not math.isfinite(value):
+            listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+            raise ValueError(
+                f"step {step}: {name} is not finite ({listed}). The last good checkpoint is kept in"
+                f" {folder / 'checkpoints'}. Try a lower optim.lr or clip.gradient_norm=1.0: that is another run, in a"
+                " folder of its own"
+            )
+
+
+def _progress(step: int, steps: int) -> tqdm:
+    return tqdm(initial=step, total=steps, unit="update", dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that is empty until Ctrl-C or SIGTERM asks to stop after this step; a second one stops at once."""
+    received: list[int] = []
+    previous = {}
+
+    def remember(number: int, frame: Any) -> None:
+        received.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.getsignal(number)
+        signal.signal(number, remember)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
