@@ -4,7 +4,7 @@
     penalty_i = weight * max(0, ||grad_x^ D(x^_i)||_2 - target)^2           one-sided
     x^_i      = eps_i x_i + (1 - eps_i) x~_i,  eps_i ~ U[0, 1]              x real, x~ fake, one eps a sample
 
-A critic with weight clipping has a bound on its slope that nobody knows; one with the penalty is told what slope to have.
+Weight clipping bounds the slope by a number that nobody knows; the penalty asks for a slope of 1.
 """
 
 import copy

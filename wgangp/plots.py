@@ -91,7 +91,7 @@ def animation(path: Path, pictures: list[Path], seconds: float = 6.0) -> None:
 
 
 def _scatter(axes: Any, real: Tensor, fake: Tensor) -> None:
-    axes.scatter(*real.cpu().T, marker="+", s=22, linewidths=0.8, color=REAL, label="real")
+    axes.scatter(*real.cpu().T, marker="o", s=26, linewidths=0, color=REAL, label="real")
     axes.scatter(*fake.cpu().T, marker="+", s=22, linewidths=0.8, color=FAKE, label="generated")
     axes.legend(loc="upper right", fontsize=8)
 
