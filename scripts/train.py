@@ -8,7 +8,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from wgangp import config
-from wgangp.logs import append_line, provenance
 from wgangp.train import train
 
 
@@ -22,7 +21,6 @@ def main(cfg: DictConfig) -> None:
         players = config.objects(cfg)
         lock = config.claim(folder, cfg)
         with lock:
-            append_line(folder / "provenance.jsonl", provenance(config.device_of(cfg.device)))
             print(f"run folder: {folder}")
             step = train(folder, **players, **options)
     except ValueError as error:

@@ -40,7 +40,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         _sync_folder(folder)
     finally:
         temporary.unlink(missing_ok=True)
-    for old in _newest_first(folder)[KEEP:]:
+    earlier = [other for other in _newest_first(folder) if other <= path]  # a later one is damaged, or it were loaded
+    for old in earlier[KEEP:]:
         old.unlink()
         _digest_of(old).unlink(missing_ok=True)
     return path
@@ -49,7 +50,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 def load_latest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
     """The state of the newest undamaged checkpoint, or None where there is none.
 
-    A damaged one is said so on stderr and set aside as *.damaged, and the next older one is taken.
+    Nothing is changed. A damaged one is said so on stderr, and the next older one is taken.
 
     Raises:
         ValueError: there are checkpoints, and all are damaged.
@@ -59,11 +60,8 @@ def load_latest(folder: Path, device: torch.device | str = "cpu") -> dict[str, A
         problem = _damage(path)
         if problem is None:
             return torch.load(path, map_location=device, weights_only=True)
-        aside = path.with_suffix(".pt.damaged")
-        path.replace(aside)
-        print(f"warning: checkpoint {path} is damaged ({problem}); set aside as {aside.name}", file=sys.stderr)
-        print("warning: going back to the checkpoint before it", file=sys.stderr)
-    if paths or (folder.is_dir() and any(folder.glob("*.pt.damaged"))):
+        print(f"warning: checkpoint {path} is damaged ({problem}): trying the one before it", file=sys.stderr)
+    if paths:
         raise ValueError(
             f"every checkpoint in {folder} is damaged: put back a copy of step_*.pt with its .sha256, or begin again in"
             " another folder with run_dir="

@@ -5,6 +5,7 @@ import inspect
 import math
 import pkgutil
 import re
+import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,20 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import nn
 
-from wgangp.checkpoint import write_atomic
+from wgangp.checkpoint import load_latest, write_atomic
+from wgangp.penalty import check_per_sample
 from wgangp.seeds import generator_for
 
-__all__ = ["Config", "build", "claim", "device_of", "networks", "objects", "run_name", "train_options"]
+__all__ = [
+    "build",
+    "claim",
+    "device_of",
+    "networks",
+    "objects",
+    "run_name",
+    "train_options",
+    "trained_generator",
+]
 
 TRUSTED = ("wgangp.", "torch.optim.")  # what a config may name; anything else is refused
 NOT_COMPUTED = (  # keys that say where, how long and how often, and do not change a number that is computed
@@ -77,7 +88,18 @@ class Config:
     run_dir: str | None = MISSING
 
 
+@dataclass
+class Sample:
+    run: str | None = MISSING
+    what: str = MISSING
+    n: int = MISSING
+    seed: int = MISSING
+    out: str | None = MISSING
+    device: str = MISSING
+
+
 ConfigStore.instance().store(name="schema", node=Config)
+ConfigStore.instance().store(name="sample_schema", node=Sample)
 
 
 def build(cfg: DictConfig, key: str, *arguments: Any, **more: Any) -> Any:
@@ -110,10 +132,17 @@ def build(cfg: DictConfig, key: str, *arguments: Any, **more: Any) -> Any:
 
 
 def objects(cfg: DictConfig) -> dict[str, Any]:
-    """Everything that `train` takes first: data, players, optimisers, loss and penalty, on the device."""
+    """Everything that `train` takes first: data, players, optimisers, loss and penalty, on the device.
+
+    Raises:
+        ValueError: as in `build`; no such device; a penalty on a critic whose scores depend on each other.
+    """
     device = device_of(cfg.device)
     data = build(cfg, "data", device=device)
     generator, critic = networks(cfg, data.shape, device)
+    penalty = build(cfg, "penalty")
+    if penalty.weight > 0:
+        check_per_sample(critic, data.batch(0, 4, cfg.seed)[0])
     return {
         "generator": generator,
         "critic": critic,
@@ -121,8 +150,24 @@ def objects(cfg: DictConfig) -> dict[str, Any]:
         "optim_critic": build(cfg, "optim", critic.parameters()),
         "data": data,
         "loss": build(cfg, "loss"),
-        "penalty": build(cfg, "penalty"),
+        "penalty": penalty,
     }
+
+
+def trained_generator(folder: Path, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
+    """The generator of a run folder's newest checkpoint, and that checkpoint: its step, shape and span.
+
+    Raises:
+        ValueError: no run folder, or nothing trained in it yet.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} is no run folder: it has no config.yaml")
+    state = load_latest(folder / "checkpoints", device)
+    if state is None:
+        raise ValueError(f"{folder} has no checkpoint yet: train it first")
+    generator, _ = networks(OmegaConf.load(folder / "config.yaml"), tuple(state["shape"]), device)
+    generator.load_state_dict(state["generator"])
+    return generator, state
 
 
 def networks(cfg: DictConfig, shape: tuple[int, ...], device: torch.device) -> tuple[nn.Module, nn.Module]:
@@ -172,12 +217,14 @@ def device_of(name: str) -> torch.device:
 def run_name(experiment: str | None, overrides: list[str]) -> str:
     """A readable name of a command: its experiment and its overrides, without those that change no number.
 
+    Letters, digits and . - + _ alone, so that run=runs/NAME can be typed to Hydra and a shell without quotes.
+
     >>> run_name("mnist", ["experiment=mnist", "train.steps=10", "seed=3"])
-    'mnist,seed=3'
+    'mnist+seed-3'
     """
     named = sorted(o for o in overrides if o.lstrip("+~").split("=")[0] not in (*NOT_COMPUTED, "experiment"))
-    name = ",".join([experiment or "toy", *named])
-    readable = re.sub(r"[^\w.=,+~-]+", "_", name)
+    name = "+".join([experiment or "toy", *named])
+    readable = re.sub(r"[^\w.+]", "-", name)
     if len(readable) > 120:
         readable = readable[:100] + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
     return readable
@@ -234,7 +281,10 @@ def _computed(cfg: DictConfig) -> dict[str, Any]:
 
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a config's value is of the annotated type, for those types that a config can say."""
-    kinds = typing.get_args(annotation) or (annotation,)
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(annotation) if union else (annotation,)
+    if isinstance(value, str):
+        return str in kinds
     if not all(kind in (int, float, str, bool, type(None)) for kind in kinds):
         return True  # not ours to judge: the callee does
     if type(value) is int:

@@ -30,7 +30,7 @@ def gradient_norm(critic: Callable[[Tensor], Tensor], x: Tensor, *, create_graph
         create_graph: keep the graph, so that the slopes can be differentiated with respect to the critic.
 
     Returns:
-        slopes (B,), 0 where the critic is flat, with a gradient of 0 there and not NaN.
+        slopes (B,). Where the critic is flat they are 0, and so are their derivatives of every order: never NaN.
 
     Raises:
         ValueError: not one score a sample, or scores that were computed without a graph.
@@ -51,7 +51,9 @@ def gradient_norm(critic: Callable[[Tensor], Tensor], x: Tensor, *, create_graph
                 " the critic's forward"
             )
         (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=create_graph, materialize_grads=True)
-    return torch.linalg.vector_norm(gradient.unsqueeze(-1).flatten(1), dim=1)  # 0, not NaN, has a gradient of 0 here
+    squared = gradient.unsqueeze(-1).flatten(1).square().sum(dim=1)
+    flat = squared == 0  # kept away from the root, whose derivatives there are not finite (vector_norm's second is NaN)
+    return torch.where(flat, 1, squared).sqrt().masked_fill(flat, 0)
 
 
 def total_norm(tensors: Iterable[Tensor | None], ord: float = 2.0) -> Tensor:

@@ -1,5 +1,6 @@
 """Every picture: grids of images, value surfaces of points in the plane, curves, animations."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ __all__ = ["animation", "curves", "image_grid", "points", "value_surface"]
 REAL, FAKE = "#d95f02", "#1b7837"
 
 
-def image_grid(path: Path, x: Tensor, span: tuple[float, float]) -> None:
-    """Save images (N, C, H, W) with values in span as one picture.
+def image_grid(path: Path, x: Tensor, span: tuple[float, float], columns: int | None = None) -> None:
+    """Save images (N, C, H, W) with values in span as one picture, in so many columns.
 
     Paper: released save_images.py: as many rows as the largest divisor of N that is <= sqrt(N): 128 makes 8 x 16.
     """
-    rows = max(d for d in range(1, len(x) + 1) if len(x) % d == 0 and d * d <= len(x))
-    save_image(x, path, nrow=len(x) // rows, padding=1, normalize=True, value_range=span)
+    rows = max(d for d in range(1, math.isqrt(len(x)) + 1) if len(x) % d == 0)
+    save_image(x, path, nrow=columns or len(x) // rows, padding=1, normalize=True, value_range=span)
 
 
 def value_surface(
@@ -54,7 +55,7 @@ def points(path: Path, x: Tensor, span: tuple[float, float], title: str = "", jo
     """Save points (N, 2) in the square span x span; joined draws the line through them in their order."""
     figure = Figure(figsize=(5.4, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(*x.cpu().T, "-" if joined else "", marker="+", color=FAKE, markersize=5, linewidth=0.8)
+    axes.plot(*x.cpu().T, linestyle="-" if joined else "none", marker="+", color=FAKE, markersize=5, linewidth=0.8)
     _frame(axes, span, title)
     figure.savefig(path, dpi=110)
 
@@ -84,7 +85,10 @@ def curves(path: Path, records: list[dict[str, Any]], target: float) -> None:
 
 def animation(path: Path, pictures: list[Path], seconds: float = 6.0) -> None:
     """Save pictures of one size, in their order, as a GIF that takes so many seconds and rests on the last."""
-    frames = [Image.open(picture).convert("RGB") for picture in pictures]
+    frames = []
+    for picture in pictures:
+        with Image.open(picture) as image:
+            frames.append(image.convert("RGB"))
     each = max(20, int(1000 * seconds / len(frames)))
     durations = [each] * (len(frames) - 1) + [each + 1500]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wgangp import checkpoint
-from wgangp.logs import Log
+from wgangp.logs import Log, append_line, provenance
 from wgangp.losses import Wasserstein
-from wgangp.penalty import GradientPenalty, check_per_sample
+from wgangp.penalty import GradientPenalty
 from wgangp.report import noise, picture, report
 from wgangp.seeds import generator_for
 from wgangp.step import critic_step, generator_step
@@ -48,7 +48,8 @@ def train(
     """Train until `steps` generator updates are done, from the newest checkpoint in the folder if there is one.
 
     Returns the step that was reached: less than steps when it was interrupted (Ctrl-C, SIGTERM) and saved itself.
-    Raises ValueError for a critic that the penalty is not defined for, and when a loss stops being finite.
+    Raises ValueError when a loss stops being finite. That the critic scores each sample by itself, without which the
+    penalty means nothing, is checked by who builds it (config.objects).
 
     Paper: Algorithm 1. Differs: from the released code, whose first iteration has no generator update; here every
     generator update comes after critic_steps critic updates, as printed.
@@ -58,8 +59,7 @@ def train(
     stateful = {**players, "optim_generator": optim_generator, "optim_critic": optim_critic}
     extras = {"clip_gradient_norm": clip_gradient_norm, "regularize_gradient_norm": regularize_gradient_norm}
 
-    if penalty.weight > 0:
-        check_per_sample(critic, data.batch(0, min(4, batch_size), seed)[0])
+    folder.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load_latest(folder / "checkpoints", device)
     step = 0
     if state is not None:
@@ -69,6 +69,7 @@ def train(
     if step > 0 and step >= steps:
         return step
 
+    append_line(folder / "provenance.jsonl", provenance(device))
     log = Log(folder, step)
     unchecked: list[tuple[int, dict[str, Tensor]]] = []  # the terms of steps whose finiteness nobody looked at yet
     with _stop_signals() as stop, _progress(step, steps) as bar:

@@ -1,0 +1,51 @@
+"""Write the results table of README.md from the folders beside this file: python results/render.py."""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results: rendered from results/ by results/render.py -->\n", "<!-- /results -->"
+RUNS = ("toy", "mnist")
+
+
+def table() -> str:
+    """The rows of all runs, in Markdown: one run each (n = 1), the last line of its log."""
+    rows = [
+        "| run | generator updates | time | hardware | commit | slope at interpolates | slope at real | slope at fake |"
+        " wasserstein, held out | modes covered |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in RUNS:
+        folder = ROOT / "results" / name
+        sittings = [json.loads(line) for line in (folder / "provenance.jsonl").read_text().splitlines()]
+        last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+        seconds = json.loads((folder / "timing.jsonl").read_text().splitlines()[-1])["elapsed_s"]
+        slopes = [
+            f"{last[f'slope_{k}_mean']:.3f} +- {last[f'slope_{k}_std']:.3f}" for k in ("interpolates", "real", "fake")
+        ]
+        commits = dict.fromkeys(s["commit"][:7] + (" (changed)" if s["dirty"] else "") for s in sittings)
+        cells = [
+            f"`{sittings[-1]['command']}`",
+            f"{last['step']:,}",
+            f"{seconds / 60:.1f} min",
+            f"{sittings[-1]['device']}, torch {sittings[-1]['torch']}",
+            ", ".join(commits),
+            *slopes,
+            f"{last['wasserstein']:.3f}, {last['heldout_wasserstein']:.3f}",
+            f"{last['modes']} of 8" if "modes" in last else "",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    note = "One run each, n = 1; slopes are mean +- standard deviation over the points of the last report."
+    return "\n".join([*rows, "", note]) + "\n"
+
+
+def rendered(readme: str) -> str:
+    """README.md with the table in its place."""
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return before + BEGIN + table() + END + after
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(rendered(path.read_text()))

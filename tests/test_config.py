@@ -1,0 +1,227 @@
+import math
+import re
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from wgangp import GradientPenalty, config
+from wgangp.losses import Wasserstein
+
+TINY = ("networks.generator.width=8", "networks.critic.width=8")
+
+
+class TestBuild:
+    def test_calls_the_target_with_the_rest(self):
+        cfg = OmegaConf.create({"p": {"_target_": "wgangp.penalty.GradientPenalty", "weight": 2, "sides": "one"}})
+        assert config.build(cfg, "p") == GradientPenalty(weight=2, sides="one")
+
+    @pytest.mark.parametrize("target", ["os.system", "wgangpx.evil", "torch.load", None, "", 3, "builtins.eval"])
+    def test_refuses_names_that_are_not_trusted(self, target):
+        with pytest.raises(ValueError, match="only names under"):
+            config.build(OmegaConf.create({"p": {"_target_": target}}), "p")
+
+    @pytest.mark.parametrize("target", ["wgangp.nowhere.Thing", "wgangp.penalty.Nothing", "torch.optim.Adamm"])
+    def test_names_that_do_not_exist_are_said(self, target):
+        with pytest.raises(ValueError, match="no such name"):
+            config.build(OmegaConf.create({"p": {"_target_": target}}), "p")
+
+    def test_an_unknown_key_is_named_with_the_known_ones(self):
+        cfg = OmegaConf.create({"penalty": {"_target_": "wgangp.penalty.GradientPenalty", "wieght": 1}})
+        with pytest.raises(ValueError, match=r"penalty\.wieght is unknown.*knows weight, target, sides, points"):
+            config.build(cfg, "penalty")
+        cfg = OmegaConf.create({"loss": {"_target_": "wgangp.losses.Wasserstein", "scale": 1}})
+        with pytest.raises(ValueError, match="knows no keys"):
+            config.build(cfg, "loss")
+        assert isinstance(
+            config.build(OmegaConf.create({"l": {"_target_": "wgangp.losses.Wasserstein"}}), "l"), Wasserstein
+        )
+
+    def test_what_the_caller_gives_cannot_be_set(self):
+        cfg = OmegaConf.create({"d": {"_target_": "wgangp.data.toy.gaussians8", "device": "cuda"}})
+        with pytest.raises(ValueError, match=r"d\.device is unknown"):
+            config.build(cfg, "d", device="cpu")
+
+    @pytest.mark.parametrize(
+        "key, value", [("weight", "abc"), ("weight", None), ("weight", True), ("sides", 2), ("points", ["real"])]
+    )
+    def test_a_value_of_another_type_is_named(self, key, value):
+        cfg = OmegaConf.create({"penalty": {"_target_": "wgangp.penalty.GradientPenalty", key: value}})
+        with pytest.raises(ValueError, match=rf"penalty\.{key} = .*must be of type"):
+            config.build(cfg, "penalty")
+
+    @pytest.mark.parametrize(
+        "optim, message",
+        [
+            ({"lr": -1.0}, "learning rate"),
+            ({"lr": "abc"}, "must be of type"),
+            ({"lr": 0.1, "betas": [0.5, 1.5]}, "beta"),
+        ],
+    )
+    def test_what_the_thing_itself_refuses_is_said_with_its_key(self, optim, message):
+        cfg = OmegaConf.create({"optim": {"_target_": "torch.optim.Adam", **optim}})
+        with pytest.raises(ValueError, match=rf"(?i)optim.*{message}"):
+            config.build(cfg, "optim", [torch.nn.Parameter(torch.ones(1))])
+
+
+class TestTrainOptions:
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "train.steps=-1",
+            "train.critic_steps=0",
+            "train.batch_size=0",
+            "train.log_every=0",
+            "train.sample_every=-5",
+            "train.checkpoint_every=0",
+            "train.report_size=0",
+            "clip.weights=-0.01",
+            "clip.weights=0",
+            "clip.gradient_norm=-1",
+            "clip.gradient_norm=nan",
+            "regularize.gradient_norm=-1",
+            "seed=-1",
+        ],
+    )
+    def test_values_that_mean_nothing_are_named(self, configure, override):
+        with pytest.raises(ValueError, match=override.split("=")[0]):
+            config.train_options(configure(override))
+
+    def test_are_what_the_config_says(self, configure):
+        options = config.train_options(configure("train.critic_steps=10", "clip.weights=0.01", "seed=3"))
+        assert options["critic_steps"] == 10 and options["clip_weights"] == 0.01 and options["seed"] == 3
+        assert options["clip_gradient_norm"] is None and options["regularize_gradient_norm"] == 0
+
+
+class TestKeys:
+    @pytest.mark.parametrize("override", ["train.stps=3", "sed=1", "clip.weight=0.1", "networks.generater=1"])
+    def test_unknown_ones_are_refused(self, configure, override):
+        with pytest.raises(Exception, match=r"not in|Could not override"):
+            configure(override)
+
+    @pytest.mark.parametrize("override", ["train.steps=abc", "train.steps=1.5", "seed=abc", "clip.weights=abc"])
+    def test_values_of_another_type_are_refused(self, configure, override):
+        with pytest.raises(Exception, match="Error merging override"):
+            configure(override)
+
+    def test_a_command_line_choice_beats_the_experiments(self, configure):
+        cfg = configure("experiment=mnist", "data=fashion_mnist", "optim=rmsprop")
+        assert cfg.data._target_.endswith("fashion_mnist") and cfg.optim._target_ == "torch.optim.RMSprop"
+        assert cfg.train.batch_size == 50  # what is not overridden is the experiment's
+
+    def test_the_defaults_are_the_papers(self, configure):
+        cfg = configure("optim=adam")
+        assert config.build(cfg, "penalty") == GradientPenalty(weight=10, target=1, sides="two", points="interpolates")
+        assert cfg.train.critic_steps == 5
+        assert cfg.optim.lr == 1e-4 and list(cfg.optim.betas) == [0.0, 0.9]
+
+
+class TestNetworks:
+    def test_initial_weights_are_a_function_of_the_seed(self, configure):
+        state = torch.get_rng_state()
+
+        def built(*overrides):
+            return config.networks(configure(*TINY, *overrides), (2,), torch.device("cpu"))
+
+        (g0, d0), (g1, d1), (g2, d2) = built("seed=0"), built("seed=0"), built("seed=1")
+        for a, b, c in ((g0, g1, g2), (d0, d1, d2)):
+            first = [next(m.parameters()) for m in (a, b, c)]
+            assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_the_critic_does_not_change_with_the_generator(self, configure):
+        cfgs = [configure(*TINY), configure(*TINY, "networks.generator.width=16")]
+        critics = [config.networks(cfg, (2,), torch.device("cpu"))[1] for cfg in cfgs]
+        assert torch.equal(critics[0].layers[0].weight, critics[1].layers[0].weight)
+
+    def test_data_and_networks_that_do_not_belong_together_are_refused(self, configure, small_mnist):
+        with pytest.raises(ValueError, match=r"networks\.generator.*choose data= and networks="):
+            config.objects(configure("networks=mnist"))
+        with pytest.raises(ValueError, match=r"networks\.generator.*R\^d"):
+            config.objects(configure("data=mnist", f"data.root={small_mnist}"))
+
+
+def test_a_penalty_on_a_critic_that_mixes_samples_is_refused(configure, small_mnist):
+    tiny = (f"data.root={small_mnist}", "networks.generator.width=2", "networks.critic.width=2")
+    config.objects(configure("experiment=mnist_clip", *tiny))
+    with pytest.raises(ValueError, match=r"mixes the samples.*penalty\.weight=0"):
+        config.objects(configure("experiment=mnist_clip", "penalty.weight=10", *tiny))
+
+
+def test_a_device_that_is_not_there_is_refused_with_the_remedy():
+    assert config.device_of("cpu") == torch.device("cpu")
+    assert config.device_of("auto").type in ("cpu", "cuda")
+    for name in ("cuda:99", "toaster"):
+        with pytest.raises(ValueError, match=r"device = .*device=cpu"):
+            config.device_of(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_one_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"device = cuda: .*device=cpu"):
+        config.device_of("cuda")
+
+
+class TestRunName:
+    def test_is_the_experiment_and_its_overrides_in_one_order(self):
+        assert config.run_name(None, []) == "toy"
+        assert (
+            config.run_name("mnist", ["experiment=mnist", "seed=3", "penalty.weight=1"])
+            == "mnist+penalty.weight-1+seed-3"
+        )
+        assert config.run_name(None, ["b=1", "a=2"]) == config.run_name(None, ["a=2", "b=1"])
+
+    def test_leaves_out_what_changes_no_number(self):
+        overrides = [f"{key}=7" for key in config.NOT_COMPUTED]
+        assert config.run_name(None, overrides) == "toy"
+        assert config.run_name(None, ["train.critic_steps=7"]) != "toy"
+
+    def test_is_a_name_that_a_folder_can_have_however_long_the_command(self):
+        name = config.run_name(None, ["optim.betas=[0.5, 0.9]", "+optim.x=a/b c", "~penalty"])
+        assert re.fullmatch(r"[\w.+-]+", name)
+        long = ["networks.generator.width=64", "networks.critic.width=64", "optim.betas=[0.0,0.99]", "data=swiss_roll"]
+        names = {config.run_name("e", [*long, "regularize.gradient_norm=0.01", f"seed={i}"]) for i in range(5)}
+        assert len(names) == 5 and max(map(len, names)) < 130
+
+
+class TestClaim:
+    def test_makes_the_folder_and_writes_the_resolved_config(self, configure, tmp_path):
+        cfg = configure("seed=3")
+        with config.claim(tmp_path / "a" / "b", cfg):
+            assert OmegaConf.load(tmp_path / "a" / "b" / "config.yaml").seed == 3
+
+    def test_a_second_process_is_kept_out_until_the_first_ends(self, configure, tmp_path):
+        lock = config.claim(tmp_path, configure())
+        with pytest.raises(ValueError, match="in use by another process"):
+            config.claim(tmp_path, configure())
+        lock.release()
+        config.claim(tmp_path, configure()).release()
+
+    def test_a_folder_of_another_config_is_refused_and_the_keys_are_named(self, configure, tmp_path):
+        config.claim(tmp_path, configure()).release()
+        before = (tmp_path / "config.yaml").read_text()
+        with pytest.raises(
+            ValueError, match=r"(?s)another config.*penalty\.weight: 10\.0 there, 1\.0 now.*seed: 0 there"
+        ):
+            config.claim(tmp_path, configure("penalty.weight=1.0", "seed=5"))
+        assert (tmp_path / "config.yaml").read_text() == before
+        config.claim(tmp_path, configure()).release()  # and the lock was given back
+
+    def test_keys_that_change_no_number_do_not_matter(self, configure, tmp_path):
+        config.claim(tmp_path, configure()).release()
+        with config.claim(tmp_path, configure("train.steps=7", "train.log_every=3", "device=cpu", "run_dir=x")):
+            assert OmegaConf.load(tmp_path / "config.yaml").train.steps == 7
+
+    def test_what_is_no_run_folder_is_left_alone(self, configure, tmp_path):
+        (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(ValueError, match="not empty and no run folder"):
+            config.claim(tmp_path, configure())
+        assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+        with pytest.raises(ValueError, match="is a file"):
+            config.claim(tmp_path / "thesis.tex", configure())
+
+
+def test_numbers_that_yaml_cannot_tell_apart_are_one_config(configure, tmp_path):
+    config.claim(tmp_path, configure("penalty.weight=10")).release()
+    config.claim(tmp_path, configure("penalty.weight=10.0")).release()
+    assert math.isclose(configure().penalty.weight, 10)

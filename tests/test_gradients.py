@@ -1,0 +1,219 @@
+import math
+
+import pytest
+import torch
+from conftest import Linear, smooth_critic
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from wgangp import NormalizedGradientDescent, clip_by_norm_, gradient_norm, gradient_norm_penalty, total_norm
+
+SHAPES = [(), (3,), (2, 3), (2, 3, 4), (2, 3, 2, 2)]  # of one point: tensors of rank 1 to 5
+
+
+def points(*shape):
+    return torch.randn(5, *shape, dtype=torch.float64)
+
+
+def parameters_with_gradient(*shapes):
+    out = []
+    for shape in shapes:
+        p = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+        p.grad = torch.randn(shape, dtype=torch.float64)
+        out.append(p)
+    return out
+
+
+class TestGradientNorm:
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_of_half_the_squared_norm_is_the_norm(self, shape):
+        x = points(*shape)
+        slope = gradient_norm(lambda x: x.unsqueeze(-1).flatten(1).square().sum(1) / 2, x)
+        assert slope.shape == (5,)
+        torch.testing.assert_close(slope, x.unsqueeze(-1).flatten(1).norm(dim=1))
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_of_a_linear_function_is_the_norm_of_its_weight(self, shape):
+        critic = Linear(shape)
+        torch.testing.assert_close(gradient_norm(critic, points(*shape)), critic.w.detach().norm().expand(5))
+
+    def test_takes_scores_in_a_column(self):
+        critic = Linear((3,))
+        x = points(3)
+        torch.testing.assert_close(gradient_norm(lambda x: critic(x).unsqueeze(1), x), gradient_norm(critic, x))
+
+    def test_equals_the_rows_of_the_jacobian(self):
+        critic, x = smooth_critic(6), points(2, 3)
+        jacobian = torch.autograd.functional.jacobian(lambda x: critic(x).squeeze(1), x)
+        rows = jacobian[torch.arange(5), torch.arange(5)].flatten(1).norm(dim=1)
+        torch.testing.assert_close(gradient_norm(critic, x), rows)
+
+    def test_leaves_the_points_and_the_critic_alone(self):
+        critic, x = smooth_critic(3), points(3).requires_grad_()
+        gradient_norm(critic, x)
+        assert x.grad is None and all(p.grad is None for p in critic.parameters())
+
+    def test_works_under_no_grad_and_keeps_no_graph_unless_asked(self):
+        critic, x = smooth_critic(3), points(3)
+        with torch.no_grad():
+            assert not gradient_norm(critic, x).requires_grad
+        assert not gradient_norm(critic, x).requires_grad
+        assert gradient_norm(critic, x, create_graph=True).requires_grad
+
+    def test_of_a_flat_critic_is_zero_with_a_finite_gradient(self):
+        critic = Linear((3,))
+        nn.init.zeros_(critic.w)
+        slope = gradient_norm(critic, points(3), create_graph=True)
+        assert slope.eq(0).all()
+        (gradient,) = torch.autograd.grad((slope - 1).square().sum(), critic.w)
+        assert gradient.isfinite().all()
+
+    def test_derivatives_of_every_order_are_finite_where_the_critic_is_flat(self):
+        """vector_norm, and sqrt of a sum of squares, are NaN here from the second or the first derivative on."""
+        critic, x = smooth_critic(3), points(3)
+        nn.init.zeros_(critic[1].weight)
+        with torch.no_grad():
+            critic[1].weight[0, 0] = 1.0
+        x[0] = math.inf  # tanh is flat out there, for this sample alone
+        critic[1].register_forward_pre_hook(lambda module, inputs: (inputs[0].clamp(-1e3, 1e3),))
+        slope = gradient_norm(critic, x, create_graph=True)
+        assert slope[0] == 0 and slope[1:].gt(0).all()
+        value = (slope - 1).square().sum()
+        for _ in range(3):
+            gradients = torch.autograd.grad(value, list(critic.parameters()), create_graph=True, materialize_grads=True)
+            value = sum(g.square().sum() for g in gradients)
+            assert value.isfinite() and value > 0
+
+    def test_of_a_critic_that_ignores_its_input_is_zero(self):
+        bias = nn.Parameter(torch.ones(()))
+        assert gradient_norm(lambda x: bias.expand(len(x)), points(3)).eq(0).all()
+
+    @pytest.mark.parametrize("score", [lambda x: x.sum(), lambda x: x, lambda x: x[1:].sum(1)])
+    def test_refuses_what_is_not_one_score_a_sample(self, score):
+        with pytest.raises(ValueError, match="one score a sample"):
+            gradient_norm(score, points(3))
+
+    def test_refuses_scores_without_a_graph(self):
+        with pytest.raises(ValueError, match="no graph"):
+            gradient_norm(lambda x: x.detach().sum(1), points(3))
+
+
+class TestTotalNorm:
+    @pytest.mark.parametrize("order", [1.0, 2.0, 3.0, math.inf])
+    def test_is_the_norm_of_one_long_vector(self, order):
+        tensors = [torch.randn(3, 2), torch.randn(()), torch.randn(4)]
+        long = torch.cat([t.flatten() for t in tensors])
+        torch.testing.assert_close(total_norm([*tensors, None], order), torch.linalg.vector_norm(long, order))
+
+    def test_of_nothing_is_zero(self):
+        assert total_norm([]) == 0
+        assert total_norm([None]) == 0
+
+    def test_refuses_what_is_no_norm(self):
+        with pytest.raises(ValueError, match="p >= 1"):
+            total_norm([torch.ones(2)], 0.5)
+
+
+class TestClipByNorm:
+    def test_leaves_a_short_gradient_bit_for_bit(self):
+        parameters = parameters_with_gradient((3, 2), (4,))
+        before = [p.grad.clone() for p in parameters]
+        norm = total_norm(before)
+        for threshold in (norm.item(), 2 * norm.item(), math.inf):
+            torch.testing.assert_close(clip_by_norm_(parameters, threshold), norm, rtol=0, atol=0)
+            assert all(torch.equal(p.grad, b) for p, b in zip(parameters, before, strict=True))
+
+    @given(st.floats(1e-3, 1e3), st.floats(1e-3, 1.0))
+    def test_scales_a_long_one_to_the_threshold_exactly(self, size, share):
+        parameters = parameters_with_gradient((3, 2), (4,))
+        for p in parameters:
+            p.grad.mul_(size)
+        before = [p.grad.clone() for p in parameters]
+        norm = total_norm(before)
+        threshold = share * norm.item()
+        assert clip_by_norm_(iter(parameters), threshold) == norm
+        # 1e-6 in the denominator, as in torch.nn.utils.clip_grad_norm_, is off by more than this
+        torch.testing.assert_close(total_norm(p.grad for p in parameters).item(), threshold, rtol=1e-12, atol=0)
+        for p, b in zip(parameters, before, strict=True):
+            torch.testing.assert_close(p.grad, b * share, rtol=1e-12, atol=0)
+
+    def test_passes_over_parameters_without_gradient_and_a_zero_gradient(self):
+        parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
+        parameters[0].grad = torch.zeros(2)
+        assert clip_by_norm_(parameters, 1.0) == 0
+        assert parameters[0].grad.eq(0).all() and parameters[1].grad is None
+
+    @pytest.mark.parametrize("threshold", [0.0, -1.0, math.nan])
+    def test_refuses_a_threshold_that_is_none(self, threshold):
+        with pytest.raises(ValueError, match="max_norm"):
+            clip_by_norm_(parameters_with_gradient((2,)), threshold)
+
+
+class TestNormalizedGradientDescent:
+    @given(st.floats(1e-6, 1e6), st.floats(1e-4, 10))
+    @settings(deadline=None)
+    def test_every_step_has_length_lr_along_the_gradient(self, size, lr):
+        parameters = parameters_with_gradient((3, 2), (4,))
+        before = [p.detach().clone() for p in parameters]
+        for p in parameters:
+            p.grad.mul_(size)
+        NormalizedGradientDescent(parameters, lr).step()
+        moved = [b - p.detach() for p, b in zip(parameters, before, strict=True)]
+        torch.testing.assert_close(total_norm(moved).item(), lr, rtol=1e-9, atol=0)
+        along = sum((m * p.grad).sum() for p, m in zip(parameters, moved, strict=True))
+        torch.testing.assert_close(along, lr * total_norm(p.grad for p in parameters))
+
+    def test_the_norm_is_that_of_all_groups_together(self):
+        a, b = parameters_with_gradient((3,), (4,))
+        norm, before = total_norm([a.grad, b.grad]), b.detach().clone()
+        NormalizedGradientDescent([{"params": [a]}, {"params": [b], "lr": 0.5}], lr=0.1).step()
+        torch.testing.assert_close(before - b.detach(), 0.5 * b.grad / norm)
+
+    def test_a_zero_gradient_moves_nothing(self):
+        p = nn.Parameter(torch.ones(3))
+        p.grad = torch.zeros(3)
+        NormalizedGradientDescent([p, nn.Parameter(torch.ones(1))], lr=0.1).step()
+        assert torch.equal(p.detach(), torch.ones(3))
+
+    def test_goes_to_a_minimum_and_around_it(self):
+        p = nn.Parameter(torch.tensor([3.0, -4.0]))
+        optimizer = NormalizedGradientDescent([p], lr=0.1)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = p.square().sum()
+            loss.backward()
+            return loss
+
+        assert optimizer.step(closure).item() == pytest.approx(25)
+        for _ in range(100):
+            optimizer.step(closure)
+        assert p.detach().norm() < 0.1 + 1e-5
+
+    @pytest.mark.parametrize("lr", [0.0, -0.1])
+    def test_refuses_a_step_of_no_length(self, lr):
+        with pytest.raises(ValueError, match="lr"):
+            NormalizedGradientDescent([nn.Parameter(torch.ones(1))], lr)
+
+
+class TestGradientNormPenalty:
+    def test_of_a_quadratic_is_known_with_its_gradient(self):
+        a = torch.randn(4, 4, dtype=torch.float64)
+        hessian = a @ a.T
+        theta = torch.randn(4, dtype=torch.float64, requires_grad=True)
+        loss = theta @ hessian @ theta / 2
+        penalty = gradient_norm_penalty(loss, [theta], 0.3)
+        torch.testing.assert_close(penalty, 0.3 * (hessian @ theta).square().sum())
+        (gradient,) = torch.autograd.grad(penalty, theta)
+        torch.testing.assert_close(gradient, 2 * 0.3 * hessian @ hessian @ theta)
+
+    def test_counts_unused_parameters_as_zero(self):
+        used, unused = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+        assert gradient_norm_penalty(used.square().sum(), [used, unused], 1.0) == 8
+
+    @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+    def test_refuses_a_weight_that_is_none(self, weight):
+        theta = torch.ones(2, requires_grad=True)
+        with pytest.raises(ValueError, match="weight"):
+            gradient_norm_penalty(theta.sum(), [theta], weight)

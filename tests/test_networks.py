@@ -1,0 +1,189 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wgangp.networks import layers
+from wgangp.networks.dcgan import MNISTCritic, MNISTGenerator
+from wgangp.networks.mlp import MLPCritic, MLPGenerator
+
+IMAGE = (1, 28, 28)
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    "network, parameters",
+    [
+        (lambda: MLPGenerator((2,)), 527_874),
+        (lambda: MLPCritic((2,)), 527_361),
+        (lambda: MNISTGenerator(IMAGE), 1_554_177),
+        (lambda: MNISTGenerator(IMAGE, norm=True), 1_562_753),
+        (lambda: MNISTCritic(IMAGE), 1_030_145),
+        (lambda: MNISTCritic(IMAGE, norm=True), 1_030_913),
+    ],
+)
+def test_parameter_counts_are_the_released_ones(network, parameters):
+    assert count(network()) == parameters
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_shapes_and_ranges(norm):
+    generator, critic = MNISTGenerator(IMAGE, width=4, norm=norm), MNISTCritic(IMAGE, width=4, norm=norm)
+    image = generator(torch.randn(3, generator.latent_dim))
+    assert image.shape == (3, *IMAGE) and image.min() >= 0 and image.max() <= 1
+    assert critic(image).shape == (3,)
+    points = MLPGenerator((2,), latent_dim=5, width=8, depth=1)
+    assert points(torch.randn(3, 5)).shape == (3, 2)
+    assert MLPCritic((2,), width=8, depth=1)(torch.randn(3, 2)).shape == (3,)
+
+
+@pytest.mark.parametrize("critic, shape", [(MLPCritic((2,), width=8), (2,)), (MNISTCritic(IMAGE, width=4), IMAGE)])
+def test_the_score_of_one_sample_depends_on_no_other(critic, shape):
+    x = torch.randn(4, *shape).double()
+    jacobian = torch.autograd.functional.jacobian(critic.double(), x).flatten(2)  # (4, 4, P)
+    own = torch.eye(4, dtype=torch.bool)
+    assert jacobian[~own].eq(0).all() and jacobian[own].abs().amax(1).gt(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ours, torchs", [(layers.ReLU(), nn.ReLU()), (layers.LeakyReLU(0.2), nn.LeakyReLU(0.2))])
+def test_activations_are_torchs_to_the_bit_in_value_gradient_and_double_backward(ours, torchs, dtype):
+    x, w = torch.randn(64, 32, dtype=dtype), torch.randn(32, 32, dtype=dtype) / 4
+    x[0, 0] = 0.0
+    results = []
+    for activation in (ours, torchs):
+        weight, points = w.clone().requires_grad_(), x.clone().requires_grad_()
+        hidden = activation(activation(points @ weight) @ weight)
+        (slope,) = torch.autograd.grad(hidden.sum(), points, create_graph=True)
+        (second,) = torch.autograd.grad((slope.norm(dim=1) - 1).square().sum() + hidden.sum(), weight)
+        results.append((hidden.detach(), slope.detach(), second))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_activations_send_no_pass_of_zeros_back():
+    """The slope behind nn.ReLU hangs on the hidden layer, with a derivative of zeros; behind ours it does not."""
+    x, weight = torch.randn(4, 3), torch.randn(3, 3, requires_grad=True)
+    hangs = {}
+    for name, activation in (("ours", layers.ReLU()), ("torch", nn.ReLU())):
+        hidden = x @ weight
+        (slope,) = torch.autograd.grad(activation(hidden).sum(), hidden, create_graph=True)
+        hangs[name] = slope.requires_grad
+    assert hangs == {"ours": False, "torch": True}
+
+
+@pytest.mark.parametrize("size, stride, kernel", [(28, 2, 5), (14, 2, 5), (7, 2, 5), (32, 2, 5), (8, 2, 3), (7, 1, 3)])
+def test_convolution_pads_as_tensorflow_does(size, stride, kernel):
+    """Against a direct sum: out[i] = sum_k w[k] x[i stride + k - before], before = total // 2, output ceil(n/s)."""
+    layer = layers.Conv2d(2, 3, kernel, stride).double()
+    nn.init.normal_(layer.bias)
+    x = torch.randn(2, 2, size, size).double()
+    out = math.ceil(size / stride)
+    before = max((out - 1) * stride + kernel - size, 0) // 2
+    expected = layer.bias.view(1, 3, 1, 1).expand(2, 3, out, out).clone()
+    for i in range(out):
+        for j in range(out):
+            for a in range(kernel):
+                for b in range(kernel):
+                    row, column = i * stride + a - before, j * stride + b - before
+                    if 0 <= row < size and 0 <= column < size:
+                        expected[:, :, i, j] += x[:, :, row, column] @ layer.weight[:, :, a, b].T
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_padding_of_an_even_image_is_one_before_and_two_after():
+    """An impulse in the corner: a symmetric padding of 2 would see it through another weight."""
+    layer = layers.Conv2d(1, 1, 5, 2)
+    x = torch.zeros(1, 1, 28, 28)
+    x[0, 0, 0, 0] = 1
+    torch.testing.assert_close(layer(x)[0, 0, 0, 0], layer.weight[0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("size", [4, 7])
+def test_transposed_convolution_is_a_direct_sum_over_a_grid_of_twice_the_size(size):
+    """out[2 i + k - 1] += w[k] x[i] for every k of 5, what falls outside of 2H is dropped."""
+    layer = layers.ConvTranspose2d(2, 3).double()
+    nn.init.normal_(layer.bias)
+    x = torch.randn(2, 2, size, size).double()
+    expected = layer.bias.view(1, 3, 1, 1).expand(2, 3, 2 * size, 2 * size).clone()
+    for i in range(size):
+        for j in range(size):
+            for a in range(5):
+                for b in range(5):
+                    row, column = 2 * i + a - 1, 2 * j + b - 1
+                    if 0 <= row < 2 * size and 0 <= column < 2 * size:
+                        expected[:, :, row, column] += x[:, :, i, j] @ layer.weight[:, :, a, b]
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_transposed_convolution_is_the_adjoint_of_the_convolution():
+    down, up = layers.Conv2d(2, 3, 5, 2).double(), layers.ConvTranspose2d(3, 2).double()
+    with torch.no_grad():
+        up.weight.copy_(down.weight)  # (3, 2, 5, 5) is both (out, in, ..) and (in, out, ..)
+    x, y = torch.randn(1, 2, 14, 14).double(), torch.randn(1, 3, 7, 7).double()
+    torch.testing.assert_close((down(x) * y).sum(), (x * up(y)).sum())
+
+
+@pytest.mark.parametrize(
+    "layer, std",
+    [
+        (lambda: layers.linear(128, 512), math.sqrt(2 / 640)),
+        (lambda: layers.linear(128, 512, "he"), math.sqrt(2 / 128)),
+        (lambda: layers.Conv2d(32, 64, 5, 2), math.sqrt(4 / (32 * 25 + 64 * 25 / 4))),
+        (lambda: layers.Conv2d(32, 64, 3, gain=1.0), math.sqrt(2 / (32 * 9 + 64 * 9))),
+        (lambda: layers.ConvTranspose2d(64, 32), math.sqrt(4 / (64 * 25 / 4 + 32 * 25))),
+    ],
+)
+def test_initial_weights_are_uniform_with_the_released_spread_and_biases_zero(layer, std):
+    layer = layer()
+    weight = layer.weight.detach().flatten()
+    assert weight.std().item() == pytest.approx(std, rel=0.02)
+    assert weight.abs().max().item() == pytest.approx(math.sqrt(3) * std, rel=0.01)
+    assert weight.abs().max() <= math.sqrt(3) * std
+    assert layer.bias.eq(0).all()
+
+
+def test_the_toy_networks_have_the_released_initial_weights():
+    critic = MLPCritic((2,), width=512)
+    linears = [m for m in critic.layers if isinstance(m, nn.Linear)]
+    for layer, std in zip(linears, (math.sqrt(2 / 2), *[math.sqrt(2 / 512)] * 2, math.sqrt(2 / 513)), strict=True):
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
+
+
+def test_batch_norm_uses_the_batch_always():
+    norm = layers.BatchNorm(3)
+    x = torch.randn(16, 3, 4, 4) * 5 + 2
+    for mode in (norm.train(), norm.eval()):
+        torch.testing.assert_close(mode(x), F.batch_norm(x, None, None, training=True, eps=1e-5))
+    assert not list(norm.buffers())
+
+
+def test_points_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"\(1, 28, 28\), got \(3, 32, 32\)"):
+        MNISTCritic((3, 32, 32))
+    with pytest.raises(ValueError, match="belong together"):
+        MNISTGenerator((2,))
+    with pytest.raises(ValueError, match=r"got \(1, 32, 32\)"):
+        MNISTCritic(IMAGE, width=2)(torch.rand(2, 1, 32, 32))
+    with pytest.raises(ValueError, match="R\\^d"):
+        MLPCritic(IMAGE)
+    with pytest.raises(ValueError, match=r"got \(3,\)"):
+        MLPCritic((2,))(torch.rand(4, 3))
+    with pytest.raises(ValueError, match="width = 0"):
+        MLPGenerator((2,), width=0)
+
+
+def test_the_generator_crops_eight_to_seven_below_and_right():
+    generator = MNISTGenerator(IMAGE, width=2)
+    seen = []
+    generator.to_14.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    full = []
+    generator.to_8.register_forward_hook(lambda module, inputs, output: full.append(output))
+    generator(torch.randn(2, 128))
+    assert full[0].shape[-2:] == (8, 8)
+    assert torch.equal(seen[0], full[0][..., :7, :7])

@@ -1,0 +1,272 @@
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from wgangp import GradientPenalty, config
+from wgangp.data.toy import gaussians8
+from wgangp.logs import read_lines
+from wgangp.losses import Wasserstein
+from wgangp.report import noise
+from wgangp.train import train
+
+TOY = ("networks.generator.width=8", "networks.critic.width=8", "train.batch_size=16", "train.report_size=16")
+EVERY = ("train.log_every=2", "train.sample_every=4", "train.checkpoint_every=2", "device=cpu")
+LOGGED = {"wasserstein", "penalty", "critic_loss", "generator_loss", "heldout_critic_loss", "modes", "high_quality"}
+LOGGED |= {"critic_gradient_norm", "generator_gradient_norm", "heldout_wasserstein", "heldout_penalty"}
+LOGGED |= {
+    f"slope_{kind}_{name}" for kind in ("real", "fake", "interpolates") for name in ("mean", "std", "q95", "max")
+}
+
+
+@pytest.fixture
+def go(configure):
+    """go(folder, "train.steps=4", ...) trains a tiny network there, as scripts/train.py does; returns the objects."""
+
+    def of(folder, *overrides, **replace):
+        cfg = configure(*TOY, *EVERY, *overrides)
+        players = config.objects(cfg) | replace
+        players["reached"] = train(folder, **players, **config.train_options(cfg))
+        return players
+
+    return of
+
+
+def contents(folder):
+    """Every byte of a run that is a function of its config: the checkpoint as tensors, timing left out."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = str(path.relative_to(folder))
+        if name.startswith(("timing", "provenance", "tensorboard", "checkpoints")):
+            continue
+        files[name] = path.read_bytes()
+    newest = max((folder / "checkpoints").glob("*.pt"))
+    files[newest.name] = flat(torch.load(newest, weights_only=True))
+    return files
+
+
+def flat(node):
+    if isinstance(node, torch.Tensor):
+        return node.dtype, node.shape, node.numpy().tobytes()
+    if isinstance(node, dict):
+        return {key: flat(value) for key, value in node.items()}
+    return [flat(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def test_a_run_leaves_its_whole_record(go, tmp_path):
+    assert go(tmp_path, "train.steps=5")["reached"] == 5
+    records = read_lines(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in records] == [0, 2, 4, 5]  # the first and the last state, and what is between
+    for record in records:
+        assert record.keys() >= LOGGED and all(math.isfinite(v) for v in record.values())
+        assert record["critic_loss"] == pytest.approx(record["penalty"] - record["wasserstein"], abs=1e-5)
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"{s:08d}.png" for s in (0, 4, 5)]
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert [r["step"] for r in read_lines(tmp_path / "timing.jsonl")] == [0, 2, 4, 5]
+    assert len(read_lines(tmp_path / "provenance.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        (),
+        ("optim=rmsprop", "penalty.weight=0", "clip.weights=0.01"),
+        ("optim=normalized", "penalty.points=perturbed"),
+        ("data=swiss_roll", "clip.gradient_norm=0.1"),
+    ],
+    ids=lambda s: " ".join(s) or "default",
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(go, tmp_path, setting):
+    go(tmp_path / "whole", "train.steps=8", *setting)
+    for steps in (4, 8):
+        go(tmp_path / "parts", f"train.steps={steps}", *setting)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+
+
+def test_so_does_one_that_was_stopped_between_its_intervals(go, tmp_path):
+    go(tmp_path / "whole", "train.steps=8")
+    go(tmp_path / "parts", "train.steps=8", data=Interrupting(at=2 * 5))
+    stopped = read_lines(tmp_path / "parts" / "metrics.jsonl")
+    assert [r["step"] for r in stopped] == [0, 2]
+    assert max((tmp_path / "parts" / "checkpoints").glob("*.pt")).name == "step_00000003.pt"
+    go(tmp_path / "parts", "train.steps=8")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+
+
+class Interrupting:
+    """8 Gaussians, with a Ctrl-C or SIGTERM while a batch is drawn."""
+
+    def __init__(self, at, number=signal.SIGINT):
+        self.data, self.at, self.number = gaussians8(), at, number
+        self.shape, self.span, self.centres, self.sd = self.data.shape, self.data.span, self.data.centres, self.data.sd
+
+    def batch(self, k, size, seed, split="train"):
+        if k == self.at and split == "train":
+            os.kill(os.getpid(), self.number)
+        return self.data.batch(k, size, seed, split)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_saves_and_stops(go, tmp_path, number):
+    before = signal.getsignal(number)
+    players = go(
+        tmp_path, "train.steps=8", "train.checkpoint_every=100", data=Interrupting(at=2 * 5 + 1, number=number)
+    )
+    assert players["reached"] == 3  # the step that was under way is finished
+    assert signal.getsignal(number) is before
+    assert go(tmp_path, "train.steps=8")["reached"] == 8
+
+
+def test_a_second_signal_stops_at_once(go, tmp_path):
+    class Twice(Interrupting):
+        def batch(self, *args):
+            if args[0] == self.at:
+                os.kill(os.getpid(), self.number)
+            return super().batch(*args)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, "train.steps=8", data=Twice(at=6))
+
+
+def test_a_finished_run_is_left_alone(go, tmp_path):
+    go(tmp_path, "train.steps=4")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    assert go(tmp_path, "train.steps=4")["reached"] == 4
+    assert go(tmp_path, "train.steps=2")["reached"] == 4
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(go, tmp_path, capsys):
+    go(tmp_path / "whole", "train.steps=8")
+    go(tmp_path / "parts", "train.steps=6")
+    newest = max((tmp_path / "parts" / "checkpoints").glob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    go(tmp_path / "parts", "train.steps=8")
+    assert "is damaged" in capsys.readouterr().err
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    assert parts.pop("samples/00000006.png")  # the last picture of the shorter run stays
+    assert whole == parts
+
+
+def test_the_log_is_a_function_of_seed_and_config(go, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(hash(name) % 1000)  # the global generators do not matter
+        go(tmp_path / name, "train.steps=3", f"seed={seed}")
+    a, b, c = (contents(tmp_path / name) for name in "abc")
+    assert a == b and a["metrics.jsonl"] != c["metrics.jsonl"]
+
+
+def test_intervals_and_the_length_change_no_number(go, tmp_path):
+    a = go(tmp_path / "a", "train.steps=4")
+    b = go(tmp_path / "b", "train.steps=4", "train.log_every=1", "train.sample_every=3", "train.checkpoint_every=3")
+    assert flat(a["critic"].state_dict()) == flat(b["critic"].state_dict())
+    lines = {r["step"]: r for r in read_lines(tmp_path / "b" / "metrics.jsonl")}
+    assert all(lines[r["step"]] == r for r in read_lines(tmp_path / "a" / "metrics.jsonl"))
+
+
+def test_algorithm_1_is_followed(go, tmp_path):
+    """n_critic critic updates, each on a new batch and new noise, before each generator update."""
+    order = []
+
+    class Watching(Interrupting):
+        def batch(self, k, size, seed, split="train"):
+            order.append(k) if size == 16 and split == "train" else None
+            return super().batch(k, size, seed, split)
+
+    def watch(step):
+        return lambda optimizer, *args: order.append(step)
+
+    cfg_steps = ("train.steps=2", "train.critic_steps=3", "train.report_size=4")
+    handle = register_optimizer_step_post_hook(watch("step"))
+    try:
+        go(tmp_path, *cfg_steps, data=Watching(at=-1))
+    finally:
+        handle.remove()
+    assert order == [0, "step", 1, "step", 2, "step", "step", 3, "step", 4, "step", 5, "step", "step"]
+
+
+def test_noise_is_another_one_for_every_step_and_purpose():
+    generator = nn.Linear(3, 2)
+    generator.latent_dim = 3
+    draws = [noise(generator, 4, 0, k, p) for k, p in ((0, "critic"), (1, "critic"), (0, "generator"))]
+    assert draws[0].shape == (4, 3) and len({tuple(d.flatten().tolist()) for d in draws}) == 3
+    assert torch.equal(draws[0], noise(generator, 4, 0, 0, "critic"))
+
+
+class Exploding(nn.Module):
+    """A critic whose score turns to NaN once its weight was updated so many times."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.w, self.after, self.calls = nn.Parameter(torch.randn(2)), after, 0
+
+    def forward(self, x):
+        if torch.is_grad_enabled() and len(x) == 16:
+            self.calls += 1
+        return x @ self.w * (math.nan if self.calls > self.after else 1.0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(go, tmp_path):
+    critic = Exploding(after=70)
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.01)
+    with pytest.raises(
+        ValueError, match=r"step \d+: wasserstein is not finite .*checkpoint is kept.*optim\.lr"
+    ) as error:
+        go(tmp_path, "train.steps=50", "train.log_every=100", critic=critic, optim_critic=optimizer)
+    failed = int(str(error.value).split("step ")[1].split(":")[0])
+    newest = max((tmp_path / "checkpoints").glob("*.pt"))
+    state = torch.load(newest, weights_only=True)
+    assert 0 < state["step"] < failed and state["critic"]["w"].isfinite().all()
+
+
+def test_the_term_that_failed_first_is_named(go, tmp_path):
+    class Infinite(GradientPenalty):
+        def __call__(self, critic, real, fake, eps=None):
+            return super().__call__(critic, real, fake, eps) * math.inf
+
+    with pytest.raises(ValueError, match="penalty is not finite"):
+        go(tmp_path, "train.steps=2", penalty=Infinite())
+
+
+def test_the_released_clipping_run_has_batch_norm_and_no_penalty(configure):
+    cfg = configure("experiment=mnist_clip")
+    assert cfg.networks.critic.norm and cfg.penalty.weight == 0 and cfg.clip.weights == 0.01
+
+
+def test_images_are_reported_and_pictured(configure, tmp_path, small_mnist):
+    cfg = configure(
+        "experiment=mnist",
+        f"data.root={small_mnist}",
+        "networks.generator.width=2",
+        "networks.critic.width=2",
+        "train.steps=1",
+        "train.batch_size=4",
+        "train.report_size=4",
+        "device=cpu",
+    )
+    train(tmp_path, **config.objects(cfg), **config.train_options(cfg))
+    records = read_lines(tmp_path / "metrics.jsonl")
+    assert "modes" not in records[0] and records[0].keys() >= LOGGED - {"modes", "high_quality"}
+    assert (tmp_path / "samples" / "00000001.png").exists()
+
+
+def test_points_that_are_neither_planar_nor_pictures_have_no_picture(tmp_path):
+    class Line:
+        shape, span = (3,), (-1.0, 1.0)
+
+        def batch(self, k, size, seed, split="train"):
+            return torch.randn(size, 3), None
+
+    generator, critic = nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    generator.latent_dim = 2
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (generator, critic)]
+    options = {"seed": 0, "steps": 1, "critic_steps": 1, "batch_size": 4, "report_size": 4}
+    options |= {"log_every": 1, "sample_every": 1, "checkpoint_every": 1}
+    train(tmp_path, generator, critic, *optimizers, Line(), Wasserstein(), GradientPenalty(), **options)
+    assert not list((tmp_path / "samples").iterdir()) and (tmp_path / "curves.png").exists()
+    json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
