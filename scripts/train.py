@@ -19,8 +19,7 @@ def main(cfg: DictConfig) -> None:
     try:
         options = config.train_options(cfg)
         players = config.objects(cfg)
-        lock = config.claim(folder, cfg)
-        with lock:
+        with config.claim(folder, cfg):
             print(f"run folder: {folder}")
             step = train(folder, **players, **options)
     except ValueError as error:

@@ -1,8 +1,11 @@
 import math
 import re
+import shutil
 
 import pytest
 import torch
+from conftest import ROOT, write_idx
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from wgangp import GradientPenalty, config
@@ -104,6 +107,15 @@ class TestKeys:
         with pytest.raises(Exception, match="Error merging override"):
             configure(override)
 
+    @pytest.mark.parametrize("text", ["trian: {steps: 3}", "train: {stps: 3}", "train: {steps: abc}", "clip: 3"])
+    def test_unknown_ones_and_bad_values_in_a_file_are_refused_too(self, tmp_path, text):
+        shutil.copytree(ROOT / "conf", tmp_path / "conf")
+        (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+        with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
+            assert compose("config", overrides=["experiment=toy_released"])
+            with pytest.raises(Exception, match=r"experiment/mine"):
+                compose("config", overrides=["experiment=mine"])
+
     def test_a_command_line_choice_beats_the_experiments(self, configure):
         cfg = configure("experiment=mnist", "data=fashion_mnist", "optim=rmsprop")
         assert cfg.data._target_.endswith("fashion_mnist") and cfg.optim._target_ == "torch.optim.RMSprop"
@@ -133,6 +145,11 @@ class TestNetworks:
         cfgs = [configure(*TINY), configure(*TINY, "networks.generator.width=16")]
         critics = [config.networks(cfg, (2,), torch.device("cpu"))[1] for cfg in cfgs]
         assert torch.equal(critics[0].layers[0].weight, critics[1].layers[0].weight)
+
+    def test_images_of_another_size_are_refused(self, configure, tmp_path):
+        write_idx(tmp_path / "MNIST" / "raw", pictures=12, side=32)
+        with pytest.raises(ValueError, match=r"is for points of shape \(1, 28, 28\), got \(1, 32, 32\)"):
+            config.objects(configure("experiment=mnist", f"data.root={tmp_path}"))
 
     def test_data_and_networks_that_do_not_belong_together_are_refused(self, configure, small_mnist):
         with pytest.raises(ValueError, match=r"networks\.generator.*choose data= and networks="):
@@ -184,6 +201,11 @@ class TestRunName:
         assert len(names) == 5 and max(map(len, names)) < 130
 
 
+def claim(folder, cfg):
+    with config.claim(folder, cfg):
+        pass
+
+
 class TestClaim:
     def test_makes_the_folder_and_writes_the_resolved_config(self, configure, tmp_path):
         cfg = configure("seed=3")
@@ -191,37 +213,35 @@ class TestClaim:
             assert OmegaConf.load(tmp_path / "a" / "b" / "config.yaml").seed == 3
 
     def test_a_second_process_is_kept_out_until_the_first_ends(self, configure, tmp_path):
-        lock = config.claim(tmp_path, configure())
-        with pytest.raises(ValueError, match="in use by another process"):
-            config.claim(tmp_path, configure())
-        lock.release()
-        config.claim(tmp_path, configure()).release()
+        with config.claim(tmp_path, configure()), pytest.raises(ValueError, match="in use by another process"):
+            claim(tmp_path, configure())
+        claim(tmp_path, configure())
 
     def test_a_folder_of_another_config_is_refused_and_the_keys_are_named(self, configure, tmp_path):
-        config.claim(tmp_path, configure()).release()
+        claim(tmp_path, configure())
         before = (tmp_path / "config.yaml").read_text()
         with pytest.raises(
             ValueError, match=r"(?s)another config.*penalty\.weight: 10\.0 there, 1\.0 now.*seed: 0 there"
         ):
-            config.claim(tmp_path, configure("penalty.weight=1.0", "seed=5"))
+            claim(tmp_path, configure("penalty.weight=1.0", "seed=5"))
         assert (tmp_path / "config.yaml").read_text() == before
-        config.claim(tmp_path, configure()).release()  # and the lock was given back
+        claim(tmp_path, configure())  # and the lock was given back
 
     def test_keys_that_change_no_number_do_not_matter(self, configure, tmp_path):
-        config.claim(tmp_path, configure()).release()
+        claim(tmp_path, configure())
         with config.claim(tmp_path, configure("train.steps=7", "train.log_every=3", "device=cpu", "run_dir=x")):
             assert OmegaConf.load(tmp_path / "config.yaml").train.steps == 7
 
     def test_what_is_no_run_folder_is_left_alone(self, configure, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")
         with pytest.raises(ValueError, match="not empty and no run folder"):
-            config.claim(tmp_path, configure())
+            claim(tmp_path, configure())
         assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
         with pytest.raises(ValueError, match="is a file"):
-            config.claim(tmp_path / "thesis.tex", configure())
+            claim(tmp_path / "thesis.tex", configure())
 
 
 def test_numbers_that_yaml_cannot_tell_apart_are_one_config(configure, tmp_path):
-    config.claim(tmp_path, configure("penalty.weight=10")).release()
-    config.claim(tmp_path, configure("penalty.weight=10.0")).release()
+    claim(tmp_path, configure("penalty.weight=10"))
+    claim(tmp_path, configure("penalty.weight=10.0"))
     assert math.isclose(configure().penalty.weight, 10)

@@ -270,3 +270,12 @@ def test_points_that_are_neither_planar_nor_pictures_have_no_picture(tmp_path):
     train(tmp_path, generator, critic, *optimizers, Line(), Wasserstein(), GradientPenalty(), **options)
     assert not list((tmp_path / "samples").iterdir()) and (tmp_path / "curves.png").exists()
     json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_trains_stops_and_goes_on(go, tmp_path):
+    cuda = ("device=cuda", "train.log_every=2")
+    players = go(tmp_path, "train.steps=4", *cuda)
+    assert next(players["critic"].parameters()).is_cuda
+    assert go(tmp_path, "train.steps=8", *cuda)["reached"] == 8
+    assert [r["step"] for r in read_lines(tmp_path / "metrics.jsonl")] == [0, 2, 4, 6, 8]

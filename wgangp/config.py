@@ -7,6 +7,8 @@ import pkgutil
 import re
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,10 +232,9 @@ def run_name(experiment: str | None, overrides: list[str]) -> str:
     return readable
 
 
-def claim(folder: Path, cfg: DictConfig) -> FileLock:
-    """Take a run folder for this process and this config: make it, or find it made by the same config.
-
-    Returns the lock that keeps others out; it goes with the process.
+@contextmanager
+def claim(folder: Path, cfg: DictConfig) -> Iterator[None]:
+    """Have a run folder for this process and this config alone: make it, or find it made by the same config.
 
     Raises:
         ValueError: another process has it, another config made it (the differing keys are named), or it holds
@@ -250,6 +251,16 @@ def claim(folder: Path, cfg: DictConfig) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"{folder} is in use by another process: wait for it, or choose another run_dir=") from error
+    try:
+        _check_same(saved, cfg)
+        write_atomic(saved, OmegaConf.to_yaml(cfg, resolve=True))
+        yield
+    finally:
+        lock.release()
+
+
+def _check_same(saved: Path, cfg: DictConfig) -> None:
+    """Raise ValueError, with the differing keys, when a saved config computes something else."""
     if saved.exists():
         old, new = _computed(OmegaConf.load(saved)), _computed(cfg)
         missing = "(no such key)"
@@ -259,12 +270,10 @@ def claim(folder: Path, cfg: DictConfig) -> FileLock:
             if old.get(key, missing) != new.get(key, missing)
         ]
         if differing:
-            lock.release()
             raise ValueError(
-                f"{folder} belongs to another config:{''.join(differing)}\nChoose another run_dir=, or set these back"
+                f"{saved.parent} belongs to another config:{''.join(differing)}"
+                "\nChoose another run_dir=, or set these back"
             )
-    write_atomic(saved, OmegaConf.to_yaml(cfg, resolve=True))
-    return lock
 
 
 def _computed(cfg: DictConfig) -> dict[str, Any]:

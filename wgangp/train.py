@@ -80,8 +80,8 @@ def train(
                 values = report(generator, critic, data, loss, penalty, seed, step, report_size)
                 _require_finite(step, values, folder)
                 log.write(step, values)
-                bar.set_postfix({k: f"{values[k]:.3f}" for k in ("wasserstein", "penalty")})
-                bar.set_postfix_str(f"{bar.postfix}, slope={values['slope_interpolates_mean']:.3f}")
+                shown = {"wasserstein": "wasserstein", "penalty": "penalty", "slope": "slope_interpolates_mean"}
+                bar.set_postfix({label: f"{values[name]:.3f}" for label, name in shown.items()})
             if step % sample_every == 0 or done:
                 _check_finite(unchecked, folder)
                 picture(folder, generator, critic, data, penalty, seed, step)
