@@ -1,5 +1,6 @@
 """Pictures from a trained generator: python scripts/sample.py run=FOLDER [what=grid] [n=64] [seed=0] [out=FILE]."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from wgangp import config, plots
-from wgangp.report import noise
+from wgangp.seeds import noise
 
 SUFFIX = {"grid": ".png", "interpolation": ".png", "animation": ".gif", "images": "", "npz": ".npz"}
 ACROSS = 8  # pictures from one end of an interpolation to the other
@@ -32,6 +33,7 @@ def make(cfg: DictConfig) -> Path:
         raise ValueError(f"what = {cfg.what}: must be one of {', '.join(SUFFIX)}")
     if cfg.n < 1 or cfg.seed < 0:
         raise ValueError(f"n = {cfg.n}, seed = {cfg.seed}: n must be >= 1 and seed >= 0")
+    config.check_keys(cfg, config.Sample)
     if not cfg.run:
         raise ValueError("run=FOLDER is needed: the folder that scripts/train.py named")
     device = config.device_of(cfg.device)
@@ -46,20 +48,33 @@ def make(cfg: DictConfig) -> Path:
         if cfg.out:
             raise ValueError(f"{path} exists and is not overwritten: choose another out=")
         return path  # the same run, step, seed and n: it is this already
+    if cfg.out and path.suffix != SUFFIX[cfg.what]:
+        raise ValueError(f"out = {path}: {cfg.what} makes {SUFFIX[cfg.what] or 'a folder, a name without a suffix'}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"unfinished-{path.name}")  # so that what is cut off is not taken for the whole
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished)
+    write(unfinished, cfg, generator, tuple(state["span"]), in_plane)
+    return unfinished.rename(path)
 
-    span = tuple(state["span"])
+
+def write(path: Path, cfg: DictConfig, generator: nn.Module, span: tuple[float, float], in_plane: bool) -> None:
+    """Make the thing itself at path."""
+    device = next(generator.parameters()).device
     if cfg.what == "animation":
         pictures = sorted(Path(cfg.run, "samples").glob("*.png"))
         if not pictures:
             raise ValueError(f"{cfg.run}/samples holds no pictures to animate")
         plots.animation(path, pictures)
-        return path
+        return
+    across = None
     if cfg.what == "interpolation":
         across = cfg.n if in_plane else min(ACROSS, cfg.n)
-        x = samples(generator, between(generator, cfg.n // across, across, cfg.seed, device))
+        z = between(generator, cfg.n // across, across, cfg.seed, device)
     else:
-        x = samples(generator, noise(generator, cfg.n, cfg.seed, 0, "sample", device))
+        z = noise(generator, cfg.n, cfg.seed, 0, "sample", device)
+    with torch.no_grad():
+        x = torch.cat([generator(part) for part in z.split(BATCH)])
     if cfg.what == "npz":
         np.savez_compressed(path, x=x.cpu().numpy())
     elif cfg.what == "images":
@@ -67,16 +82,9 @@ def make(cfg: DictConfig) -> Path:
         for i, image in enumerate(x):
             save_image(image, path / f"{i:06d}.png", normalize=True, value_range=span)
     elif in_plane:
-        plots.points(path, x, span, title=f"{name}", joined=cfg.what == "interpolation")
+        plots.points(path, x, span, title=f"{cfg.what}, n = {len(x)}", joined=across is not None)
     else:
-        plots.image_grid(path, x, span, columns=across if cfg.what == "interpolation" else None)
-    return path
-
-
-def samples(generator: nn.Module, z: Tensor) -> Tensor:
-    """G(z) (N, *) for noise (N, latent_dim)."""
-    with torch.no_grad():
-        return torch.cat([generator(part) for part in z.split(BATCH)])
+        plots.image_grid(path, x, span, columns=across)
 
 
 def between(generator: nn.Module, pairs: int, across: int, seed: int, device: torch.device) -> Tensor:

@@ -1,5 +1,6 @@
 """Train a WGAN-GP: python scripts/train.py [experiment=mnist] [key=value ...]. README.md explains every key."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,11 +24,13 @@ def main(cfg: DictConfig) -> None:
             print(f"run folder: {folder}")
             step = train(folder, **players, **options)
     except ValueError as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
         sys.exit(f"error: {error}")
     if step < options["steps"]:
         print(f"stopped at step {step} of {options['steps']}; the same command goes on from there")
-    else:
-        print(f"finished: {step} generator updates")
+        sys.exit(130)  # as after any Ctrl-C, so that a sweep ends too
+    print(f"finished: {step} generator updates")
     newest = max((folder / "samples").glob("*.png"), default=None)
     if newest is not None:
         print(f"pictures: {newest}\n          {folder / 'curves.png'}")

@@ -54,6 +54,7 @@ def test_anybody_can_check_it(tmp_path):
         lambda path: path.write_bytes(b"0123456789"),
         lambda path: path.with_suffix(".pt.sha256").unlink(),
         lambda path: path.with_suffix(".pt.sha256").write_text(""),
+        lambda path: path.with_suffix(".pt.sha256").write_bytes(b"\xff\xfe"),
     ],
 )
 def test_a_damaged_one_is_said_and_the_one_before_it_taken(tmp_path, capsys, damage):
@@ -69,8 +70,11 @@ def test_a_damaged_one_does_not_push_out_a_good_one(tmp_path, capsys):
     flip_a_bit(newest)
     saved(tmp_path, 2, 3)
     assert checkpoint.load_latest(tmp_path)["step"] == 3
-    saved(tmp_path, 5)
-    assert checkpoint.load_latest(tmp_path)["step"] == 5
+    saved(tmp_path, 6)
+    assert checkpoint.load_latest(tmp_path)["step"] == 6
+    flip_a_bit(tmp_path / "step_00000006.pt")
+    assert checkpoint.load_latest(tmp_path)["step"] == 3  # still there to fall back on
+    saved(tmp_path, 5, 6)  # mended by passing there again
     assert len(list(tmp_path.glob("*.pt"))) == 2
 
 

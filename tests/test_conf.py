@@ -84,3 +84,9 @@ def test_every_experiment_and_key_explains_itself():
             ) or (inside and line.startswith("  "))
             if inside and not line.endswith(":"):
                 assert "#" in line, f"{path.name}: {line} has no comment"
+
+
+def test_the_released_clipping_run_has_batch_norm_and_no_penalty(configure):
+    cfg = configure("experiment=mnist_clip")
+    assert cfg.networks.critic.norm and cfg.networks.generator.norm
+    assert cfg.penalty.weight == 0 and cfg.clip.weights == 0.01 and cfg.optim._target_ == "torch.optim.RMSprop"

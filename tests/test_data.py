@@ -29,7 +29,12 @@ def test_toy_batches_are_seekable_and_splits_differ(make):
     x, y = data.batch(7, 32, seed=1)
     assert x.shape == (32, 2) and x.dtype == torch.float32 and y is None and data.shape == (2,)
     assert torch.equal(x, make().batch(7, 32, seed=1)[0])
-    for other in (data.batch(8, 32, 1), data.batch(7, 32, 2), data.batch(7, 32, 1, "heldout")):
+    for other in (
+        data.batch(8, 32, 1),
+        data.batch(7, 32, 2),
+        data.batch(7, 32, 1, "heldout"),
+        data.batch(7, 32, 1, purpose="report"),
+    ):
         assert not torch.equal(x, other[0])
     assert x.abs().max() < data.span[1]
 
@@ -78,7 +83,7 @@ def test_an_epoch_is_a_permutation_and_the_next_is_another():
     assert not torch.equal(epochs[0], epochs[1])
     assert torch.equal(batch_indices(4, 3, 10, 0, "train", CPU), epochs[1][3:6])
     assert not torch.equal(batch_indices(0, 9, 10, 1, "train", CPU), epochs[0])
-    with pytest.raises(ValueError, match="smaller batch"):
+    with pytest.raises(ValueError, match="choose a smaller one"):
         batch_indices(0, 11, 10, 0, "heldout", CPU)
 
 
@@ -96,6 +101,7 @@ def test_pictures_are_scaled_to_the_unit_interval_with_their_labels():
 
 def test_dequantised_pictures_fill_their_level_evenly_and_repeatably():
     data = Images(*pictures([100] * 200), dequantize=True)
+    assert not torch.equal(data.batch(0, 200, 0)[1], data.batch(0, 200, 0, purpose="report")[1])
     x, _ = data.batch(0, 200, seed=0)
     u = x * 256 - 100
     assert u.min() >= 0 and u.max() < 1.001 and len(u.unique()) > 2000
@@ -126,7 +132,9 @@ def test_no_network_and_no_files_is_an_error_that_says_both_ways_out(tmp_path, m
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(ValueError, match=r"(?s)connect to the network.*data.root=FOLDER, where FOLDER/MNIST/raw"):
+    with pytest.raises(
+        ValueError, match=r"(?s)connect to the network, delete data/MNIST/raw.*data.root=FOLDER, where FOLDER/MNIST/raw"
+    ):
         mnist()
 
 
@@ -136,6 +144,11 @@ def test_a_truncated_file_is_an_error_that_names_the_folder(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"cannot read MNIST from .*raw"):
         mnist(root=str(tmp_path))
+
+
+def test_a_fingerprint_tells_sets_apart():
+    a, b, c = (Images(*pictures(levels)).fingerprint for levels in ([1, 2, 3], [1, 2, 3], [1, 2, 4]))
+    assert a == b != c
 
 
 @pytest.mark.data

@@ -91,6 +91,11 @@ class TestGradientPenalty:
             a, b = (penalty.draw(real, torch.Generator().manual_seed(5)) for _ in range(2))
             assert torch.equal(a, b)
 
+    def test_perturbed_points_take_noise_of_their_own_shape(self):
+        real, fake = pair(6)  # (6, 6): an eps of one a sample would be broadcast along the wrong axis
+        with pytest.raises(ValueError, match="shape of the points"):
+            GradientPenalty(points="perturbed").at(real, fake, torch.rand(6))
+
     @pytest.mark.parametrize("points", POINTS)
     def test_is_drawn_when_eps_is_left_out(self, points):
         critic, (real, fake) = smooth_critic(3), pair(3)
@@ -205,6 +210,16 @@ class TestCheckPerSample:
     def test_finds_critics_that_mix_samples(self, critic):
         with pytest.raises(ValueError, match="mixes the samples"):
             check_per_sample(critic, torch.randn(4, 3))
+
+    def test_finds_them_under_no_grad_too(self):
+        with torch.no_grad(), pytest.raises(ValueError, match="mixes the samples"):
+            check_per_sample(Mixing(), torch.randn(4, 3))
+
+    def test_refuses_to_pass_what_it_cannot_see(self):
+        with pytest.raises(ValueError, match="two samples"):
+            check_per_sample(Mixing(), torch.randn(1, 3))
+        with pytest.raises(ValueError, match="no graph"):
+            check_per_sample(lambda x: x.detach().sum(1), torch.randn(4, 3))
 
     def test_goes_by_what_the_critic_does_and_not_by_its_name(self):
         critic = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)).eval()

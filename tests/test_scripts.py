@@ -52,9 +52,10 @@ def test_a_run_is_made_found_again_and_goes_on(user):
     assert {p.name for p in user.folder.iterdir()} == {"runs"}  # no litter
 
 
-def test_sampling_from_it(user):
-    (folder,) = (p for p in (user.folder / "runs").iterdir() if "seed" not in p.name)
-    run = f"run=runs/{folder.name}"
+def test_sampling_from_a_run(user):
+    said = user("train.py", *TINY, "train.steps=3", "train.sample_every=1", "train.critic_steps=2", "seed=7")
+    run = "run=" + said.splitlines()[0].removeprefix("run folder: ")  # a name that can be typed as it was said
+    assert "+seed-7+" in run
     for what, n in (("grid", 16), ("interpolation", 16), ("npz", 300), ("animation", 1)):
         path = user.folder / user("sample.py", run, f"what={what}", f"n={n}").strip()
         assert path.exists()
@@ -63,7 +64,7 @@ def test_sampling_from_it(user):
                 assert made["x"].shape == (300, 2) and np.isfinite(made["x"]).all()
         elif what == "animation":
             with Image.open(path) as movie:
-                assert movie.n_frames == 3
+                assert movie.n_frames == 4
     before = path.stat().st_mtime_ns
     assert str(path.name) in user("sample.py", run, "what=animation", "n=1") and path.stat().st_mtime_ns == before
     grids = [user("sample.py", run, f"seed={seed}").strip() for seed in (1, 2)]
@@ -73,6 +74,8 @@ def test_sampling_from_it(user):
         ("what=images", "no images"),
         ("n=0", "n must be >= 1"),
         (f"out={path}", "not overwritten"),
+        ("out=mine", "grid makes .png"),
+        ("+foo=1", "unknown key"),
         ("device=toaster", "device=cpu"),
         ("run=nowhere", "no run folder"),
         ("run=null", "run=FOLDER is needed"),
@@ -97,6 +100,7 @@ def test_cfg_job_shows_the_config_and_runs_nothing(user):
     [
         (["train.stps=3"], "stps"),
         (["penalty.wieght=3"], "wieght"),
+        (["+train.foo=abc"], "unknown key"),
         (["+penalty.wieght=3"], "penalty.wieght is unknown; wgangp.penalty.GradientPenalty knows weight, target"),
         (["penalty.weight=-1"], "penalty: weight = -1: must be >= 0"),
         (["penalty.sides=three"], "must be one of two, one"),
@@ -134,7 +138,7 @@ def test_another_config_and_another_process_are_kept_out(user):
         assert "in use by another process" in user("train.py", *TINY, "run_dir=mine", fails=True)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=120)
-    assert "the same command goes on from there" in said and process.returncode == 0
+    assert "the same command goes on from there" in said and process.returncode == 130
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(user):

@@ -46,6 +46,14 @@ def test_the_critic_objective_is_equation_3():
     torch.testing.assert_close(terms["critic_loss"], terms["penalty"] - terms["wasserstein"])
 
 
+def test_the_critic_objective_reaches_the_critic_and_not_the_generator():
+    generator, critic = players()
+    real, _ = batch()
+    critic_objective(critic, real, generator(torch.randn(32, 2, dtype=torch.float64)))["critic_loss"].backward()
+    assert all(p.grad is None for p in generator.parameters())
+    assert all(p.grad is not None for p in critic.parameters())
+
+
 def test_the_steps_follow_the_gradient_of_their_objective():
     """One plain gradient step, against autograd on the formula: the gradient is compared, not the loss."""
     generator, critic = players()

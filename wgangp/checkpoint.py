@@ -1,8 +1,8 @@
 """Checkpoints that survive a crash, a full disk and a flipped bit.
 
 One file of plain tensors and numbers, step_00001000.pt, and beside it its sha256 in the format of `sha256sum -c`. A
-file is written under a temporary name, synced, and renamed; the newest two are kept, and loading falls back on the
-older one when the newer is damaged.
+file is written under a temporary name, synced, and renamed; the newest two that are undamaged are kept, and loading
+falls back on the older one when the newer is damaged.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         _sync_folder(folder)
     finally:
         temporary.unlink(missing_ok=True)
-    earlier = [other for other in _newest_first(folder) if other <= path]  # a later one is damaged, or it were loaded
-    for old in earlier[KEEP:]:
+    undamaged = [other for other in _newest_first(folder) if _damage(other) is None]
+    for old in undamaged[KEEP:]:
         old.unlink()
         _digest_of(old).unlink(missing_ok=True)
     return path
@@ -81,10 +81,10 @@ def write_atomic(path: Path, text: str) -> None:
 
 def _damage(path: Path) -> str | None:
     try:
-        expected = _digest_of(path).read_text().split()[0]
-    except (OSError, IndexError):
-        return f"{_digest_of(path).name} is missing or empty"
-    return None if _sha256(path) == expected else "its sha256 differs from the one beside it"
+        expected, actual = _digest_of(path).read_bytes(), _sha256(path)
+    except OSError as error:
+        return str(error)
+    return None if expected.startswith(actual.encode()) else "its sha256 differs from the one beside it"
 
 
 def _newest_first(folder: Path) -> list[Path]:

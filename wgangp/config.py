@@ -17,14 +17,17 @@ import torch
 from filelock import FileLock, Timeout
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from wgangp.checkpoint import load_latest, write_atomic
+from wgangp.checkpoint import load_latest
 from wgangp.penalty import check_per_sample
 from wgangp.seeds import generator_for
 
 __all__ = [
+    "Sample",
     "build",
+    "check_keys",
     "claim",
     "device_of",
     "networks",
@@ -34,7 +37,13 @@ __all__ = [
     "trained_generator",
 ]
 
-TRUSTED = ("wgangp.", "torch.optim.")  # what a config may name; anything else is refused
+TRUSTED = {  # what a config may name under each key; anything else is refused
+    "data": ("wgangp.data.",),
+    "networks": ("wgangp.networks.",),
+    "loss": ("wgangp.losses.",),
+    "penalty": ("wgangp.penalty.",),
+    "optim": ("torch.optim.", "wgangp.gradients."),
+}
 NOT_COMPUTED = (  # keys that say where, how long and how often, and do not change a number that is computed
     "run_dir",
     "device",
@@ -113,12 +122,16 @@ def build(cfg: DictConfig, key: str, *arguments: Any, **more: Any) -> Any:
     """
     given = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
     target = given.pop("_target_", None)
-    if not isinstance(target, str) or not target.startswith(TRUSTED):
-        raise ValueError(f"{key}._target_ = {target}: only names under {' and '.join(TRUSTED)} are built")
+    trusted = TRUSTED[key.split(".")[0]]
+    refused = f"{key}._target_ = {target}: only names under {' and '.join(trusted)} are built"
+    if not isinstance(target, str) or not target.startswith(trusted):
+        raise ValueError(refused)
     try:
         factory = pkgutil.resolve_name(target)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{key}._target_ = {target}: there is no such name") from error
+    if not callable(factory) or not f"{factory.__module__}.".startswith(trusted):  # wgangp.data.images.Path, say
+        raise ValueError(refused)
     parameters = inspect.signature(factory).parameters
     settable = [name for name in list(parameters)[len(arguments) :] if name not in more]
     for name, value in given.items():
@@ -129,7 +142,7 @@ def build(cfg: DictConfig, key: str, *arguments: Any, **more: Any) -> Any:
             raise ValueError(f"{key}.{name} = {value!r}: must be of type {kind}")
     try:
         return factory(*arguments, **given, **more)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever torch raises for a bad value
         raise ValueError(f"{key}: {error}") from error
 
 
@@ -140,9 +153,15 @@ def objects(cfg: DictConfig) -> dict[str, Any]:
         ValueError: as in `build`; no such device; a penalty on a critic whose scores depend on each other.
     """
     device = device_of(cfg.device)
+    loss, penalty = build(cfg, "loss"), build(cfg, "penalty")
+    build(cfg, "optim", [nn.Parameter(torch.zeros(1))])  # what is wrong with it is said before data is downloaded
     data = build(cfg, "data", device=device)
     generator, critic = networks(cfg, data.shape, device)
-    penalty = build(cfg, "penalty")
+    for name, split in (("batch_size", "train"), ("report_size", "train"), ("report_size", "heldout")):
+        try:
+            data.batch(0, cfg.train[name], cfg.seed, split)
+        except ValueError as error:
+            raise ValueError(f"train.{name}: {error}") from error
     if penalty.weight > 0:
         check_per_sample(critic, data.batch(0, 4, cfg.seed)[0])
     return {
@@ -151,7 +170,7 @@ def objects(cfg: DictConfig) -> dict[str, Any]:
         "optim_generator": build(cfg, "optim", generator.parameters()),
         "optim_critic": build(cfg, "optim", critic.parameters()),
         "data": data,
-        "loss": build(cfg, "loss"),
+        "loss": loss,
         "penalty": penalty,
     }
 
@@ -184,6 +203,7 @@ def networks(cfg: DictConfig, shape: tuple[int, ...], device: torch.device) -> t
 
 def train_options(cfg: DictConfig) -> dict[str, Any]:
     """The keyword arguments of `train`, checked: what is wrong is said before anything is built or written."""
+    check_keys(cfg, Config)
     at_least = {"seed": 0, "train.steps": 0}
     at_least |= {f"train.{name}": 1 for name in cfg.train if name != "steps"}
     for key, least in at_least.items():
@@ -200,7 +220,16 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
         "clip_weights": cfg.clip.weights,
         "clip_gradient_norm": cfg.clip.gradient_norm,
         "regularize_gradient_norm": cfg.regularize.gradient_norm,
+        "config": OmegaConf.to_yaml(cfg, resolve=True),
     }
+
+
+def check_keys(cfg: DictConfig, schema: type) -> None:
+    """Raise ValueError for a key that the schema does not have: Hydra itself lets any pass behind a +."""
+    try:
+        OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(OmegaConf.to_container(cfg)))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"the config has an unknown key or a bad value: {error}") from error
 
 
 def device_of(name: str) -> torch.device:
@@ -209,8 +238,8 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device = {name}: not to be had here ({reason}). Use device=cpu or device=auto") from error
     return device
@@ -236,6 +265,8 @@ def run_name(experiment: str | None, overrides: list[str]) -> str:
 def claim(folder: Path, cfg: DictConfig) -> Iterator[None]:
     """Have a run folder for this process and this config alone: make it, or find it made by the same config.
 
+    Its config.yaml is written by `train`, when there is something to compute.
+
     Raises:
         ValueError: another process has it, another config made it (the differing keys are named), or it holds
             something else. Nothing in it is touched then.
@@ -253,7 +284,6 @@ def claim(folder: Path, cfg: DictConfig) -> Iterator[None]:
         raise ValueError(f"{folder} is in use by another process: wait for it, or choose another run_dir=") from error
     try:
         _check_same(saved, cfg)
-        write_atomic(saved, OmegaConf.to_yaml(cfg, resolve=True))
         yield
     finally:
         lock.release()

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -61,12 +62,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Where numbers come from: command, commit (and whether the tree was clean), versions, device, time."""
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    """Where numbers come from: command, commit (dirty: with changes to code or config), versions, device, time."""
+    ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None  # not a checkout that only surrounds us
+    changes = _git("status", "--porcelain", "--", ":/wgangp", ":/conf", ":/scripts") if ours else None
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": _git("rev-parse", "HEAD"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _git("rev-parse", "HEAD") if ours else None,
         "dirty": None if changes is None else changes != "",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -10,7 +10,8 @@ def mode_coverage(x: Tensor, centres: Tensor, sd: float) -> dict[str, float]:
     """How many modes of a Gaussian mixture samples x (N, 2) cover.
 
     A sample is of high quality within 3 sd of the nearest centre (2-D Gaussians have 98.9 % of their mass there); a
-    mode is covered when at least one high-quality sample is its own. The protocol of VEEGAN, with N = 2,500.
+    mode is covered when at least one high-quality sample is its own. The definition is VEEGAN's, where N is 2,500; the
+    number of modes grows with N, so give it with the number.
 
     Returns:
         modes: covered ones, 0 to len(centres); high_quality: the share of such samples, 0 to 1.

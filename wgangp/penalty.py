@@ -88,6 +88,8 @@ class GradientPenalty:
         if self.points == "interpolates":
             return interpolate(real, fake, eps)
         if self.points == "perturbed":
+            if eps.shape != real.shape:
+                raise ValueError(f"eps has the shape of the points here, {tuple(real.shape)}: got {tuple(eps.shape)}")
             return real + 0.5 * real.std() * eps
         return real if self.points == "real" else fake
 
@@ -139,13 +141,16 @@ def check_per_sample(critic: Callable[[Tensor], Tensor], x: Tensor) -> None:
 
     Args:
         critic: (B, *) -> (B,) or (B, 1); a copy of it is used, so running statistics stay as they are.
-        x: points (B, *), B >= 2.
+        x: points (B, *), B >= 2: with one sample there is nothing to see.
     """
+    if len(x) < 2:
+        raise ValueError(f"whether scores depend on each other takes two samples to see, got {len(x)}")
     critic = copy.deepcopy(critic)
-    x = x.detach().requires_grad_()
-    others = critic(x)[1:].sum()
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        others = critic(x)[1:].sum()
     if not others.requires_grad:
-        return
+        raise ValueError("the critic's score carries no graph: remove no_grad(), detach() or .data from its forward")
     (gradient,) = torch.autograd.grad(others, x, materialize_grads=True)
     if gradient[0].ne(0).any():  # NaN counts as dependence
         raise ValueError(

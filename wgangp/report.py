@@ -15,21 +15,13 @@ from wgangp.logs import read_lines
 from wgangp.losses import Wasserstein
 from wgangp.metrics import mode_coverage
 from wgangp.penalty import GradientPenalty
-from wgangp.seeds import generator_for
+from wgangp.seeds import generator_for, noise
 from wgangp.step import critic_objective, generator_objective
 
-__all__ = ["noise", "picture", "report"]
+__all__ = ["picture", "report"]
 
 PICTURED = 128  # samples in a picture, made from noise that stays the same; four times as many points in the plane
 COVERAGE_SAMPLES = 10_000  # samples that modes are counted on
-
-
-def noise(
-    generator: nn.Module, size: int, seed: int, step: int, purpose: str, device: torch.device | str = "cpu"
-) -> Tensor:
-    """z ~ N(0, I) (size, latent_dim), a function of (seed, step, purpose)."""
-    random = generator_for(seed, step, f"z/{purpose}", device)
-    return torch.randn(size, generator.latent_dim, generator=random, device=device)
 
 
 def report(
@@ -42,13 +34,17 @@ def report(
     step: int,
     size: int,
 ) -> dict[str, float]:
-    """One line of the log: a function of the players and the step alone, so that a resumed run writes the same."""
+    """One line of the log: a function of the players and the step alone, so that a resumed run writes the same.
+
+    Differs: the released code logs the last critic update's own batch, before its generator update; here both players
+    are as the step left them, and every number is of draws made for the report. Held out: one batch, not the whole set.
+    """
     device = next(critic.parameters()).device
     values: dict[str, float] = {}
     with torch.no_grad():
         fake = generator(noise(generator, size, seed, step, "report", device))
     for split, prefix in (("train", ""), ("heldout", "heldout_")):
-        real, _ = data.batch(step, size, seed, split)
+        real, _ = data.batch(step, size, seed, split, purpose="report")
         eps = penalty.draw(real, generator_for(seed, step, f"eps/{split}", device))
         terms = critic_objective(critic, real, fake, eps, loss=loss, penalty=penalty)
         values |= {prefix + name: term.item() for name, term in terms.items()}
@@ -83,7 +79,7 @@ def picture(
     with torch.no_grad():
         fake = generator(noise(generator, 4 * PICTURED if in_plane else PICTURED, seed, 0, "picture", device))
     if in_plane:
-        real, _ = data.batch(0, len(fake), seed, "heldout")
+        real, _ = data.batch(0, len(fake), seed, "heldout", purpose="picture")
         plots.value_surface(path, critic, real, fake, data.span, title=f"{step} generator updates")
     elif len(data.shape) == 3:
         plots.image_grid(path, fake, data.span)

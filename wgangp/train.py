@@ -4,7 +4,7 @@ import math
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from wgangp import checkpoint
-from wgangp.logs import Log, append_line, provenance
+from wgangp.checkpoint import load_latest, save, write_atomic
+from wgangp.logs import Log, append_line, provenance, read_lines
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
-from wgangp.report import noise, picture, report
-from wgangp.seeds import generator_for
+from wgangp.report import picture, report
+from wgangp.seeds import generator_for, noise
 from wgangp.step import critic_step, generator_step
 
 __all__ = ["train"]
@@ -44,6 +44,7 @@ def train(
     clip_weights: float | None = None,  # bound of the critic's weights
     clip_gradient_norm: float | None = None,  # threshold of both players' gradients
     regularize_gradient_norm: float = 0.0,  # weight of ||grad||^2 of both players' objectives
+    config: str = "",  # what config.yaml is to say
 ) -> int:
     """Train until `steps` generator updates are done, from the newest checkpoint in the folder if there is one.
 
@@ -57,22 +58,25 @@ def train(
     device = next(critic.parameters()).device
     players = {"generator": generator, "critic": critic}
     stateful = {**players, "optim_generator": optim_generator, "optim_critic": optim_critic}
+    fingerprint = getattr(data, "fingerprint", "")
     extras = {"clip_gradient_norm": clip_gradient_norm, "regularize_gradient_norm": regularize_gradient_norm}
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = checkpoint.load_latest(folder / "checkpoints", device)
+    state = load_latest(folder / "checkpoints", device)
     step = 0
     if state is not None:
         step = state["step"]
         for name, part in stateful.items():
             part.load_state_dict(state[name])
+    _check_record(folder, state, fingerprint)
     if step > 0 and step >= steps:
         return step
 
+    write_atomic(folder / "config.yaml", config)
     append_line(folder / "provenance.jsonl", provenance(device))
     log = Log(folder, step)
     unchecked: list[tuple[int, dict[str, Tensor]]] = []  # the terms of steps whose finiteness nobody looked at yet
-    with _stop_signals() as stop, _progress(step, steps) as bar:
+    with closing(log), _stop_signals() as stop, _progress(step, steps) as bar:
         while True:
             done = step >= steps
             if step % log_every == 0 or done:
@@ -88,8 +92,8 @@ def train(
             if step % checkpoint_every == 0 or done or stop:
                 _check_finite(unchecked, folder)
                 states = {name: part.state_dict() for name, part in stateful.items()}
-                about = {"step": step, "shape": list(data.shape), "span": list(data.span)}
-                checkpoint.save(folder / "checkpoints", step, {**about, **states})
+                about = {"step": step, "shape": list(data.shape), "span": list(data.span), "data": fingerprint}
+                save(folder / "checkpoints", step, {**about, **states})
             if done or stop:
                 break
 
@@ -108,8 +112,21 @@ def train(
             if device.type == "cpu":  # free here; elsewhere it would wait for the device
                 _check_finite(unchecked, folder)
             bar.update()
-    log.close()
     return step
+
+
+def _check_record(folder: Path, state: dict[str, Any] | None, fingerprint: str) -> None:
+    """Raise ValueError rather than lose a log that has no checkpoint, or go on with other data."""
+    if state is None and any(record["step"] > 0 for record in read_lines(folder / "metrics.jsonl")):
+        raise ValueError(
+            f"{folder} has the log of a run and no checkpoint to go on from: put the checkpoints back, or choose"
+            " another run_dir="
+        )
+    if state is not None and state["data"] != fingerprint:
+        raise ValueError(
+            f"the data is not what {folder} was trained on (its sha256 differs): set data.root back, or choose another"
+            " run_dir="
+        )
 
 
 def _check_finite(unchecked: list[tuple[int, dict[str, Tensor]]], folder: Path) -> None:

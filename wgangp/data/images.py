@@ -1,5 +1,6 @@
 """Pictures that fit in memory: uint8 on the training device, indexed there. No loader, no copy in the loop."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -36,13 +37,15 @@ class Images:
         self.labels = {split: y.to(self.device) for split, y in labels.items()}
         self.dequantize = dequantize
         self.shape = tuple(pictures["train"].shape[1:])
+        self.fingerprint = hashlib.sha256(pictures["train"].cpu().contiguous().numpy()).hexdigest()
 
-    def batch(self, k: int, size: int, seed: int, split: str = "train") -> tuple[Tensor, Tensor]:
+    def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, Tensor]:
         """Batch k of a split: pictures (size, C, H, W) in [0, 1], labels (size,)."""
-        chosen = batch_indices(k, size, len(self.pictures[split]), seed, split, self.device)
+        stream = f"{purpose}/{split}"
+        chosen = batch_indices(k, size, len(self.pictures[split]), seed, stream, self.device)
         x = self.pictures[split][chosen].float()
         if self.dequantize:
-            noise = generator_for(seed, k, f"dequantize/{split}", self.device)
+            noise = generator_for(seed, k, f"dequantize/{stream}", self.device)
             x = (x + torch.rand(x.shape, generator=noise, device=self.device)) / 256
         else:
             x = x / 255
@@ -55,7 +58,8 @@ def mnist(root: str | None = None, dequantize: bool = False, device: torch.devic
     Args:
         root: a folder that holds MNIST/raw/*-ubyte; nothing is ever downloaded to it. None: download to ./data once.
 
-    Paper: released code, whose mnist.pkl.gz is split like this. The 10,000 test digits are not touched.
+    Paper: released code, whose mnist.pkl.gz is split like this. The 10,000 test digits are not touched. Differs: that
+    file holds x / 256, so that its brightest pixel is 0.996; here it is x / 255, and the sigmoid's 1 is the data's 1.
     """
     return _torchvision(torchvision.datasets.MNIST, root, dequantize, device)
 
@@ -73,10 +77,11 @@ def _torchvision(
     try:
         data = reader(root or "data", train=True, download=root is None)
     except Exception as error:  # its own, urllib's, a truncated file's: the way out is the same
-        download = "" if root is None else f"\n  - leave data.root out: {name} is then downloaded into ./data"
+        network = f"connect to the network, delete {folder} if it is there, and run again: {name} is downloaded, once"
+        download = network if root is None else f"leave data.root out: {name} is then downloaded into ./data, once"
         raise ValueError(
             f"cannot read {name} from {folder}: {error}. Two ways out:"
-            f"{download or chr(10) + '  - connect to the network and run again: it is downloaded into ./data, once'}"
+            f"\n  - {download}"
             f"\n  - data.root=FOLDER, where FOLDER/{name}/raw holds the four unpacked files (train-images-idx3-ubyte,"
             " train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte)"
         ) from error

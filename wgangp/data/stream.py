@@ -10,19 +10,21 @@ from wgangp.seeds import generator_for
 __all__ = ["batch_indices"]
 
 
-def batch_indices(k: int, size: int, count: int, seed: int, split: str, device: torch.device) -> Tensor:
-    """The indices (size,) into count items that make up batch k.
+def batch_indices(k: int, size: int, count: int, seed: int, stream: str, device: torch.device) -> Tensor:
+    """The indices (size,) into count items that make up batch k of a stream of that name.
 
-    Every epoch is another permutation, a function of (seed, epoch, split); the remainder that fills no batch is left
+    Every epoch is another permutation, a function of (seed, epoch, stream); the remainder that fills no batch is left
     out, as in the released code.
     """
     if size > count:
-        raise ValueError(f"a batch of {size} from the {count} items of the {split} split: choose a smaller batch")
+        raise ValueError(
+            f"a batch of {size} is asked for, and there are {count} items ({stream}): choose a smaller one"
+        )
     epoch, position = divmod(k, count // size)
-    return _permutation(count, seed, epoch, split, device)[position * size : (position + 1) * size]
+    return _permutation(count, seed, epoch, stream, device)[position * size : (position + 1) * size]
 
 
-@lru_cache(maxsize=4)  # the current epoch of each split
-def _permutation(count: int, seed: int, epoch: int, split: str, device: torch.device) -> Tensor:
-    generator = generator_for(seed, epoch, f"order/{split}", device)
+@lru_cache(maxsize=4)  # the current epoch of each stream
+def _permutation(count: int, seed: int, epoch: int, stream: str, device: torch.device) -> Tensor:
+    generator = generator_for(seed, epoch, f"order/{stream}", device)
     return torch.randperm(count, generator=generator, device=device)

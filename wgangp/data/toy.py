@@ -26,9 +26,9 @@ class Toy:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
 
-    def batch(self, k: int, size: int, seed: int, split: str = "train") -> tuple[Tensor, None]:
+    def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, None]:
         """Batch k of a split: points (size, 2), no labels."""
-        return self.draw(size, generator_for(seed, k, f"data/{split}", self.device)), None
+        return self.draw(size, generator_for(seed, k, f"{purpose}/{split}", self.device)), None
 
 
 class Gaussians(Toy):

@@ -18,8 +18,9 @@ __all__ = ["BatchNorm", "Conv2d", "ConvTranspose2d", "LeakyReLU", "ReLU", "check
 class LeakyReLU(nn.Module):
     """max(x, 0) + slope min(x, 0) for 0 <= slope < 1, with a constant mask.
 
-    Values and gradients are those of nn.LeakyReLU, bit for bit. But the mask here is no function of x, so the double
-    backward of the penalty does not send a pass of zeros (the second derivative) back through the whole network.
+    Values and gradients at finite x are those of nn.LeakyReLU, bit for bit but for the sign of a zero. But the mask
+    here is no function of x, so the double backward of the penalty does not send a pass of zeros (the second
+    derivative) back through the whole network.
     """
 
     def __init__(self, slope: float = 0.2) -> None:
