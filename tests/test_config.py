@@ -161,6 +161,7 @@ class TestNetworks:
         for a, b, c in ((g0, g1, g2), (d0, d1, d2)):
             first = [next(m.parameters()) for m in (a, b, c)]
             assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+        assert not torch.equal(g0.layers[0].weight, d0.layers[0].weight)  # of one shape here: each has its own draws
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_the_critic_does_not_change_with_the_generator(self, configure):

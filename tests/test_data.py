@@ -18,8 +18,8 @@ def test_generators_are_a_function_of_seed_step_and_purpose_alone():
 
     state = torch.get_rng_state()
     assert draw(0, 1, "z") == draw(0, 1, "z")
-    others = [draw(*key) for key in ((0, 1, "z"), (1, 1, "z"), (0, 2, "z"), (0, 1, "eps"), (0, 11, "z"))]
-    assert len({tuple(values) for values in others}) == 5
+    keys = [(0, 1, "z"), (1, 1, "z"), (0, 2, "z"), (0, 1, "eps"), (1, 11, "z"), (11, 1, "z")]
+    assert len({tuple(draw(*key)) for key in keys}) == 6
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -315,6 +315,16 @@ def test_images_are_reported_and_pictured(configure, tmp_path, small_mnist):
     assert (tmp_path / "samples" / "00000001.png").exists()
 
 
+def test_pictures_are_made_from_noise_that_stays_the_same(go, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "wgangp.plots.value_surface", lambda path, critic, real, fake, *a, **k: seen.append((real, fake))
+    )
+    go(tmp_path, "train.steps=8", "optim=normalized", "optim.lr=1e-30")  # nobody moves
+    assert len(seen) == 3
+    assert all(torch.equal(a, b) for now in seen[1:] for a, b in zip(now, seen[0], strict=True))
+
+
 def test_points_that_are_neither_planar_nor_pictures_have_no_picture(tmp_path):
     class Line:
         shape, span = (3,), (-1.0, 1.0)
