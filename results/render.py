@@ -12,7 +12,7 @@ def table() -> str:
     """The rows of all runs, in Markdown: one run each (n = 1), the last line of its log."""
     rows = [
         "| run | generator updates | time | hardware | commit | slope at interpolates | slope at real | slope at fake |"
-        " wasserstein, held out | modes covered |",
+        " wasserstein: training, held out | modes covered |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in RUNS:
@@ -35,7 +35,10 @@ def table() -> str:
             f"{last['modes']} of 8" if "modes" in last else "",
         ]
         rows.append("| " + " | ".join(cells) + " |")
-    note = "One run each, n = 1; slopes are mean +- standard deviation over the points of the last report."
+    note = (
+        "One run each, n = 1, while the machine did other work; slopes are mean +- standard deviation over the points of"
+        " the last report."
+    )
     return "\n".join([*rows, "", note]) + "\n"
 
 
