@@ -36,8 +36,8 @@ def table() -> str:
         ]
         rows.append("| " + " | ".join(cells) + " |")
     note = (
-        "One run each, n = 1, while the machine did other work; slopes are mean +- standard deviation over the points of"
-        " the last report."
+        "One run each, n = 1, while the machine did other work; slopes are mean +- standard deviation over the points"
+        " of the last report."
     )
     return "\n".join([*rows, "", note]) + "\n"
 
