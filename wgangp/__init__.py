@@ -7,7 +7,7 @@ from wgangp.gradients import (
     gradient_norm_penalty,
     total_norm,
 )
-from wgangp.lipschitz import slope_statistics
+from wgangp.lipschitz import corrected_wasserstein, expected_slope, slope_statistics
 from wgangp.penalty import GradientPenalty, check_per_sample, clip_weights_, gradient_penalty, interpolate
 from wgangp.step import critic_step, generator_step
 
@@ -17,7 +17,9 @@ __all__ = [
     "check_per_sample",
     "clip_by_norm_",
     "clip_weights_",
+    "corrected_wasserstein",
     "critic_step",
+    "expected_slope",
     "generator_step",
     "gradient_norm",
     "gradient_norm_penalty",
