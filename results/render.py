@@ -12,8 +12,8 @@ def table() -> str:
     """The rows of all runs, in Markdown: one run each (n = 1), the last line of its log."""
     rows = [
         "| run | generator updates | time | hardware | commit | slope at interpolates | slope at real | slope at fake |"
-        " wasserstein: training, held out | modes covered |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        " wasserstein: training, held out | modes covered | within 3 sd of one |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in RUNS:
         folder = ROOT / "results" / name
@@ -33,11 +33,12 @@ def table() -> str:
             *slopes,
             f"{last['wasserstein']:.3f}, {last['heldout_wasserstein']:.3f}",
             f"{last['modes']} of 8" if "modes" in last else "",
+            f"{last['high_quality']:.0%} of 10,000 samples" if "modes" in last else "",
         ]
         rows.append("| " + " | ".join(cells) + " |")
     note = (
         "One run each, n = 1, while the machine did other work; slopes are mean +- standard deviation over the points"
-        " of the last report."
+        " of the last report. What has changed since a commit stands in CHANGELOG.md under Numerics."
     )
     return "\n".join([*rows, "", note]) + "\n"
 

@@ -1,7 +1,7 @@
 """Pictures from a trained generator: python scripts/sample.py run=FOLDER [what=grid] [n=64] [seed=0] [out=FILE]."""
 
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import hydra
@@ -51,11 +51,10 @@ def make(cfg: DictConfig) -> Path:
     if cfg.out and path.suffix != SUFFIX[cfg.what]:
         raise ValueError(f"out = {path}: {cfg.what} makes {SUFFIX[cfg.what] or 'a folder, a name without a suffix'}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"unfinished-{path.name}")  # so that what is cut off is not taken for the whole
-    if unfinished.is_dir():
-        shutil.rmtree(unfinished)
-    write(unfinished, cfg, generator, tuple(state["span"]), in_plane)
-    return unfinished.rename(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
+        unfinished = Path(folder, path.name)  # so that what is cut off is not taken for the whole
+        write(unfinished, cfg, generator, tuple(state["span"]), in_plane)
+        return unfinished.rename(path)
 
 
 def write(path: Path, cfg: DictConfig, generator: nn.Module, span: tuple[float, float], in_plane: bool) -> None:

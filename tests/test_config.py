@@ -138,6 +138,24 @@ class TestKeys:
         with pytest.raises(ValueError, match="unknown key"):
             config.train_options(configure(override))
 
+    def test_one_without_a_value_is_refused(self, configure):
+        with pytest.raises(ValueError, match=r"seed: no value"):
+            config.train_options(configure("seed=???"))
+
+    @pytest.mark.parametrize(
+        "key, node",
+        [
+            ("optim", {"_target_": "wgangp.gradients.total_norm"}),
+            ("optim", {"_target_": "torch.optim.LBFGS"}),
+            ("networks.generator", {"_target_": "wgangp.networks.mlp.MLPCritic"}),
+        ],
+    )
+    def test_a_trusted_name_in_the_wrong_place_is_refused(self, configure, key, node):
+        cfg = OmegaConf.create(OmegaConf.to_container(configure(*TINY)))
+        OmegaConf.update(cfg, key, node, merge=False)
+        with pytest.raises(ValueError, match="_target_"):
+            config.objects(cfg)
+
     def test_a_command_line_choice_beats_the_experiments(self, configure):
         cfg = configure("experiment=mnist", "data=fashion_mnist", "optim=rmsprop")
         assert cfg.data._target_.endswith("fashion_mnist") and cfg.optim._target_ == "torch.optim.RMSprop"
@@ -256,8 +274,13 @@ class TestClaim:
         with pytest.raises(ValueError, match="not empty and no run folder"):
             claim(tmp_path, configure())
         assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-        with pytest.raises(ValueError, match="is a file"):
-            claim(tmp_path / "thesis.tex", configure())
+        for folder in (tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "run"):
+            with pytest.raises(ValueError, match="cannot be made"):
+                claim(folder, configure())
+
+    def test_a_run_that_died_before_its_config_was_there_goes_on(self, configure, tmp_path):
+        (tmp_path / "config.yaml.tmp").write_text("half")
+        claim(tmp_path, configure())
 
 
 def test_a_batch_larger_than_the_data_is_refused_by_its_key(configure, small_mnist):

@@ -43,6 +43,11 @@ def test_the_corrected_distance_of_published_gaps(gap, w1):
     assert corrected_wasserstein(gap, 10.0) == pytest.approx(w1, abs=0.006)
 
 
+def test_a_penalty_without_end_leaves_the_gap_as_it_is():
+    for weight in (1e12, 1e16, 1e18):
+        assert corrected_wasserstein(2.0, weight) == pytest.approx(2.0, rel=1e-11)
+
+
 def test_without_a_penalty_or_with_a_critic_the_wrong_way_round_there_is_no_answer():
     for call in (lambda: expected_slope(1.0, 0.0), lambda: corrected_wasserstein(1.0, -1.0)):
         with pytest.raises(ValueError, match="weight"):

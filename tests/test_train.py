@@ -164,6 +164,16 @@ def test_a_log_without_a_checkpoint_is_not_thrown_away(go, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_config_that_is_not_given_stays(go, tmp_path):
+    players = go(tmp_path, "train.steps=2")
+    before = (tmp_path / "config.yaml").read_text()
+    del players["reached"]
+    options = {"seed": 0, "steps": 3, "critic_steps": 5, "batch_size": 16, "report_size": 16}
+    options |= {"log_every": 2, "sample_every": 4, "checkpoint_every": 2}
+    assert train(tmp_path, **players, **options) == 3
+    assert before and (tmp_path / "config.yaml").read_text() == before
+
+
 def test_other_data_under_the_same_config_is_noticed(go, tmp_path):
     data = gaussians8()
     data.fingerprint = "a"

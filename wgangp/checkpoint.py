@@ -72,11 +72,14 @@ def load_latest(folder: Path, device: torch.device | str = "cpu") -> dict[str, A
 def write_atomic(path: Path, text: str) -> None:
     """Write a small text file so that a crash leaves either the old one or the new one, never half of it."""
     temporary = _temporary(path)
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _damage(path: Path) -> str | None:

@@ -154,7 +154,9 @@ def objects(cfg: DictConfig) -> dict[str, Any]:
     """
     device = device_of(cfg.device)
     loss, penalty = build(cfg, "loss"), build(cfg, "penalty")
-    build(cfg, "optim", [nn.Parameter(torch.zeros(1))])  # what is wrong with it is said before data is downloaded
+    trial = build(cfg, "optim", [nn.Parameter(torch.zeros(1))])  # what is wrong is said before data is downloaded
+    if not isinstance(trial, torch.optim.Optimizer) or isinstance(trial, torch.optim.LBFGS):
+        raise ValueError(f"optim._target_ = {cfg.optim._target_}: must be an optimiser that steps without a closure")
     data = build(cfg, "data", device=device)
     generator, critic = networks(cfg, data.shape, device)
     for name, split in (("batch_size", "train"), ("report_size", "train"), ("report_size", "heldout")):
@@ -198,6 +200,8 @@ def networks(cfg: DictConfig, shape: tuple[int, ...], device: torch.device) -> t
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(generator_for(cfg.seed, 0, f"init/{name}").get_state())
             players.append(build(cfg, f"networks.{name}", shape).to(device))
+    if not hasattr(players[0], "latent_dim"):
+        raise ValueError(f"networks.generator._target_ = {cfg.networks.generator._target_}: not a generator")
     return tuple(players)
 
 
@@ -227,6 +231,8 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
 def check_keys(cfg: DictConfig, schema: type) -> None:
     """Raise ValueError for a key that the schema does not have: Hydra itself lets any pass behind a +."""
     try:
+        if OmegaConf.missing_keys(cfg):
+            raise ValueError(f"{', '.join(sorted(OmegaConf.missing_keys(cfg)))}: no value is given")
         OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(OmegaConf.to_container(cfg)))
     except OmegaConfBaseException as error:
         raise ValueError(f"the config has an unknown key or a bad value: {error}") from error
@@ -272,11 +278,13 @@ def claim(folder: Path, cfg: DictConfig) -> Iterator[None]:
             something else. Nothing in it is touched then.
     """
     saved = folder / "config.yaml"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose another run_dir=")
-    if folder.is_dir() and not saved.exists() and any(path.name != ".lock" for path in folder.iterdir()):
+    begun = {".lock", "config.yaml.tmp"}  # all that a run leaves that died before its config was there
+    if folder.is_dir() and not saved.exists() and any(path.name not in begun for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and no run folder (it has no config.yaml): choose another run_dir=")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be made ({error}): choose another run_dir=") from error
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -65,7 +65,7 @@ def corrected_wasserstein(gap: float, weight: float) -> float:
         weight: lambda > 0, of a penalty with target 1.
     """
     _check(weight, gap=gap)
-    return weight * (math.sqrt(1 + 2 * gap / weight) - 1)
+    return 2 * gap / (1 + math.sqrt(1 + 2 * gap / weight))  # the same, without a difference that cancels
 
 
 def _check(weight: float, **not_negative: float) -> None:

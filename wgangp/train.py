@@ -44,7 +44,7 @@ def train(
     clip_weights: float | None = None,  # bound of the critic's weights
     clip_gradient_norm: float | None = None,  # threshold of both players' gradients
     regularize_gradient_norm: float = 0.0,  # weight of ||grad||^2 of both players' objectives
-    config: str = "",  # what config.yaml is to say
+    config: str | None = None,  # what config.yaml is to say; None leaves it as it is
 ) -> int:
     """Train until `steps` generator updates are done, from the newest checkpoint in the folder if there is one.
 
@@ -63,16 +63,17 @@ def train(
 
     folder.mkdir(parents=True, exist_ok=True)
     state = load_latest(folder / "checkpoints", device)
+    _check_record(folder, state, fingerprint)
     step = 0
     if state is not None:
         step = state["step"]
         for name, part in stateful.items():
             part.load_state_dict(state[name])
-    _check_record(folder, state, fingerprint)
     if step > 0 and step >= steps:
         return step
 
-    write_atomic(folder / "config.yaml", config)
+    if config is not None:
+        write_atomic(folder / "config.yaml", config)
     append_line(folder / "provenance.jsonl", provenance(device))
     log = Log(folder, step)
     unchecked: list[tuple[int, dict[str, Tensor]]] = []  # the terms of steps whose finiteness nobody looked at yet
@@ -122,10 +123,10 @@ def _check_record(folder: Path, state: dict[str, Any] | None, fingerprint: str) 
             f"{folder} has the log of a run and no checkpoint to go on from: put the checkpoints back, or choose"
             " another run_dir="
         )
-    if state is not None and state["data"] != fingerprint:
+    if state is not None and state.get("data") != fingerprint:
         raise ValueError(
-            f"the data is not what {folder} was trained on (its sha256 differs): set data.root back, or choose another"
-            " run_dir="
+            f"the data is not what {folder} was trained on (its sha256 differs, or an early version made the"
+            " checkpoint): set data.root back, or choose another run_dir="
         )
 
 
