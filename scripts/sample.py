@@ -37,7 +37,7 @@ def make(cfg: DictConfig) -> Path:
     if not cfg.run:
         raise ValueError("run=FOLDER is needed: the folder that scripts/train.py named")
     device = config.device_of(cfg.device)
-    generator, state = config.trained_generator(Path(cfg.run), device)
+    _, generator, _, state = config.trained(Path(cfg.run), device)
     in_plane = len(state["shape"]) == 1
     if in_plane and cfg.what == "images":
         raise ValueError("points in the plane are no images: use what=npz for the numbers, what=grid for a picture")

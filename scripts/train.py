@@ -8,19 +8,19 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from wgangp import config
+from wgangp import config, runs
 from wgangp.train import train
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
-    name = config.run_name(hydra_cfg.runtime.choices.get("experiment"), list(hydra_cfg.overrides.task))
+    name = runs.run_name(hydra_cfg.runtime.choices.get("experiment"), list(hydra_cfg.overrides.task))
     folder = Path(cfg.run_dir or Path("runs", name))
     try:
         options = config.train_options(cfg)
         players = config.objects(cfg)
-        with config.claim(folder, cfg):
+        with runs.claim(folder, cfg):
             print(f"run folder: {folder}")
             step = train(folder, **players, **options)
     except ValueError as error:

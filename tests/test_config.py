@@ -1,4 +1,3 @@
-import re
 import shutil
 
 import pytest
@@ -220,69 +219,6 @@ def test_cuda_without_one_is_refused_with_the_remedy():
         config.device_of("cuda")
 
 
-class TestRunName:
-    def test_is_the_experiment_and_its_overrides_in_one_order(self):
-        assert config.run_name(None, []) == "toy"
-        assert (
-            config.run_name("mnist", ["experiment=mnist", "seed=3", "penalty.weight=1"])
-            == "mnist+penalty.weight-1+seed-3"
-        )
-        assert config.run_name(None, ["b=1", "a=2"]) == config.run_name(None, ["a=2", "b=1"])
-
-    def test_leaves_out_what_changes_no_number(self):
-        overrides = [f"{key}=7" for key in config.NOT_COMPUTED]
-        assert config.run_name(None, overrides) == "toy"
-        assert config.run_name(None, ["train.critic_steps=7"]) != "toy"
-
-    def test_is_a_name_that_a_folder_can_have_however_long_the_command(self):
-        name = config.run_name(None, ["optim.betas=[0.5, 0.9]", "+optim.x=a/b c", "~penalty"])
-        assert re.fullmatch(r"[\w.+-]+", name)
-        long = ["networks.generator.width=64", "networks.critic.width=64", "optim.betas=[0.0,0.99]", "data=swiss_roll"]
-        names = {config.run_name("e", [*long, "regularize.gradient_norm=0.01", f"seed={i}"]) for i in range(5)}
-        assert len(names) == 5 and max(map(len, names)) < 130
-
-
-def claim(folder, cfg):
-    """What a run does: have the folder, and leave its config there."""
-    with config.claim(folder, cfg):
-        (folder / "config.yaml").write_text(config.train_options(cfg)["config"])
-
-
-class TestClaim:
-    def test_a_second_process_is_kept_out_until_the_first_ends(self, configure, tmp_path):
-        with config.claim(tmp_path, configure()), pytest.raises(ValueError, match="in use by another process"):
-            claim(tmp_path, configure())
-        claim(tmp_path, configure())
-
-    def test_a_folder_of_another_config_is_refused_and_the_keys_are_named(self, configure, tmp_path):
-        claim(tmp_path, configure())
-        before = (tmp_path / "config.yaml").read_text()
-        with pytest.raises(
-            ValueError, match=r"(?s)another config.*penalty\.weight: 10\.0 there, 1\.0 now.*seed: 0 there"
-        ):
-            claim(tmp_path, configure("penalty.weight=1.0", "seed=5"))
-        assert (tmp_path / "config.yaml").read_text() == before
-        claim(tmp_path, configure())  # and the lock was given back
-
-    def test_keys_that_change_no_number_do_not_matter(self, configure, tmp_path):
-        claim(tmp_path, configure())
-        with config.claim(tmp_path, configure("train.steps=7", "train.log_every=3", "device=cpu", "run_dir=x")):
-            assert OmegaConf.load(tmp_path / "config.yaml").train.steps == 4000  # until something is computed
-
-    def test_what_is_no_run_folder_is_left_alone(self, configure, tmp_path):
-        (tmp_path / "thesis.tex").write_text("years of work")
-        with pytest.raises(ValueError, match="not empty and no run folder"):
-            claim(tmp_path, configure())
-        assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-        for folder in (tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "run"):
-            with pytest.raises(ValueError, match="cannot be made"):
-                claim(folder, configure())
-
-    def test_a_run_that_died_before_its_config_was_there_goes_on(self, configure, tmp_path):
-        (tmp_path / "config.yaml.tmp").write_text("half")
-        claim(tmp_path, configure())
-
-
 def test_a_batch_larger_than_the_data_is_refused_by_its_key(configure, small_mnist):
     for override in ("train.batch_size=501", "train.report_size=101"):
         with pytest.raises(ValueError, match=override.split("=")[0] + ".*smaller"):
@@ -293,8 +229,3 @@ def test_what_needs_no_data_is_looked_at_before_the_data(configure):
     for override in ("penalty.sides=three", "optim.lr=-1"):
         with pytest.raises(ValueError, match=override.split(".")[0]):
             config.objects(configure("experiment=mnist", "data.root=nowhere", override))
-
-
-def test_numbers_that_yaml_cannot_tell_apart_are_one_config(configure, tmp_path):
-    claim(tmp_path, configure("penalty.weight=10"))
-    claim(tmp_path, configure("penalty.weight=10.0"))

@@ -1,5 +1,6 @@
 """WGAN-GP: the penalty for a critic of your own, and Algorithm 1 to train with it."""
 
+# from wgangp.certify import certified_lipschitz
 from wgangp.gradients import (
     NormalizedGradientDescent,
     clip_by_norm_,
@@ -7,13 +8,22 @@ from wgangp.gradients import (
     gradient_norm_penalty,
     total_norm,
 )
-from wgangp.lipschitz import corrected_wasserstein, expected_slope, slope_statistics
+from wgangp.lipschitz import (
+    corrected_wasserstein,
+    expected_slope,
+    largest_quotient,
+    proved_wasserstein,
+    slope_statistics,
+    steepest_slope,
+)
 from wgangp.penalty import GradientPenalty, check_per_sample, clip_weights_, gradient_penalty, interpolate
 from wgangp.step import critic_step, generator_step
+from wgangp.transport import wasserstein1
 
 __all__ = [
     "GradientPenalty",
     "NormalizedGradientDescent",
+    #    "certified_lipschitz",
     "check_per_sample",
     "clip_by_norm_",
     "clip_weights_",
@@ -25,6 +35,10 @@ __all__ = [
     "gradient_norm_penalty",
     "gradient_penalty",
     "interpolate",
+    "largest_quotient",
+    "proved_wasserstein",
     "slope_statistics",
+    "steepest_slope",
     "total_norm",
+    "wasserstein1",
 ]

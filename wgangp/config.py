@@ -1,20 +1,16 @@
-"""The one place where a config becomes objects, and a command becomes a run folder."""
+"""The one place where a config becomes objects."""
 
-import hashlib
 import inspect
 import math
 import pkgutil
-import re
 import types
 import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,19 +18,19 @@ from torch import nn
 
 from wgangp.checkpoint import load_latest
 from wgangp.penalty import check_per_sample
-from wgangp.seeds import generator_for
+from wgangp.seeds import initialised
 
 __all__ = [
+    "Lipschitz",
+    "Reproduce",
     "Sample",
     "build",
     "check_keys",
-    "claim",
     "device_of",
     "networks",
     "objects",
-    "run_name",
     "train_options",
-    "trained_generator",
+    "trained",
 ]
 
 TRUSTED = {  # what a config may name under each key; anything else is refused
@@ -43,16 +39,9 @@ TRUSTED = {  # what a config may name under each key; anything else is refused
     "loss": ("wgangp.losses.",),
     "penalty": ("wgangp.penalty.",),
     "optim": ("torch.optim.", "wgangp.gradients."),
+    "figure": ("wgangp.figures.",),
 }
-NOT_COMPUTED = (  # keys that say where, how long and how often, and do not change a number that is computed
-    "run_dir",
-    "device",
-    "data.root",
-    "train.steps",
-    "train.log_every",
-    "train.sample_every",
-    "train.checkpoint_every",
-)
+BUDGETS = ("cpu", "paper")
 
 
 # The schema: every key of conf/config.yaml and its type. Values and their meaning stand there.
@@ -64,6 +53,7 @@ class Train:
     log_every: int = MISSING
     sample_every: int = MISSING
     checkpoint_every: int = MISSING
+    lipschitz_every: int = MISSING
     report_size: int = MISSING
 
 
@@ -109,8 +99,38 @@ class Sample:
     device: str = MISSING
 
 
+@dataclass
+class Lipschitz:
+    run: str | None = MISSING
+    n: int = MISSING
+    starts: int = MISSING
+    ascent: int = MISSING
+    seed: int = MISSING
+    out: str | None = MISSING
+    data_root: str | None = MISSING
+    device: str = MISSING
+
+
+@dataclass
+class Reproduce:
+    figure: dict[str, Any] = MISSING
+    budget: str = MISSING
+    seeds: list[int] = MISSING
+    out: str | None = MISSING
+    device: str = MISSING
+
+
+def _budget(cpu: Any, paper: Any, *, _root_: DictConfig) -> Any:
+    if _root_.budget not in BUDGETS:
+        raise ValueError(f"budget = {_root_.budget}: must be one of {', '.join(BUDGETS)}")
+    return {"cpu": cpu, "paper": paper}[_root_.budget]
+
+
+OmegaConf.register_new_resolver("budget", _budget, replace=True)  # ${budget:1000,100000}: on a CPU, as in the paper
 ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="sample_schema", node=Sample)
+ConfigStore.instance().store(name="lipschitz_schema", node=Lipschitz)
+ConfigStore.instance().store(name="reproduce_schema", node=Reproduce)
 
 
 def build(cfg: DictConfig, key: str, *arguments: Any, **more: Any) -> Any:
@@ -177,29 +197,36 @@ def objects(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def trained_generator(folder: Path, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-    """The generator of a run folder's newest checkpoint, and that checkpoint: its step, shape and span.
+def trained(folder: Path, device: torch.device) -> tuple[DictConfig, nn.Module, nn.Module, dict[str, Any]]:
+    """A run folder's config, and the generator, the critic and the rest of its newest checkpoint.
 
     Raises:
-        ValueError: no run folder, or nothing trained in it yet.
+        ValueError: no run folder, nothing trained in it yet, or a player that its checkpoint does not hold.
     """
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is no run folder: it has no config.yaml")
     state = load_latest(folder / "checkpoints", device)
     if state is None:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    generator, _ = networks(OmegaConf.load(folder / "config.yaml"), tuple(state["shape"]), device)
-    generator.load_state_dict(state["generator"])
-    return generator, state
+    cfg = OmegaConf.load(folder / "config.yaml")
+    players = dict(zip(("generator", "critic"), networks(cfg, tuple(state["shape"]), device), strict=True))
+    for name, player in players.items():
+        if name not in state:
+            raise ValueError(
+                f"the newest checkpoint of {folder} holds no {name}: give a run that scripts/train.py made"
+            )
+        try:
+            player.load_state_dict(state[name])
+        except RuntimeError as error:
+            raise ValueError(f"the {name} in {folder}'s checkpoint is not that of its config.yaml: {error}") from error
+    return cfg, players["generator"], players["critic"], state
 
 
 def networks(cfg: DictConfig, shape: tuple[int, ...], device: torch.device) -> tuple[nn.Module, nn.Module]:
     """Generator and critic for points of a shape, with initial weights that are a function of the seed."""
     players = []
     for name in ("generator", "critic"):
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(generator_for(cfg.seed, 0, f"init/{name}").get_state())
-            players.append(build(cfg, f"networks.{name}", shape).to(device))
+        players.append(initialised(partial(build, cfg, f"networks.{name}", shape), cfg.seed, name).to(device))
     if not hasattr(players[0], "latent_dim"):
         raise ValueError(f"networks.generator._target_ = {cfg.networks.generator._target_}: not a generator")
     return tuple(players)
@@ -249,81 +276,6 @@ def device_of(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device = {name}: not to be had here ({reason}). Use device=cpu or device=auto") from error
     return device
-
-
-def run_name(experiment: str | None, overrides: list[str]) -> str:
-    """A readable name of a command: its experiment and its overrides, without those that change no number.
-
-    Letters, digits and . - + _ alone, so that run=runs/NAME can be typed to Hydra and a shell without quotes.
-
-    >>> run_name("mnist", ["experiment=mnist", "train.steps=10", "seed=3"])
-    'mnist+seed-3'
-    """
-    named = sorted(o for o in overrides if o.lstrip("+~").split("=")[0] not in (*NOT_COMPUTED, "experiment"))
-    name = "+".join([experiment or "toy", *named])
-    readable = re.sub(r"[^\w.+]", "-", name)
-    if len(readable) > 120:
-        readable = readable[:100] + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
-    return readable
-
-
-@contextmanager
-def claim(folder: Path, cfg: DictConfig) -> Iterator[None]:
-    """Have a run folder for this process and this config alone: make it, or find it made by the same config.
-
-    Its config.yaml is written by `train`, when there is something to compute.
-
-    Raises:
-        ValueError: another process has it, another config made it (the differing keys are named), or it holds
-            something else. Nothing in it is touched then.
-    """
-    saved = folder / "config.yaml"
-    begun = {".lock", "config.yaml.tmp"}  # all that a run leaves that died before its config was there
-    if folder.is_dir() and not saved.exists() and any(path.name not in begun for path in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and no run folder (it has no config.yaml): choose another run_dir=")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be made ({error}): choose another run_dir=") from error
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"{folder} is in use by another process: wait for it, or choose another run_dir=") from error
-    try:
-        _check_same(saved, cfg)
-        yield
-    finally:
-        lock.release()
-
-
-def _check_same(saved: Path, cfg: DictConfig) -> None:
-    """Raise ValueError, with the differing keys, when a saved config computes something else."""
-    if saved.exists():
-        old, new = _computed(OmegaConf.load(saved)), _computed(cfg)
-        missing = "(no such key)"
-        differing = [
-            f"\n  {key}: {old.get(key, missing)} there, {new.get(key, missing)} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key, missing) != new.get(key, missing)
-        ]
-        if differing:
-            raise ValueError(
-                f"{saved.parent} belongs to another config:{''.join(differing)}"
-                "\nChoose another run_dir=, or set these back"
-            )
-
-
-def _computed(cfg: DictConfig) -> dict[str, Any]:
-    """The config as flat keys, without those that do not change what is computed."""
-
-    def flat(node: Any, prefix: str) -> dict[str, Any]:
-        if isinstance(node, dict):
-            return {k: v for name, child in node.items() for k, v in flat(child, f"{prefix}.{name}").items()}
-        return {prefix.lstrip("."): node}
-
-    everything = flat(OmegaConf.to_container(cfg, resolve=True), "")
-    return {key: value for key, value in everything.items() if key not in NOT_COMPUTED}
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import save_image
 
-__all__ = ["animation", "curves", "image_grid", "points", "value_surface"]
+__all__ = ["animation", "curves", "image_grid", "lipschitz", "points", "value_surface"]
 
 REAL, FAKE = "#d95f02", "#1b7837"
 
@@ -66,6 +66,7 @@ def curves(path: Path, records: list[dict[str, Any]], target: float) -> None:
         "negative critic loss": {"training": "critic_loss", "held out": "heldout_critic_loss"},
         "terms of the critic loss": {"wasserstein": "wasserstein", "penalty": "penalty"},
         "mean slope ||grad D||": {k: f"slope_{k}_mean" for k in ("real", "fake", "interpolates")},
+        "Lipschitz constant, at least": {"largest quotient": "largest_quotient"},
         "modes covered": {"modes": "modes"},
     }
     panels = {title: lines for title, lines in panels.items() if all(k in records[0] for k in lines.values())}
@@ -73,7 +74,8 @@ def curves(path: Path, records: list[dict[str, Any]], target: float) -> None:
     for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         sign = -1 if title.startswith("negative") else 1
         for label, key in lines.items():
-            axes.plot([r["step"] for r in records], [sign * r[key] for r in records], label=label, linewidth=1.2)
+            logged = [r for r in records if key in r]  # some are logged less often
+            axes.plot([r["step"] for r in logged], [sign * r[key] for r in logged], label=label, linewidth=1.2)
         if title.startswith("mean slope"):
             axes.axhline(target, color="black", linestyle=":", linewidth=1, label="target")
         axes.set(title=title, xlabel="generator updates")
@@ -81,6 +83,61 @@ def curves(path: Path, records: list[dict[str, Any]], target: float) -> None:
         if len(axes.lines) > 1:
             axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def lipschitz(path: Path, slopes: dict[str, Tensor], found: dict[str, Any], title: str = "") -> None:
+    """Save what scripts/lipschitz.py found: slopes (B,) by kind; the interval of the constant; distances.
+
+    Args:
+        found: as lipschitz.json has it.
+    """
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    at, between, far = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+    every = torch.cat(list(slopes.values())).cpu()
+    low, high = every.min().item(), every.quantile(0.999).item() if len(every) < 10_000_000 else every.max().item()
+    bins = torch.linspace(min(low, 0.9), max(high, 1.1), 80).tolist()
+    for kind, slope in slopes.items():
+        at.hist(slope.cpu().clamp(max=bins[-1]), bins=bins, histtype="step", linewidth=1.4, density=True, label=kind)
+    at.axvline(1, color="black", linestyle=":", linewidth=1, label="1-Lipschitz")
+    if "expected_slope" in found:
+        label = f"expected {found['expected_slope']:.3f} (from the {found['expected_from']})"
+        at.axvline(found["expected_slope"], color=REAL, linewidth=1.4, label=label)
+    at.set(title="Slope ||grad D|| at held-out points", xlabel="slope", ylabel="density")
+    at.legend(fontsize=8)
+
+    bounds = found["lipschitz"]
+    names = {"largest_quotient": "largest quotient of two points", "steepest": "steepest point found"}
+    names |= {"certified": "certified: no slope is above"}
+    values = {label: bounds[key] for key, label in names.items() if key in bounds}
+    _bars(between, values, "Lipschitz constant: at least, at most")
+    between.set_xscale("log")
+    between.set_xlim(min(*values.values(), 1) / 2, max(*values.values(), 1) * 6)
+    between.axvline(1, color="black", linestyle=":", linewidth=1)
+    if "certified" not in bounds:
+        between.set_xlabel("no certificate: a layer has none (lipschitz.json says which)")
+
+    distances = found["distances"]
+    names = {"gap": "gap E D(real) - E D(fake)", "corrected": "gap, corrected", "proved": "proved: W1 is at least"}
+    names |= {"exact_w1": "truth: exact W1 of the samples", "sampling_floor": "W1 of two samples of the data"}
+    values = {names[key]: distances[key] for key in names if key in distances}
+    proved = values.get(names["proved"])
+    if proved:
+        values[names["proved"]] = proved["bound"]
+    _bars(far, values, "Distance between real and generated")
+    if proved:
+        middle = list(values)[::-1].index(names["proved"])
+        far.plot([proved["low"], proved["high"]], [middle, middle], color="black", linewidth=2)
+    far.margins(x=0.25)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def _bars(axes: Any, values: dict[str, float], title: str) -> None:
+    """Named horizontal bars, the first on top, each with its number and its name above it."""
+    for row, (label, value) in enumerate(reversed(values.items())):
+        axes.barh(row, value, height=0.32, color=FAKE)
+        axes.annotate(f"{label}: {value:.4g}", (0, row + 0.22), xycoords=("axes fraction", "data"), fontsize=8.5)
+    axes.set(title=title, yticks=[], ylim=(-0.4, len(values) - 0.2))
 
 
 def animation(path: Path, pictures: list[Path], seconds: float = 6.0) -> None:

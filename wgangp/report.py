@@ -2,6 +2,7 @@
 step alone, so that a resumed run shows the same.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from wgangp import plots
+from wgangp.certify import certified_lipschitz
 from wgangp.gradients import total_norm
-from wgangp.lipschitz import slope_statistics
+from wgangp.lipschitz import (
+    corrected_wasserstein,
+    expected_slope,
+    largest_quotient,
+    slope_statistics,
+)
 from wgangp.logs import read_lines
 from wgangp.losses import Wasserstein
 from wgangp.metrics import mode_coverage
@@ -18,9 +25,10 @@ from wgangp.penalty import GradientPenalty
 from wgangp.seeds import generator_for, noise
 from wgangp.step import critic_objective, generator_objective
 
-__all__ = ["picture", "report"]
+__all__ = ["lipschitz_report", "picture", "report"]
 
 PICTURED = 128  # samples in a picture, made from noise that stays the same; four times as many points in the plane
+LOOKED = 256  # points of each kind, at most, that a look at the Lipschitz constant takes
 COVERAGE_SAMPLES = 10_000  # samples that modes are counted on
 
 
@@ -50,9 +58,7 @@ def report(
         values |= {prefix + name: term.item() for name, term in terms.items()}
         if split == "train":
             values |= _parameter_gradient("critic", terms["critic_loss"], critic)
-            between = torch.rand(size, generator=generator_for(seed, step, "eps/slopes", device), device=device)
-            for kind, statistics in slope_statistics(critic, real, fake, between).items():
-                values |= {f"slope_{kind}_{name}": value for name, value in statistics.items()}
+            values |= _flat(slope_statistics(critic, real, fake, generator=_random(seed, step, device)))
     z = noise(generator, size, seed, step, "report", device)
     objective = generator_objective(generator, critic, z, loss=loss)["generator_loss"]
     values |= {"generator_loss": objective.item(), **_parameter_gradient("generator", objective, generator)}
@@ -61,6 +67,39 @@ def report(
             samples = generator(noise(generator, COVERAGE_SAMPLES, seed, 0, "coverage", device))
         values |= mode_coverage(samples, data.centres, data.sd)
     return values
+
+
+def lipschitz_report(
+    generator: nn.Module, critic: nn.Module, data: Any, penalty: GradientPenalty, seed: int, step: int, size: int
+) -> dict[str, float]:
+    """What train.lipschitz_every adds to a line of the log: the interval of the critic's Lipschitz constant, the slope
+    that is expected of it, and on the line and in the plane the slopes on optimally coupled segments. Held-out samples.
+    The cheap part of scripts/lipschitz.py, which also climbs to the steepest point.
+    """
+    size = min(size, LOOKED)
+    device = next(critic.parameters()).device
+    real, _ = data.batch(step, size, seed, "heldout", purpose="lipschitz")
+    with torch.no_grad():
+        fake = generator(noise(generator, size, seed, step, "lipschitz", device))
+        gap = (critic(real).mean() - critic(fake).mean()).item()
+    values = {"largest_quotient": largest_quotient(critic, torch.cat([real, fake]))}
+    with suppress(ValueError):  # a critic with a norm layer: no bound, no number
+        values["certified_lipschitz"] = certified_lipschitz(critic, data.shape)
+    if penalty.weight > 0 and penalty.target == 1 and gap >= 0:
+        corrected = corrected_wasserstein(gap, penalty.weight)
+        values |= {"corrected_wasserstein": corrected, "expected_slope": expected_slope(corrected, penalty.weight)}
+    if data.shape in ((1,), (2,)):
+        slopes = slope_statistics(critic, real, fake, generator=_random(seed, step, device), coupled=True)
+        values |= _flat({"coupled": slopes["coupled"]})
+    return values
+
+
+def _random(seed: int, step: int, device: torch.device) -> torch.Generator:
+    return generator_for(seed, step, "eps/slopes", device)
+
+
+def _flat(statistics: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {f"slope_{kind}_{name}": value for kind, part in statistics.items() for name, value in part.items()}
 
 
 def _parameter_gradient(name: str, objective: Tensor, module: nn.Module) -> dict[str, float]:

@@ -5,11 +5,12 @@ generators are never touched.
 """
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["generator_for", "noise"]
+__all__ = ["generator_for", "initialised", "noise"]
 
 
 def generator_for(seed: int, step: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -20,6 +21,15 @@ def generator_for(seed: int, step: int, purpose: str, device: torch.device | str
     """
     digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def initialised(make: Callable[[], nn.Module], seed: int, name: str) -> nn.Module:
+    """What make() builds, its initial weights a function of (seed, name): the global generator is set for it, and set
+    back.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator_for(seed, 0, f"init/{name}").get_state())
+        return make()
 
 
 def noise(

@@ -16,7 +16,7 @@ from wgangp.checkpoint import load_latest, save, write_atomic
 from wgangp.logs import Log, append_line, provenance, read_lines
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
-from wgangp.report import picture, report
+from wgangp.report import lipschitz_report, picture, report
 from wgangp.seeds import generator_for, noise
 from wgangp.step import critic_step, generator_step
 
@@ -40,6 +40,7 @@ def train(
     log_every: int,  # updates between lines of the log
     sample_every: int,  # updates between pictures
     checkpoint_every: int,  # updates between checkpoints
+    lipschitz_every: int,  # updates between looks at the critic's Lipschitz constant, in the same log
     report_size: int,  # points of each kind that a line of the log is computed on
     clip_weights: float | None = None,  # bound of the critic's weights
     clip_gradient_norm: float | None = None,  # threshold of both players' gradients
@@ -80,9 +81,12 @@ def train(
     with closing(log), _stop_signals() as stop, _progress(step, steps) as bar:
         while True:
             done = step >= steps
-            if step % log_every == 0 or done:
+            look = step % lipschitz_every == 0 or done
+            if step % log_every == 0 or look:
                 _check_finite(unchecked, folder)
                 values = report(generator, critic, data, loss, penalty, seed, step, report_size)
+                if look:
+                    values |= lipschitz_report(generator, critic, data, penalty, seed, step, report_size)
                 _require_finite(step, values, folder)
                 log.write(step, values)
                 shown = {"wasserstein": "wasserstein", "penalty": "penalty", "slope": "slope_interpolates_mean"}

@@ -23,6 +23,8 @@ class LeakyReLU(nn.Module):
     derivative) back through the whole network.
     """
 
+    lipschitz = 1.0  # for certified_lipschitz, which cannot see through the mask
+
     def __init__(self, slope: float = 0.2) -> None:
         super().__init__()
         self.slope = slope

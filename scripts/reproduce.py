@@ -1,0 +1,80 @@
+"""Reproduce a figure: python scripts/reproduce.py figure=NAME [budget=paper] [seeds=[0]]. README.md lists them."""
+
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from wgangp import config, runs
+from wgangp.checkpoint import write_atomic
+from wgangp.logs import append_line, provenance, read_lines
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="reproduce")
+def main(cfg: DictConfig) -> None:
+    try:
+        print(reproduce(cfg, HydraConfig.get().runtime.choices["figure"]))
+    except ValueError as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        sys.exit(f"error: {error}")
+
+
+def reproduce(cfg: DictConfig, name: str) -> Path:
+    """Measure what is not measured yet, then draw and write all of it. ValueError where that cannot be."""
+    config.check_keys(cfg, config.Reproduce)
+    if not cfg.seeds or min(cfg.seeds) < 0 or len(set(cfg.seeds)) < len(cfg.seeds):
+        raise ValueError(f"seeds = {list(cfg.seeds)}: different numbers >= 0, at least one")
+    figure, device = config.build(cfg, "figure"), config.device_of(cfg.device)
+    cells = figure.cells()
+    folder = Path(cfg.out or Path("results", name if cfg.budget == "cpu" else f"{name}+{cfg.budget}"))
+    options = OmegaConf.create({"figure": asdict(figure)})
+    with runs.claim(folder, options, key="out"):
+        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(options))
+        path = folder / "records.jsonl"
+        wanted = [(seed, cell) for seed in cfg.seeds for cell in cells]
+        done = [(r["seed"], {key: r[key] for key in cells[0]}) for r in read_lines(path)]
+        missing = [work for work in wanted if work not in done]
+        for number, (seed, cell) in enumerate(missing, 1):
+            print(f"{number} of {len(missing)}: {', '.join(map(str, cell.values()))}, seed {seed}", flush=True)
+            began = time.monotonic()
+            run = folder / "runs" / runs.run_name(str(seed), [str(value) for value in cell.values()])
+            numbers = figure.measure(cell, seed, run, device)
+            seconds = round(time.monotonic() - began, 1)
+            append_line(path, {"seed": seed, **cell, **numbers, "seconds": seconds, **provenance(device)})
+        records = read_lines(path)
+        complete = [r for r in records if sum(other["seed"] == r["seed"] for other in records) == len(cells)]
+        figure.draw(folder / f"{name}.png", complete)
+        write_atomic(folder / "README.md", readme(name, figure, complete))
+    return folder
+
+
+def readme(name: str, figure: Any, records: list[dict[str, Any]]) -> str:
+    """The five lines, and the picture."""
+    seeds = sorted({record["seed"] for record in records})
+    commits = dict.fromkeys(f"{r['commit'] or 'unknown'}"[:7] + (" (changed)" if r["dirty"] else "") for r in records)
+    hardware = dict.fromkeys(f"{r['device']}, torch {r['torch']}" for r in records)
+    commands = dict.fromkeys(r["command"] for r in records)
+    numbers = ", ".join(f"{key} {value}" for key, value in asdict(figure).items() if key != "data_root")
+    minutes = sum(record["seconds"] for record in records) / 60
+    command = ", ".join(f"`{c}`" for c in commands)
+    return f"""# {name}
+
+- **Run**: {command} at {", ".join(commits)}: {numbers}; seeds {seeds}, {len(records)} runs.
+- **Time**: {minutes:.0f} min in all on {", ".join(hardware)}, while the machine did other work.
+- **The paper**: {figure.PAPER}.
+- **Here**: {figure.findings(records)}.
+- **Where they differ, and why**: {figure.WHY}.
+
+![{name}]({name}.png)
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,459 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from wgangp.certify import certified_lipschitz
+from wgangp.gradients import gradient_norm
+from wgangp.networks import layers
+from wgangp.networks.dcgan import MNISTCritic
+from wgangp.networks.mlp import MLPCritic
+
+
+class Function(nn.Module):
+    """x -> function(x), and modules to give it a name and weights."""
+
+    def __init__(self, function, **modules):
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True)),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x):
+        return F.avg_pool2d(x, 2) + F.avg_pool2d(self.layers(x), 2)
+
+
+def steepest(critic, shape, points=500):
+    critic = copy.deepcopy(critic).double()
+    return gradient_norm(critic, torch.randn(points, *shape).double() * 3).max().item()
+
+
+def matrix(function, shape):
+    """The linear part of an affine function of one sample, as a matrix."""
+    n = math.prod(shape)
+    with torch.no_grad():
+        basis = torch.cat([torch.eye(n), torch.zeros(1, n)]).double().reshape(n + 1, *shape)
+        columns = function(basis).flatten(1)
+    return columns[:-1] - columns[-1]
+
+
+def bound_of(function, shape):
+    """The bound of a map to more than a number, with |score| = its norm by a layer that is taken at its word."""
+    norm = Function(lambda y: y.flatten(1).norm(dim=1))
+    norm.lipschitz = 1.0
+    return certified_lipschitz(
+        nn.Sequential(function if isinstance(function, nn.Module) else Function(function), norm), shape
+    )
+
+
+def orthogonal(n):
+    layer = nn.Linear(n, n)
+    nn.init.orthogonal_(layer.weight)
+    return layer
+
+
+# Constants that are known
+
+
+def test_a_linear_critic_has_the_norm_of_its_weights():
+    for dtype in (torch.float32, torch.float64):
+        critic = nn.Linear(7, 1).to(dtype)
+        assert certified_lipschitz(critic, (7,)) == pytest.approx(critic.weight.double().norm().item(), rel=1e-8)
+
+
+def test_it_is_never_below_the_constant_by_rounding():
+    for _ in range(50):
+        critic = nn.Linear(5, 1).double()
+        assert certified_lipschitz(critic, (5,)) > critic.weight.norm().item()
+
+
+def test_orthogonal_layers_with_relus_have_the_norm_of_the_last():
+    last = nn.Linear(6, 1)
+    critic = nn.Sequential(
+        orthogonal(6), nn.ReLU(), orthogonal(6), layers.LeakyReLU(), orthogonal(6), layers.ReLU(), last
+    )
+    assert certified_lipschitz(critic, (6,)) == pytest.approx(last.weight.norm().item(), rel=1e-5)
+
+
+def test_a_deep_linear_network_with_aligned_layers_is_tight():
+    u, v = F.normalize(torch.randn(2, 8).double())
+    network = nn.Sequential(*[nn.Linear(8, 8) for _ in range(6)], nn.Linear(8, 1)).double()
+    with torch.no_grad():
+        for i, layer in enumerate(network[:-1]):
+            layer.weight.copy_((1 + 0.1 * i) * torch.outer(u, u))
+        network[-1].weight.copy_(3 * u)
+    true = 3 * math.prod(1 + 0.1 * i for i in range(6))
+    assert certified_lipschitz(network, (8,)) == pytest.approx(true, rel=1e-8)
+    assert steepest(network, (8,)) == pytest.approx(true, rel=1e-8)
+    with torch.no_grad():
+        network[0].weight.copy_(torch.outer(u, v))  # what comes in along v goes out along u
+    assert certified_lipschitz(network, (8,)) == pytest.approx(true, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    "function, constant",
+    [
+        (lambda x: x + x, 2),
+        (lambda x: x - 2 * x, 3),  # a bound: it does not see that they cancel
+        (lambda x: torch.add(x, x, alpha=3), 6),  # likewise: at most 4
+        (lambda x: 1 - x, 1),
+        (lambda x: x + torch.ones(4, 1, 1), 1),
+        (lambda x: x.detach() * -3.0, 3),
+        (lambda x: x.data / torch.tensor([2.0, 4.0, -4.0, 8.0]), 0.5),
+        (lambda x: torch.cat([x, 2 * x], 1), math.sqrt(5)),
+        (lambda x: torch.stack([x, x, x], 1), math.sqrt(3)),
+        (lambda x: x[:, :1].expand(-1, 9, -1, -1), 3),
+        (lambda x: x[:, [0, 0, 1]], math.sqrt(2)),
+        (lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1)[:, 3:], 1),
+        (lambda x: torch.cat(x.chunk(2, 1), 2), math.sqrt(2)),  # 1; each half is bounded by the whole
+        (lambda x: x[:, :1] * -torch.ones(4, 1, 1), 2),
+        (lambda x: x[:, :1] + torch.ones(4, 1, 1), 2),
+        (lambda x: x.mean(dim=(2, 3)), 1 / 4),
+        (lambda x: x.sum((1, 2)), 4),
+        (lambda x: x.squeeze().unsqueeze(2), 1),
+        (lambda x: F.pad(x, (1, 2), value=5.0), 1),
+        (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), 2),
+        (lambda x: F.avg_pool2d(x, 2), 1 / 2),
+        (lambda x: F.avg_pool2d(x, 3, 1, 1), 1),
+        (lambda x: F.adaptive_avg_pool2d(x, 1), 1 / 4),
+        (lambda x: F.adaptive_avg_pool2d(x, 2), 1 / 2),
+        (lambda x: F.max_pool2d(x, 2), 1),
+        (lambda x: F.max_pool2d(x, 3, 2, 1), 2),
+        (lambda x: F.max_pool2d(x, 2, 1), 2),
+        (lambda x: F.max_pool2d(x, 2, 2, 1, dilation=2), 2),
+        (lambda x: F.interpolate(x, scale_factor=3), 3),
+        (lambda x: F.pixel_unshuffle(x, 2), 1),
+        (lambda x: F.dropout(x, training=False), 1),
+        (lambda x: x @ torch.diag(torch.arange(4.0)).double(), 3),
+        (lambda x: torch.diag(torch.arange(4.0)).double() @ x, 3),
+        (lambda x: F.linear(x, 2 * torch.eye(4).double()), 2),
+        (lambda x: F.relu_(2 * x), 2),
+        (lambda x: x.clone().mul_(3).add_(x), 4),
+    ],
+)
+def test_operations_with_a_known_constant(function, constant):
+    assert bound_of(function, (4, 4, 4)) == pytest.approx(constant, rel=1e-8)
+
+
+def test_a_residual_connection_adds_one():
+    class Shortcut(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    assert bound_of(Shortcut(orthogonal(6), nn.ReLU(inplace=True)), (6,)) == pytest.approx(2, rel=1e-5)
+
+
+def test_spectral_norm_and_weight_norm_are_seen():
+    layer = nn.Linear(6, 1)
+    normed = nn.utils.parametrizations.weight_norm(copy.deepcopy(layer))
+    assert certified_lipschitz(normed, (6,)) == pytest.approx(layer.weight.norm().item(), rel=1e-6)
+    for spectral in (nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm):
+        normed = spectral(copy.deepcopy(layer))
+        with torch.no_grad():
+            normed(torch.zeros(1, 6))  # the older one takes its first step here
+        assert certified_lipschitz(normed, (6,)) == pytest.approx(1, rel=1e-5)
+
+
+# Convolutions against the matrix
+
+
+def check_against_the_matrix(layer, shape, factor=1.5):
+    layer = layer.double()
+    true = torch.linalg.svdvals(matrix(layer, shape)).max().item()
+    bound = bound_of(layer, shape)
+    assert true <= bound <= factor * true
+    return bound / true
+
+
+@settings(max_examples=100, derandomize=True)
+@given(
+    kernel=st.sampled_from([1, 3, 4, 5]),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    groups=st.integers(1, 2),
+    size=st.integers(5, 9),
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    kind=st.sampled_from([nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d]),
+    seed=st.integers(0, 9),
+)
+def test_convolutions_are_bounded_closely(kernel, stride, padding, dilation, groups, size, channels, kind, seed):
+    transposed = kind in (nn.ConvTranspose1d, nn.ConvTranspose2d)
+    if not transposed and size + 2 * padding < dilation * (kernel - 1) + 1:
+        return
+    if transposed and (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1 < 1:
+        return
+    torch.manual_seed(seed)
+    c_in, c_out = (groups * c for c in channels)
+    layer = kind(c_in, c_out, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    shape = (c_in, size) if kind in (nn.Conv1d, nn.ConvTranspose1d) else (c_in, size, size)
+    check_against_the_matrix(layer, shape, factor=1.6 if dilation == 1 and size - kernel > 3 else 2.5)
+
+
+@pytest.mark.parametrize("size", [5, 8, 9])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3, 4, 5])
+def test_same_convolutions_are_bounded_closely(kernel, stride, size):
+    check_against_the_matrix(layers.Conv2d(2, 3, kernel, stride), (2, size, size))
+
+
+def test_the_transposed_convolution_of_the_released_code_is_bounded_closely():
+    check_against_the_matrix(layers.ConvTranspose2d(3, 2), (3, 5, 5))
+
+
+def test_kernels_whose_taps_all_agree_are_bounded_closely():
+    for stride in (1, 2, 3):  # those overlap the most
+        layer = nn.Conv2d(1, 1, 3, stride=stride, padding=1)
+        nn.init.ones_(layer.weight)
+        check_against_the_matrix(layer, (1, 9, 9), factor=1.2)
+
+
+def test_convolutions_with_one_window_or_one_tap_are_bounded_exactly():
+    for layer, shape in (
+        (nn.Conv2d(2, 3, 5), (2, 5, 5)),
+        (nn.ConvTranspose2d(2, 3, 5, stride=2), (2, 1, 1)),
+        (nn.Conv2d(4, 6, 1, groups=2), (4, 5, 5)),
+        (nn.Conv2d(2, 3, 2, stride=2), (2, 6, 6)),
+    ):
+        assert check_against_the_matrix(layer, shape) == pytest.approx(1, rel=1e-8)
+
+
+def test_groups_do_not_add_up():
+    layer = nn.Conv2d(8, 8, 1, groups=8)
+    nn.init.ones_(layer.weight)
+    assert check_against_the_matrix(layer, (8, 5, 5)) == pytest.approx(1, rel=1e-8)
+
+
+@pytest.mark.parametrize("sizes", [(5, 5), (3, 9), (9, 2)])
+def test_dense_layers_have_their_largest_singular_value(sizes):
+    assert check_against_the_matrix(nn.Linear(*sizes), sizes[:1]) == pytest.approx(1, rel=1e-8)
+
+
+# Critics: never below a slope
+
+
+class Branches(nn.Module):
+    """Convolutions, a shortcut, average pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), Residual(4), Residual(4), nn.LeakyReLU(0.2))
+        self.last = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.last(self.layers(x).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    "critic, shape",
+    [
+        (lambda: MLPCritic((3,), width=16), (3,)),
+        (lambda: nn.Sequential(nn.Linear(3, 9), nn.SiLU(), nn.Linear(9, 9), nn.GELU(), nn.Linear(9, 1)), (3,)),
+        (lambda: MNISTCritic((1, 28, 28), width=4), (1, 28, 28)),
+        (Branches, (2, 8, 8)),
+    ],
+)
+def test_no_point_is_steeper(critic, shape):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        network = critic()
+        slope = steepest(network, shape, points=200)
+        assert 0 < slope <= certified_lipschitz(network, shape) < 1000 * slope
+
+
+@pytest.mark.parametrize(
+    "activation, least",
+    [
+        (nn.ReLU(), 1),
+        (nn.LeakyReLU(0.3), 1),
+        (nn.LeakyReLU(-2.0), 2),
+        (nn.ELU(), 1),
+        (nn.ELU(3.0), 3),
+        (nn.SELU(), 1.758),
+        (nn.SiLU(), 1.0998),
+        (nn.GELU(), 1.1289),
+        (nn.GELU("tanh"), 1.1289),
+        (nn.Softplus(), 1),
+        (nn.Softplus(3.0), 1),
+        (nn.Tanh(), 1),
+        (nn.Sigmoid(), 1 / 4),
+        (nn.Hardtanh(), 1),
+        (nn.ReLU6(), 1),
+        (nn.PReLU(init=-1.5), 1.5),
+        (Function(torch.abs), 1),
+        (Function(torch.sin), 1),
+        (Function(lambda x: x.clamp(-1, 2)), 1),
+        (layers.LeakyReLU(), 1),
+        (layers.ReLU(), 1),
+    ],
+    ids=str,
+)
+def test_the_constant_of_an_activation_is_its_steepest_slope(activation, least):
+    x = torch.linspace(-19, 19, 2_000_001, dtype=torch.float64)
+    with torch.no_grad():
+        steepest = (copy.deepcopy(activation).double()(x).diff() / x.diff()).abs().max().item()
+    bound = bound_of(activation, (3,))
+    assert least * (1 - 1e-4) <= steepest <= bound * (1 + 1e-9) <= steepest * 1.002
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    "function, match",
+    [
+        (lambda x: x * x, "mul"),
+        (lambda x: x.square(), "pow"),
+        (lambda x: torch.ones(2) / x, "div"),
+        (lambda x: x @ x.mT, "bmm"),
+        (lambda x: F.softmax(x, 2), "softmax"),
+        (lambda x: torch.where(x > 0, x, -x), "gt"),
+        (lambda x: x if x.sum() > 0 else -x, "mixed"),
+        (lambda x: x if x.mean((1, 2))[0] > 0 else -x, "mixed"),
+        (lambda x: F.relu(x) * x.sum(1).max().item(), "max"),
+        (lambda x: x.round(), "round"),
+        (lambda x: x.float(), "float32"),
+        (lambda x: torch.from_numpy(x.numpy()), "numpy"),
+        (lambda x: torch.tensor(x.tolist()), "tolist"),
+        (lambda x: torch.from_numpy(np.asarray(x)), "__array__"),
+        (lambda x: x - x.mean(0), "mixed"),
+        (lambda x: x - x.mean(0, keepdim=True), "mixed"),
+        (lambda x: x.flip(0), "mixed"),
+        (lambda x: x.roll(1, 0), "roll"),
+        (lambda x: x.transpose(0, 1), "mixed"),
+        (lambda x: x[:1] + x, "mixed"),
+        (lambda x: x[[1, 0]], "mixed"),
+        (lambda x: x[[0, 0]], "mixed"),
+        (lambda x: x[[1, 1]], "mixed"),
+        (lambda x: torch.cat([x, x]), "mixed"),
+        (lambda x: torch.cat([x.flatten(1), x.flatten(1)], -2), "mixed"),
+        (lambda x: x + torch.zeros(2, 2, 2, 2), "mixed"),
+        (lambda x: x.view(1, -1), "mixed"),
+        (lambda x: x.new_zeros(x.shape).copy_(x), "copy_"),
+        (lambda x: x.new_zeros(x.shape).add_(x), "add_"),
+        (lambda x: (x.view(-1).mul_(5), x)[1], "views"),
+        (lambda x: (x.detach().mul_(5), x)[1], "views"),
+        (lambda x: (x.chunk(2, 1)[0].mul_(5), x)[1], "views"),
+        (lambda x: F.dropout(x, training=True), "empty_like"),
+        (lambda x: F.softplus(x, threshold=1), "inf"),
+        (lambda x: x * math.inf, "inf"),
+        (lambda x: x / 0, "inf"),
+        (lambda x: F.pad(x.unsqueeze(1), (1, 1, 1, 1), mode="circular"), "copy_"),
+        (lambda x: F.rms_norm(x, (2,)), "rms_norm"),
+        (lambda x: F.max_pool2d(x.unsqueeze(1), 2, return_indices=True)[1], "inf|float"),
+        (lambda x: torch.div(x, 2, rounding_mode="floor"), "rounds"),
+    ],
+)
+def test_what_has_no_rule_is_refused_at_its_layer(function, match):
+    critic = nn.Sequential(nn.Linear(2, 2), Function(function), Function(lambda x: x.flatten(1).sum(1)))
+    with pytest.raises(ValueError, match=match) as caught:
+        certified_lipschitz(critic, (2, 2))
+    assert "at 1 (Function)" in str(caught.value) or "the bound is" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "norm, reason",
+    [
+        (nn.BatchNorm2d(4), "mixes the samples"),
+        (layers.BatchNorm(4), "mixes the samples"),
+        (nn.LayerNorm([4, 8, 8]), "316"),
+        (nn.GroupNorm(2, 4), "316"),
+        (nn.InstanceNorm2d(4), "316"),
+    ],
+)
+def test_norm_layers_are_refused_by_name_and_reason(norm, reason):
+    critic = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 1), norm), nn.Flatten(), nn.Linear(256, 1))
+    with pytest.raises(ValueError, match=rf"at 0\.1 \({type(norm).__name__}\).*_norm.*{reason}.*Use a critic without"):
+        certified_lipschitz(critic, (1, 8, 8))
+
+
+def test_a_norm_in_the_mnist_critic_is_found():
+    with pytest.raises(ValueError, match=r"at layers\.3 \(BatchNorm\)"):
+        certified_lipschitz(MNISTCritic((1, 28, 28), width=2, norm=True), (1, 28, 28))
+
+
+@pytest.mark.parametrize(
+    "critic, match",
+    [
+        (nn.Linear(4, 2), "one score a sample"),
+        (nn.Sequential(nn.Linear(4, 1), nn.Flatten(0), Function(lambda x: x.expand(2))), None),
+        (Function(lambda x: x.sum()), "mixed"),
+        (Function(lambda x: torch.zeros(len(x))), "not computed from the points"),
+        (Function(lambda x: torch.randn(len(x)) + x.sum(1)), "random"),
+        (nn.Sequential(nn.Linear(3, 1)), r"points of shape \(4,\) do not fit, at 0 \(Linear\)"),
+        (nn.Conv2d(1, 1, 3), "do not fit|mixed"),
+        (MLPCritic((2,), width=3), "this critic is for points of shape"),
+    ],
+)
+def test_critics_that_are_none(critic, match):
+    if match is None:
+        assert certified_lipschitz(critic, (4,)) > 0
+        return
+    with pytest.raises(ValueError, match=match):
+        certified_lipschitz(critic, (4,))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value):
+    critic = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    nn.init.constant_(critic[1].bias, value)
+    with pytest.raises(ValueError, match=r"1\.bias has NaN or inf"):
+        certified_lipschitz(critic, (2,))
+    weight = torch.full((1, 2), value).double()
+    with pytest.raises(ValueError, match=r"at the critic \(Function\): its weight has NaN or inf"):
+        certified_lipschitz(Function(lambda x: F.linear(x, weight)), (2,))
+
+
+# The promise of a module
+
+
+def test_a_module_with_a_constant_is_taken_at_its_word():
+    steep = Function(lambda x: torch.from_numpy(7 * x.numpy()))
+    steep.lipschitz = 7
+    critic = nn.Sequential(steep, nn.Linear(3, 1))
+    assert certified_lipschitz(critic, (3,)) == pytest.approx(7 * critic[1].weight.double().norm().item(), rel=1e-8)
+    steep.lipschitz = -1.0
+    with pytest.raises(ValueError, match="lipschitz = -1"):
+        certified_lipschitz(critic, (3,))
+
+
+# The critic stays as it is
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_critic_and_the_random_numbers_stay_as_they_are(training):
+    critic = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.utils.parametrizations.spectral_norm(nn.Linear(4, 1)))
+    critic.train(training)
+    before, random = copy.deepcopy(critic.state_dict()), torch.get_rng_state()
+    certified_lipschitz(critic, (3,))
+    assert all(torch.equal(value, before[name]) for name, value in critic.state_dict().items())
+    assert all(p.dtype == torch.float32 and p.requires_grad and p.grad is None for p in critic.parameters())
+    assert all(m.training == training and not m._forward_hooks and not m._forward_pre_hooks for m in critic.modules())
+    assert not any("forward" in vars(m) for m in critic.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_scores_may_have_an_axis_of_one_and_the_mode_of_gradients_does_not_matter():
+    critic = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    flat = nn.Sequential(critic, nn.Flatten(0))
+    assert certified_lipschitz(critic, (3,)) == certified_lipschitz(flat, (3,))
+    with torch.no_grad():
+        assert certified_lipschitz(critic, (3,)) == certified_lipschitz(flat, (3,))
