@@ -1,5 +1,6 @@
 """Reproduce a figure: python scripts/reproduce.py figure=NAME [budget=paper] [seeds=[0]]. README.md lists them."""
 
+import json
 import os
 import sys
 import time
@@ -39,7 +40,9 @@ def reproduce(cfg: DictConfig, name: str) -> Path:
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(options))
         path = folder / "records.jsonl"
         wanted = [(seed, cell) for seed in cfg.seeds for cell in cells]
-        done = [(r["seed"], {key: r[key] for key in cells[0]}) for r in read_lines(path)]
+        whole = read_lines(path)
+        write_atomic(path, "".join(json.dumps(record) + "\n" for record in whole))  # without a line that was cut off
+        done = [(r["seed"], {key: r[key] for key in cells[0]}) for r in whole]
         missing = [work for work in wanted if work not in done]
         for number, (seed, cell) in enumerate(missing, 1):
             print(f"{number} of {len(missing)}: {', '.join(map(str, cell.values()))}, seed {seed}", flush=True)

@@ -7,7 +7,11 @@ from wgangp import NormalizedGradientDescent, config
 from wgangp.train import train
 
 CONF = ROOT / "conf"
-CHOICES = [f"{p.parent.relative_to(CONF)}={p.stem}" for p in sorted(CONF.rglob("*.yaml")) if p.parent != CONF]
+CHOICES = [
+    f"{p.parent.relative_to(CONF)}={p.stem}"
+    for p in sorted(CONF.rglob("*.yaml"))
+    if p.parent.name not in ("conf", "figure")  # tests/test_figures.py has those
+]
 TOY = ("networks.generator.width=8", "networks.critic.width=8")
 SHORT = ("train.steps=1", "train.batch_size=4", "train.report_size=4", "train.critic_steps=2", "device=cpu")
 PROMISED = [
@@ -38,7 +42,7 @@ def run(configure, folder, root, *overrides):
 
 def test_every_folder_of_conf_is_a_group_of_the_schema():
     groups = {p.name for p in CONF.iterdir() if p.is_dir()}
-    assert groups == {"data", "networks", "loss", "penalty", "optim", "experiment"}
+    assert groups == {"data", "networks", "loss", "penalty", "optim", "experiment", "figure"}
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -68,7 +72,8 @@ def test_every_promised_override_runs_and_reaches_what_it_names(configure, tmp_p
 
 def test_every_other_config_composes(configure):
     for path in CONF.glob("*.yaml"):
-        assert configure(name=path.stem)
+        figure = ["figure=penalties"] if path.stem == "reproduce" else []
+        assert configure(*figure, name=path.stem)
 
 
 def test_every_experiment_and_key_explains_itself():
@@ -80,7 +85,20 @@ def test_every_experiment_and_key_explains_itself():
         inside = False
         for line in path.read_text().splitlines():
             inside = line.startswith(
-                ("train:", "clip:", "regularize:", "seed", "device", "run", "what", "n:", "out")
+                (
+                    "train:",
+                    "clip:",
+                    "regularize:",
+                    "seed",
+                    "device",
+                    "run",
+                    "what",
+                    "n:",
+                    "out",
+                    "starts",
+                    "ascent",
+                    "budget",
+                )
             ) or (inside and line.startswith("  "))
             if inside and not line.endswith(":"):
                 assert "#" in line, f"{path.name}: {line} has no comment"

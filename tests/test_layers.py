@@ -12,6 +12,7 @@ FLOORS = [  # a module may import from those above it in this list, not from its
     {"logs", "plots"},
     {"report"},
     {"train", "config", "runs"},
+    {"figures"},
 ]
 LEAVES = {"networks": set(), "data": {"seeds"}}  # and what these may see of the rest
 

@@ -50,6 +50,12 @@ def test_the_score_of_one_sample_depends_on_no_other(critic, shape):
     assert jacobian[~own].eq(0).all() and jacobian[own].abs().amax(1).gt(0).all()
 
 
+def test_a_slope_that_is_no_leak_is_refused():
+    for slope in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"slope = .*\[0, 1\)"):
+            layers.LeakyReLU(slope)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ours, torchs", [(layers.ReLU(), nn.ReLU()), (layers.LeakyReLU(0.2), nn.LeakyReLU(0.2))])
 def test_activations_are_torchs_to_the_bit_in_value_gradient_and_double_backward(ours, torchs, dtype):

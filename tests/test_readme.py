@@ -33,7 +33,7 @@ def test_every_choice_and_key_is_named():
             assert f"`{path.stem}`" in README, f"{path.parent.name}={path.stem}"
     config = OmegaConf.load(ROOT / "conf" / "config.yaml")
     keys = [*config.train, *config.clip, *config.regularize, "seed", "device", "run_dir", "weight", "target", "sides"]
-    for key in [*keys, "points", "root", "dequantize"]:
+    for key in [*keys, "points", "root", "dequantize", "dim", "distance", "count", "layout"]:
         assert f"`{key}" in README, key
 
 

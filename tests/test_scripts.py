@@ -9,8 +9,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
+
+from wgangp import checkpoint
 
 pytestmark = pytest.mark.slow  # every command imports torch anew
 
@@ -82,6 +85,77 @@ def test_sampling_from_a_run(user):
     ):
         message = user("sample.py", *([run] if not bad.startswith("run") else []), bad, fails=True)
         assert "error: " in message and said in message and "Traceback" not in message
+
+
+def test_the_lipschitz_report_of_a_run(user):
+    said = user("train.py", *TINY, "train.steps=2", "seed=8", "penalty.sides=one")
+    run = "run=" + said.splitlines()[0].removeprefix("run folder: ")
+    small = ["n=60", "starts=9", "ascent=3"]
+    made = user.folder / user("lipschitz.py", run, *small).strip()
+    found = json.loads((made / "lipschitz.json").read_text())
+    assert set(found["slopes"]) == {"real", "fake", "interpolates", "perturbed", "coupled"}
+    bounds, distances = found["lipschitz"], found["distances"]
+    steepest = max(bounds["largest_quotient"], bounds["steepest"], *(s["max"] for s in found["slopes"].values()))
+    assert steepest <= bounds["certified"]
+    assert distances["proved"]["low"] <= distances["proved"]["bound"] <= distances["proved"]["high"]
+    assert distances["sampling_floor"] < distances["exact_w1"]
+    assert found["step"] == 2 and found["n"] == 60 and found["commit"] and "lipschitz.py" in found["command"]
+    with Image.open(made / "lipschitz.png") as picture:
+        assert picture.width > 1000
+    before = (made / "lipschitz.json").stat().st_mtime_ns
+    assert made.name in user("lipschitz.py", run, *small) and (made / "lipschitz.json").stat().st_mtime_ns == before
+    assert (user.folder / user("lipschitz.py", run, *small, "seed=1", "out=mine_too").strip()).name == "mine_too"
+    for bad, said in (
+        ("n=5001", "at most 5000 points; take n=5000"),
+        ("n=1", "n = 1: must be >= 2"),
+        ("ascent=0", "ascent = 0"),
+        ("out=mine_too", "not overwritten"),
+        ("data_root=here", "is drawn, not read"),
+        ("+foo=1", "unknown key"),
+        ("run=nowhere", "no run folder"),
+        ("run=null", "run=FOLDER is needed"),
+    ):
+        message = user("lipschitz.py", *([run] if not bad.startswith("run") else []), bad, fails=True)
+        assert "error: " in message and said in message and "Traceback" not in message
+
+
+def test_a_critic_with_batch_norm_is_looked_at_without_a_certificate(user, small_mnist):
+    tiny = ["networks.generator.width=4", "networks.critic.width=4", "train.report_size=9", "device=cpu"]
+    arguments = [f"data.root={small_mnist}", *tiny, "train.steps=1", "run_dir=clipped"]
+    user("train.py", "experiment=mnist_clip", *arguments)
+    made = user.folder / user("lipschitz.py", "run=clipped", "n=50", "starts=5", "ascent=2").strip()
+    found = json.loads((made / "lipschitz.json").read_text())
+    assert "layers.3" in found["lipschitz"]["not_certified"] and "certified" not in found["lipschitz"]
+    assert "expected_slope" not in found and set(found["distances"]) == {"gap"}
+    assert "coupled" not in found["slopes"]
+    message = user("lipschitz.py", "run=clipped", "n=101", fails=True)
+    assert "error: n: " in message and "smaller" in message
+    state = next((user.folder / "clipped" / "checkpoints").glob("*1.pt"))
+    without = {key: value for key, value in torch.load(state, weights_only=True).items() if key != "critic"}
+    checkpoint.save(user.folder / "clipped" / "checkpoints", 2, without)
+    assert "holds no critic" in user("lipschitz.py", "run=clipped", "n=50", fails=True)
+
+
+def test_figures_are_reproduced_in_a_sweep(user):
+    tiny = ["figure.width=4", "figure.steps=1", "figure.batch_size=8", "seeds=[0]", "device=cpu"]
+    said = user("reproduce.py", "-m", "figure=gradient_norms", *tiny, "budget=cpu,paper")
+    assert "results/gradient_norms\n" in said and "results/gradient_norms+paper" in said
+    for name in ("gradient_norms", "gradient_norms+paper"):
+        assert {p.name for p in (user.folder / "results" / name).iterdir()} >= {
+            "records.jsonl",
+            "README.md",
+            "config.yaml",
+            "gradient_norms.png",
+        }
+    for arguments, said in (
+        (["figure=nothing"], "value_surfaces"),  # Hydra lists what there is
+        ([], "figure"),
+        (["figure=gradient_norms", "budget=huge"], "must be one of cpu, paper"),
+        (["figure=gradient_norms", "figure.width=5"], "belongs to another config"),
+        (["figure=overfitting", "figure.data_root=nowhere", "seeds=[0]"], "data.root=FOLDER, where FOLDER/MNIST/raw"),
+    ):
+        message = user("reproduce.py", *arguments, fails=True)
+        assert said in message and "Traceback" not in message, message
 
 
 def test_a_sweep_makes_a_folder_for_each(user):

@@ -360,3 +360,24 @@ def test_a_run_on_a_gpu_trains_stops_and_goes_on(go, tmp_path):
     assert next(players["critic"].parameters()).is_cuda
     assert go(tmp_path, "train.steps=8", *cuda)["reached"] == 8
     assert [r["step"] for r in read_lines(tmp_path / "metrics.jsonl")] == [0, 2, 4, 6, 8]
+
+
+def test_the_lipschitz_constant_is_looked_at_every_so_many_updates_and_at_the_end(go, tmp_path):
+    go(tmp_path, "train.steps=7", "train.log_every=2", "train.lipschitz_every=3")
+    looked = {"largest_quotient", "certified_lipschitz", "slope_coupled_mean", "slope_coupled_cosine"}
+    records = read_lines(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in records] == [0, 2, 3, 4, 6, 7]
+    assert [r["step"] for r in records if r.keys() >= looked] == [0, 3, 6, 7]
+    assert not any(r.keys() & looked for r in records if r["step"] in (2, 4))
+    for r in (r for r in records if "largest_quotient" in r):
+        assert 0 < r["largest_quotient"] <= r["certified_lipschitz"] and -1 <= r["slope_coupled_cosine"] <= 1
+        if "expected_slope" in r:
+            assert r["expected_slope"] == pytest.approx(1 + r["corrected_wasserstein"] / 20)
+    assert any("expected_slope" in r for r in records)
+
+
+def test_a_look_at_the_lipschitz_constant_changes_no_number(go, tmp_path):
+    with_look = go(tmp_path / "a", "train.steps=4", "train.lipschitz_every=1")
+    without = go(tmp_path / "b", "train.steps=4", "train.lipschitz_every=100")
+    assert flat(with_look["critic"].state_dict()) == flat(without["critic"].state_dict())
+    assert flat(with_look["generator"].state_dict()) == flat(without["generator"].state_dict())

@@ -1,6 +1,6 @@
 """WGAN-GP: the penalty for a critic of your own, and Algorithm 1 to train with it."""
 
-# from wgangp.certify import certified_lipschitz
+from wgangp.certify import certified_lipschitz
 from wgangp.gradients import (
     NormalizedGradientDescent,
     clip_by_norm_,
@@ -23,7 +23,7 @@ from wgangp.transport import wasserstein1
 __all__ = [
     "GradientPenalty",
     "NormalizedGradientDescent",
-    #    "certified_lipschitz",
+    "certified_lipschitz",
     "check_per_sample",
     "clip_by_norm_",
     "clip_weights_",

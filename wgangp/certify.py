@@ -4,7 +4,7 @@
 
 One forward pass carries, beside every activation, a bound of the map from the input to it. Each operation has a rule:
     dense, matmul                         largest singular value
-    convolution                           the smaller of two bounds: see _convolution_norm
+    convolution                           the same, or the smaller of two bounds: see _convolution
     activation                            its steepest slope
     reshape, slice, padding, averages     Schur's test: see _linear
     max pooling                           sqrt(overlap of the windows)
@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 __all__ = ["certified_lipschitz"]
 
 SLACK = 1 + 1e-9  # for the rounding of the bound itself
+EXPLICIT = 2**20  # entries of a convolution's matrix whose singular values are computed: about a second
 SAMPLES = 2  # the least that shows a mixed batch
 Rule = Callable[[dict[str, Any], Tensor, Callable], float]  # arguments, result for ones, operation: the result's bound
 _ones = partial(torch.ones, dtype=torch.float64)
@@ -207,7 +208,8 @@ def _matmul(a: dict[str, Any], out: Tensor, run: Callable) -> float:
 
 
 def _convolution(a: dict[str, Any], out: Tensor, run: Callable) -> float:
-    """A zero-padded convolution, for any padding: the smaller of two bounds of its norm.
+    """A zero-padded convolution, for any padding: the norm of its matrix where that is small, else the smaller of two
+    bounds.
 
     1. sqrt(overlap) ||W||_2, W (out, in k^d): a pixel is in at most `overlap` windows.
     2. Pixels sorted by their place mod stride s into s^d times the channels, it has stride 1 and t = ceil(k / s) taps
@@ -216,6 +218,11 @@ def _convolution(a: dict[str, Any], out: Tensor, run: Callable) -> float:
        the zero-padded one is no part).
     """
     x, weight, stride, dilation = _only(a, "input"), a["weight"], a["stride"], a["dilation"]
+    inputs, outputs = math.prod(x.shape[1:]), math.prod(out.shape[1:])
+    if inputs * outputs <= EXPLICIT:
+        basis = torch.eye(inputs, dtype=torch.float64).view(inputs, *x.shape[1:])
+        matrix = run(lambda _: basis) - run(lambda _: basis[:1] * 0)  # without the bias
+        return x.bound * _norm(matrix.flatten(1))
     windows = (x if a["transposed"] else out).shape[2:]  # the transposed map has the same norm
     d, w = len(windows), weight.unflatten(0, (a["groups"], -1))  # (groups, out, in, *k)
     spans = [j * (k - 1) + 1 for k, j in zip(weight.shape[2:], dilation, strict=True)]  # k with the zeros of dilation

@@ -27,6 +27,8 @@ class LeakyReLU(nn.Module):
 
     def __init__(self, slope: float = 0.2) -> None:
         super().__init__()
+        if not 0 <= slope < 1:
+            raise ValueError(f"slope = {slope}: must be in [0, 1)")
         self.slope = slope
 
     def forward(self, x: Tensor) -> Tensor:
