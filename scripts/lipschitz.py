@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from wgangp import config, lipschitz, plots
 from wgangp.certify import certified_lipschitz
 from wgangp.logs import provenance
-from wgangp.penalty import GradientPenalty
+from wgangp.penalty import GradientPenalty, check_per_sample
 from wgangp.seeds import generator_for, noise
 from wgangp.transport import LIMIT, wasserstein1
 
@@ -39,7 +39,8 @@ def make(cfg: DictConfig) -> Path:
     if not cfg.run:
         raise ValueError("run=FOLDER is needed: the folder that scripts/train.py named")
     device = config.device_of(cfg.device)
-    trained_with, generator, critic, state = config.trained(Path(cfg.run), device)
+    trained_with, players, state = config.trained(Path(cfg.run), device, ("generator", "critic"))
+    generator, critic = players.values()
     low = torch.Size(state["shape"]).numel() <= LOW
     if low and cfg.n > LIMIT:
         raise ValueError(f"n = {cfg.n}: exact transport is for at most {LIMIT} points; take n={LIMIT} or less")
@@ -55,6 +56,8 @@ def make(cfg: DictConfig) -> Path:
             raise ValueError(f"data_root = {cfg.data_root}: the data of this run is drawn, not read")
         trained_with.data.root = cfg.data_root
     data = config.build(trained_with, "data", device=device)
+    if state["data"] != getattr(data, "fingerprint", ""):
+        raise ValueError(f"the data is not what {cfg.run} was trained on (its sha256 differs): set data_root= to that")
     samples = []
     for split in ("heldout", "train"):
         try:
@@ -87,19 +90,6 @@ def look(
     low: bool,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """All measures that apply, as lipschitz.json has them, and the slopes at every kind of points."""
-
-    def draw() -> torch.Generator:
-        return generator_for(cfg.seed, 0, "lipschitz/eps", real.device)
-
-    slopes, _ = lipschitz.critic_slopes(critic, real, fake, generator=draw(), coupled=low, float64=True)
-    found = {"slopes": lipschitz.slope_statistics(critic, real, fake, generator=draw(), coupled=low, float64=True)}
-
-    both = torch.cat([real, fake])
-    first = [x[: cfg.starts] for x in (real, fake, (real + fake) / 2)]
-    found["lipschitz"] = {
-        "largest_quotient": lipschitz.largest_quotient(critic, both),
-        "steepest": lipschitz.steepest_slope(critic, torch.cat(first), cfg.ascent),
-    }
     with torch.no_grad():
         score_real, score_fake = (torch.cat([critic(part) for part in x.split(BATCH)]) for x in (real, fake))
     gap = (score_real.double().mean() - score_fake.double().mean()).item()
@@ -107,6 +97,20 @@ def look(
     if low:
         distances["exact_w1"] = wasserstein1(real, fake)
         distances["sampling_floor"] = wasserstein1(real, trained_on)  # two samples of the data
+    try:
+        check_per_sample(critic, real[:4])
+    except ValueError as error:  # its scores are no function of a point: there is no slope to speak of
+        return {"slopes": {}, "lipschitz": {"not_certified": str(error)}, "distances": distances}, {}
+
+    random = generator_for(cfg.seed, 0, "lipschitz/eps", real.device)
+    slopes, cosines = lipschitz.critic_slopes(critic, real, fake, generator=random, coupled=low, float64=True)
+    found = {"slopes": lipschitz.summary(slopes, cosines)}
+    both = torch.cat([real, fake])
+    first = [x[: cfg.starts] for x in (real, fake, (real + fake) / 2)]
+    found["lipschitz"] = {
+        "largest_quotient": lipschitz.largest_quotient(critic, both),
+        "steepest": lipschitz.steepest_slope(critic, torch.cat(first), cfg.ascent),
+    }
     if penalty.weight > 0 and penalty.target == 1 and gap >= 0:
         distances["corrected"] = lipschitz.corrected_wasserstein(gap, penalty.weight)
         w1, source = distances.get("exact_w1"), "exact W1"

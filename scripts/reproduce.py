@@ -21,6 +21,9 @@ from wgangp.logs import append_line, provenance, read_lines
 def main(cfg: DictConfig) -> None:
     try:
         print(reproduce(cfg, HydraConfig.get().runtime.choices["figure"]))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there")
+        sys.exit(130)
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -44,17 +47,29 @@ def reproduce(cfg: DictConfig, name: str) -> Path:
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in whole))  # without a line that was cut off
         done = [(r["seed"], {key: r[key] for key in cells[0]}) for r in whole]
         missing = [work for work in wanted if work not in done]
+        if not missing:
+            print(f"all {len(wanted)} runs are in {path}; out=FOLDER measures them anew")
+        failed = []
         for number, (seed, cell) in enumerate(missing, 1):
-            print(f"{number} of {len(missing)}: {', '.join(map(str, cell.values()))}, seed {seed}", flush=True)
-            began = time.monotonic()
+            said = f"{', '.join(map(str, cell.values()))}, seed {seed}"
+            print(f"{number} of {len(missing)}: {said}", flush=True)
             run = folder / "runs" / runs.run_name(str(seed), [str(value) for value in cell.values()])
-            numbers = figure.measure(cell, seed, run, device)
-            seconds = round(time.monotonic() - began, 1)
+            earlier = max((line["elapsed_s"] for line in read_lines(run / "timing.jsonl")), default=0.0)
+            began = time.monotonic()
+            try:
+                numbers = figure.measure(cell, seed, run, device)
+            except ValueError as error:  # one that diverges must not keep the others from being measured
+                failed.append(f"\n  {said}: {error}")
+                continue
+            seconds = round(earlier + time.monotonic() - began, 1)
             append_line(path, {"seed": seed, **cell, **numbers, "seconds": seconds, **provenance(device)})
         records = read_lines(path)
         complete = [r for r in records if sum(other["seed"] == r["seed"] for other in records) == len(cells)]
-        figure.draw(folder / f"{name}.png", complete)
-        write_atomic(folder / "README.md", readme(name, figure, complete))
+        if complete:
+            figure.draw(folder / f"{name}.png", complete)
+            write_atomic(folder / "README.md", readme(name, figure, complete))
+        if failed:
+            raise ValueError(f"{len(failed)} of {len(missing)} runs failed, the others are in {path}:{''.join(failed)}")
     return folder
 
 
@@ -67,13 +82,14 @@ def readme(name: str, figure: Any, records: list[dict[str, Any]]) -> str:
     numbers = ", ".join(f"{key} {value}" for key, value in asdict(figure).items() if key != "data_root")
     minutes = sum(record["seconds"] for record in records) / 60
     command = ", ".join(f"`{c}`" for c in commands)
-    return f"""# {name}
+    return f"""<!-- written by scripts/reproduce.py; its words stand in wgangp/figures/{name}.py -->
+# {name}
 
 - **Run**: {command} at {", ".join(commits)}: {numbers}; seeds {seeds}, {len(records)} runs.
-- **Time**: {minutes:.0f} min in all on {", ".join(hardware)}, while the machine did other work.
+- **Time**: {minutes:.0f} min in all on {", ".join(hardware)}.
 - **The paper**: {figure.PAPER}.
 - **Here**: {figure.findings(records)}.
-- **Where they differ, and why**: {figure.WHY}.
+- **Where they differ, and why**: {figure.why}.
 
 ![{name}]({name}.png)
 """

@@ -37,10 +37,12 @@ def make(cfg: DictConfig) -> Path:
     if not cfg.run:
         raise ValueError("run=FOLDER is needed: the folder that scripts/train.py named")
     device = config.device_of(cfg.device)
-    _, generator, _, state = config.trained(Path(cfg.run), device)
-    in_plane = len(state["shape"]) == 1
+    _, players, state = config.trained(Path(cfg.run), device, ("generator",))
+    generator, in_plane = players["generator"], len(state["shape"]) == 1
     if in_plane and cfg.what == "images":
         raise ValueError("points in the plane are no images: use what=npz for the numbers, what=grid for a picture")
+    if in_plane and tuple(state["shape"]) != (2,) and cfg.what != "npz":
+        raise ValueError(f"points in R^{state['shape'][0]} have no picture: use what=npz for the numbers")
 
     name = f"{cfg.what}_step{state['step']}" + ("" if cfg.what == "animation" else f"_seed{cfg.seed}_n{cfg.n}")
     path = Path(cfg.out or Path(cfg.run, "made", name + SUFFIX[cfg.what]))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from wgangp import certify
+from wgangp import certify, lipschitz
 from wgangp.certify import certified_lipschitz
 from wgangp.gradients import gradient_norm
 from wgangp.networks import layers
@@ -488,3 +488,50 @@ def test_scores_may_have_an_axis_of_one_and_the_mode_of_gradients_does_not_matte
     assert certified_lipschitz(critic, (3,)) == certified_lipschitz(flat, (3,))
     with torch.no_grad():
         assert certified_lipschitz(critic, (3,)) == certified_lipschitz(flat, (3,))
+
+
+def test_what_only_looks_like_a_promise_is_none():
+    class Steep(nn.Module):
+        lipschitz = True  # a switch, not a constant
+
+        def forward(self, x):
+            return 100 * x[:, 0]
+
+    assert certified_lipschitz(Steep(), (2,)) == pytest.approx(100)
+
+
+def test_writing_values_behind_torchs_back_is_refused():
+    class Hidden(nn.Module):
+        def forward(self, x):
+            x.data = 50 * x.data
+            return x.sum(1)
+
+    with pytest.raises(ValueError, match="no certificate, at the critic"):
+        certified_lipschitz(Hidden(), (2,))
+
+
+def test_a_buffer_that_is_not_finite_is_refused():
+    critic = nn.Linear(2, 1)
+    critic.register_buffer("offset", torch.tensor(math.nan))
+    with pytest.raises(ValueError, match="offset has NaN"):
+        certified_lipschitz(critic, (2,))
+
+
+def test_a_function_is_no_module():
+    with pytest.raises(ValueError, match="give the module"):
+        certified_lipschitz(lambda x: x[:, 0], (2,))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_spectral_norm_that_was_trained_is_copied():
+    critic = nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 1))
+    critic(torch.randn(5, 3)).sum().backward()  # now it holds a weight with a graph, which deepcopy refuses
+    assert certified_lipschitz(critic, (3,)) > 0
+    assert lipschitz.steepest_slope(critic, torch.randn(5, 3), steps=2) > 0
+    assert critic[0].weight.grad_fn is not None  # it is as it was
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_layer_of_a_real_critic_is_bounded_closely(seed):
+    torch.manual_seed(seed)
+    check_against_the_matrix(layers.Conv2d(8, 16, 5, 2), (8, 14, 14))

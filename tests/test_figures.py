@@ -10,7 +10,7 @@ from PIL import Image
 
 from wgangp import config
 from wgangp.data.toy import gaussians8
-from wgangp.figures import gradient_norms, known_distance, overfitting, penalties, value_surfaces
+from wgangp.figures import common, gradient_norms, known_distance, overfitting, penalties, value_surfaces
 from wgangp.figures.common import fit, seeds_of, select, spread
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
@@ -29,19 +29,7 @@ def _small(monkeypatch):
     monkeypatch.setattr(known_distance, "DIMENSIONS", (2, 4))
     for name in ("HELD_OUT", "STARTS", "ASCENT"):
         monkeypatch.setattr(known_distance, name, 20)
-    for module in (gradient_norms, overfitting, penalties):
-        monkeypatch.setattr(module, "train", quickly(module.train))
-
-
-def quickly(train):
-    """The loop without its pictures, which take longer than everything else here."""
-
-    def trained(*arguments, **options):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("wgangp.train.picture", lambda *_: None)
-            return train(*arguments, **options)
-
-    return trained
+    monkeypatch.setattr("wgangp.train.picture", lambda *_: None)  # it takes longer than everything else here
 
 
 @pytest.fixture
@@ -172,6 +160,8 @@ def test_clipped_weights_are_all_in_the_histogram(tiny, tmp_path):
     critic = MLPCritic((2,), width=4, depth=12)
     assert sum(got["histogram"]["counts"]) == sum(p.numel() for p in critic.parameters() if p.ndim == 2)
     assert 0 < got["at_the_bound"] <= 1
+    assert 0.9 < got["before"]["at_the_bound"] <= 1  # He-uniform weights are larger: that much nobody learned
+    assert len(got["before"]["norms"]) == len(got["norms"]) == 12
 
 
 @pytest.mark.parametrize(
@@ -183,11 +173,11 @@ def test_penalty_and_clipping_reach_the_loop(tiny, name, clips, monkeypatch, tmp
 
     def train(folder, generator, critic, optim_generator, optim_critic, data, loss, penalty, **options):
         seen.update(penalty=penalty, optimizer=optim_critic, critic=critic, data=data, **options)
-        raise InterruptedError
+        return options["steps"] - 1  # as after Ctrl-C
 
-    monkeypatch.setattr(globals()[name], "train", train)
+    monkeypatch.setattr(common, "train", train)
     for cell in tiny[name].cells():
-        with pytest.raises(InterruptedError):
+        with pytest.raises(KeyboardInterrupt):  # and nothing is measured of half a run
             tiny[name].measure(cell, 0, tmp_path, CPU)
         clip = clips.get(next(reversed(cell.values())))
         assert seen["clip_weights"] == clip
@@ -202,12 +192,15 @@ def test_penalty_and_clipping_reach_the_loop(tiny, name, clips, monkeypatch, tmp
             assert seen["penalty"] == GradientPenalty(10.0, target=0.0, points="real")
 
 
-def test_only_the_digits_to_train_on_are_fewer(tmp_path):
+def test_only_the_digits_to_train_on_are_fewer_and_they_are_the_seeds(tmp_path):
     write_idx(tmp_path / "MNIST" / "raw", pictures=120, side=28)
     data = overfitting.mnist(str(tmp_path))
-    few = overfitting.first(data, 7)
-    assert few.pictures["train"].equal(data.pictures["train"][:7]) and len(few.labels["train"]) == 7
-    assert few.pictures["heldout"].equal(data.pictures["heldout"]) and few.fingerprint != data.fingerprint
+    few, again, other = (overfitting.some(data, 7, seed) for seed in (0, 0, 1))
+    assert len(few.pictures["train"]) == len(few.labels["train"]) == 7
+    at = [(data.pictures["train"] == picture).flatten(1).all(1).nonzero().item() for picture in few.pictures["train"]]
+    assert len(set(at)) == 7 and few.labels["train"].equal(data.labels["train"][at])
+    assert few.pictures["heldout"].equal(data.pictures["heldout"])
+    assert few.fingerprint == again.fingerprint != other.fingerprint
     assert overfitting.trend([9, 9, 1.0, 1.5, 2.0, 2.5], [0, 10, 20, 30, 40, 50]) == pytest.approx(5.0)
 
 
@@ -219,7 +212,7 @@ def test_fit_is_the_critic_step_and_stops_at_a_loss_that_is_not_finite():
     assert all(not p.equal(q) for p, q in zip(critic.parameters(), before, strict=True) if p.ndim == 2)
     fit(critic, lambda k: batch, 1, 1e-3, GradientPenalty(weight=0), seed=0, clip_weights=0.01)
     assert max(p.abs().max().item() for p in critic.parameters()) <= 0.01
-    with pytest.raises(ValueError, match=r"diverged.*Lower lr"):
+    with pytest.raises(ValueError, match=r"diverged.*Lower figure\.lr"):
         fit(critic, lambda k: (batch[0] * math.inf, batch[1]), 1, 1e-3, GradientPenalty(), seed=0)
 
 

@@ -206,5 +206,11 @@ def test_what_has_no_answer_is_an_error_in_words(call, said):
         call(MLPCritic((2,), width=4), torch.randn(6, 2))
 
 
+def test_a_function_that_does_not_compute_in_float64_is_told_so():
+    net = torch.nn.Linear(2, 1)
+    with pytest.raises(ValueError, match=r"give the nn\.Module"):
+        steepest_slope(lambda x: net(x), torch.randn(5, 2))
+
+
 def nn_critic():
     return torch.nn.Linear(2, 1)

@@ -15,6 +15,7 @@ def test_mass_moves_by_the_distance_and_the_potential_sees_all_of_it(kind, dim):
     assert x.shape == (500, dim)
     moved = pair.moved(x)
     assert (x - moved).norm(dim=1).numpy() == pytest.approx(0.7)
+    assert (pair.potential(x) - pair.potential(moved)).numpy() == pytest.approx(0.7)
     for t in (0.3, 0.999):  # the gradient is the same all along the ray, so the potential falls by its length
         between = x + t * (moved - x)
         assert (pair.gradient(between) - pair.gradient(x)).abs().max() < 1e-6
@@ -29,25 +30,25 @@ def test_samples_in_the_plane_are_at_the_distance(kind):
     assert wasserstein1(x, pair.low(0, 1500, seed=0)) == pytest.approx(1.0, abs=0.1)  # other draws: a sample's error
 
 
-def test_funnels_point_away_from_the_centre_they_fall_to_and_there_are_so_many():
-    """The lines x - t grad u(x) of all points pass through `count` centres, and through no other common point."""
-    pair = funnels(dim=3, distance=0.5, count=4)
-    x = torch.randn(400, 3).double()
-    g = pair.gradient(x)
-    centres = []
-    while len(x) > 2:  # where two points of one funnel cross, hundreds do
-        for other in range(1, len(x)):
-            lengths = torch.linalg.lstsq(torch.stack([g[0], -g[other]], dim=1), x[0] - x[other]).solution
-            centre = x[0] - lengths[0] * g[0]
-            away = x - centre
-            own = (torch.nn.functional.normalize(away, dim=1) - g).norm(dim=1) < 1e-4
-            if own.sum() > 2:
-                break
-        else:
-            raise AssertionError("a point that shares its centre with no other")
-        centres.append(centre)
-        x, g = x[~own], g[~own]
-    assert len(centres) == 4 and len(x) == 0
+@pytest.mark.parametrize("kind, dim", PAIRS)
+def test_the_potential_is_1_lipschitz_and_its_gradient_is_the_one_given(kind, dim):
+    pair = kind(dim=dim)
+    x = (2 * torch.randn(400, dim)).double().requires_grad_()
+    u = pair.potential(x)
+    (gradient,) = torch.autograd.grad(u.sum(), x)
+    assert (gradient - pair.gradient(x.detach())).abs().max() < 1e-12
+    away = torch.cdist(x.detach(), x.detach(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert ((u.unsqueeze(1) - u).abs() <= away * (1 + 1e-12) + 1e-12).all()
+
+
+def test_one_funnel_is_convex_and_several_are_not():
+    x, y = (3 * torch.randn(2000, 2).double() for _ in range(2))
+    bulge = {
+        count: (u((x + y) / 2) - (u(x) + u(y)) / 2).max().item()
+        for count in (1, 4)
+        for u in [funnels(dim=2, count=count).potential]
+    }
+    assert bulge[1] < 1e-12 and bulge[4] > 0.1
 
 
 def test_the_sides_are_independent_seekable_and_of_every_seed():

@@ -101,6 +101,48 @@ def test_other_options_and_what_is_not_ours_are_refused(reproduce, tmp_path):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_that_diverges_does_not_keep_the_others_from_being_measured(reproduce, monkeypatch, tmp_path):
+    measure = known_distance.KnownDistance.measure
+
+    def diverging(self, cell, seed, *rest):
+        if (seed, cell["pair"]) == (0, "shift"):
+            raise ValueError("the critic diverged")
+        return measure(self, cell, seed, *rest)
+
+    monkeypatch.setattr(known_distance.KnownDistance, "measure", diverging)
+    with pytest.raises(ValueError, match=r"(?s)1 of 4 runs failed.*shift, 2, seed 0: the critic diverged"):
+        reproduce("seeds=[0,1]")
+    assert len(read_lines(tmp_path / "out" / "records.jsonl")) == 3
+    assert "seeds [1], 2 runs" in (tmp_path / "out" / "README.md").read_text()
+    monkeypatch.undo()
+
+
+def test_a_run_that_is_stopped_is_no_record(reproduce, monkeypatch, tmp_path):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(known_distance.KnownDistance, "measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("seeds=[0]")
+    assert read_lines(tmp_path / "out" / "records.jsonl") == []
+
+
+def test_the_time_of_earlier_sittings_counts(reproduce, tmp_path):
+    run = tmp_path / "out" / "runs" / "0+2+shift"
+    folder = reproduce("seeds=[1]")
+    run.mkdir(parents=True)
+    (run / "timing.jsonl").write_text('{"step": 3, "elapsed_s": 1000.0}\n')
+    reproduce("seeds=[0,1]")
+    assert [r["seconds"] > 1000 for r in read_lines(folder / "records.jsonl")] == [False, False, True, False]
+
+
+def test_what_is_there_already_is_said(reproduce, capsys):
+    reproduce("seeds=[0]")
+    assert "are in" not in capsys.readouterr().out
+    reproduce("seeds=[0]")
+    assert "all 2 runs are in" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "override, said",
     [

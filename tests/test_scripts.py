@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_idx
 from PIL import Image
 
 from wgangp import checkpoint
@@ -125,15 +125,29 @@ def test_a_critic_with_batch_norm_is_looked_at_without_a_certificate(user, small
     user("train.py", "experiment=mnist_clip", *arguments)
     made = user.folder / user("lipschitz.py", "run=clipped", "n=50", "starts=5", "ascent=2").strip()
     found = json.loads((made / "lipschitz.json").read_text())
-    assert "layers.3" in found["lipschitz"]["not_certified"] and "certified" not in found["lipschitz"]
-    assert "expected_slope" not in found and set(found["distances"]) == {"gap"}
-    assert "coupled" not in found["slopes"]
+    assert "mixes the samples" in found["lipschitz"]["not_certified"] and set(found["distances"]) == {"gap"}
+    assert found["slopes"] == {} and "largest_quotient" not in found["lipschitz"] and "expected_slope" not in found
     message = user("lipschitz.py", "run=clipped", "n=101", fails=True)
     assert "error: n: " in message and "smaller" in message
     state = next((user.folder / "clipped" / "checkpoints").glob("*1.pt"))
     without = {key: value for key, value in torch.load(state, weights_only=True).items() if key != "critic"}
     checkpoint.save(user.folder / "clipped" / "checkpoints", 2, without)
     assert "holds no critic" in user("lipschitz.py", "run=clipped", "n=50", fails=True)
+
+
+def test_the_lipschitz_report_of_images_has_a_certificate_and_the_corrected_gap(user, small_mnist):
+    tiny = ["networks.generator.width=4", "networks.critic.width=4", "train.report_size=9", "device=cpu"]
+    user("train.py", "experiment=mnist", f"data.root={small_mnist}", *tiny, "train.steps=3", "run_dir=small")
+    small = ["n=50", "starts=5", "ascent=2"]
+    made = user.folder / user("lipschitz.py", "run=small", *small, f"data_root={small_mnist}").strip()
+    found = json.loads((made / "lipschitz.json").read_text())
+    assert found["expected_from"] == "corrected gap" and "exact_w1" not in found["distances"]
+    assert found["distances"]["proved"]["bound"] < found["distances"]["corrected"] < found["distances"]["gap"]
+    assert found["lipschitz"]["steepest"] < found["lipschitz"]["certified"]
+    other = user.folder / "other"
+    write_idx(other / "MNIST" / "raw", pictures=660, side=28)
+    message = user("lipschitz.py", "run=small", *small, f"data_root={other}", "seed=3", fails=True)
+    assert "not what small was trained on" in message
 
 
 def test_figures_are_reproduced_in_a_sweep(user):

@@ -381,3 +381,9 @@ def test_a_look_at_the_lipschitz_constant_changes_no_number(go, tmp_path):
     without = go(tmp_path / "b", "train.steps=4", "train.lipschitz_every=100")
     assert flat(with_look["critic"].state_dict()) == flat(without["critic"].state_dict())
     assert flat(with_look["generator"].state_dict()) == flat(without["generator"].state_dict())
+
+
+def test_a_report_that_is_not_finite_is_said_before_the_look(go, tmp_path, monkeypatch):
+    monkeypatch.setattr("wgangp.train.report", lambda *_: {"wasserstein": math.nan, "penalty": 0.0})
+    with pytest.raises(ValueError, match=r"step 0: wasserstein is not finite.*optim\.lr"):
+        go(tmp_path, "train.steps=1")

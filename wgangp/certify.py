@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-__all__ = ["certified_lipschitz"]
+__all__ = ["certified_lipschitz", "in_float64"]
 
 SLACK = 1 + 1e-9  # for the rounding of the bound itself
 EXPLICIT = 2**20  # entries of a convolution's matrix whose singular values are computed: about a second
@@ -38,7 +38,8 @@ _ones = partial(torch.ones, dtype=torch.float64)
 def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
     """An upper bound of the Lipschitz constant of a critic, for the Euclidean norm of the flattened sample.
 
-    It holds on all of R^n, for the critic in eval mode and exact arithmetic. So (E D(real) - E D(fake)) / L <= W1.
+    It holds on all of R^n, for the critic in eval mode and exact arithmetic (and for
+    softplus without its jump of 2e-9 at 20). So (E D(real) - E D(fake)) / L <= W1.
 
     Args:
         critic: (B, *shape) -> (B,) or (B, 1). A copy in float64 on the CPU is used: the critic stays as it is.
@@ -56,9 +57,13 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
 
     Paper: layer by layer as Szegedy et al. 2014, section 4.3. Differs: branches, and strides by their own frequencies.
     """
-    copied = copy.deepcopy(critic).cpu().double().eval()
-    for name, parameter in copied.named_parameters():
-        if not parameter.isfinite().all():
+    if not isinstance(critic, nn.Module):
+        raise ValueError(
+            f"a certificate is of an nn.Module's layers, not of a {type(critic).__name__}: give the module"
+        )
+    copied = in_float64(critic).cpu().eval()
+    for name, value in [*copied.named_parameters(), *copied.named_buffers()]:
+        if not value.isfinite().all():
             raise ValueError(f"{name} has NaN or inf in it: such a critic has no Lipschitz constant")
     running = ["the score"]  # the modules being executed, innermost last; where one of them raises, it stays so
     for name, module in copied.named_modules():
@@ -85,12 +90,20 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
     return score.bound * SLACK
 
 
+def in_float64(critic: nn.Module) -> nn.Module:
+    """A copy of a module in double precision, with detached copies of what the last forward left in it (spectral_norm
+    keeps its weight so), which deepcopy refuses.
+    """
+    left = [t for m in critic.modules() for t in vars(m).values() if isinstance(t, Tensor) and t.grad_fn is not None]
+    return copy.deepcopy(critic, {id(t): t.detach().clone() for t in left}).double()
+
+
 def _follow(module: nn.Module, where: str, running: list[str]) -> None:
     """Note in `running` when the module is executed; one with a number `lipschitz` is given plain ones."""
     module.register_forward_pre_hook(lambda *_: running.append(where), prepend=True)
     module.register_forward_hook(lambda *_: running.pop() and None)  # None: the output stays
     constant, forward = getattr(module, "lipschitz", None), module.forward
-    if isinstance(constant, Real):
+    if isinstance(constant, Real) and not isinstance(constant, bool):
         if not 0 <= constant < math.inf:
             raise ValueError(f"{where}: lipschitz = {constant}: must be >= 0 and finite")
 
@@ -280,7 +293,7 @@ DEVIATION = "divides by a deviation: only gamma / sqrt(eps), about 316 gamma, is
 REASONS = {
     "batch_norm": "mixes the samples of a batch: a score is no function of its point. Use a critic without",
     **dict.fromkeys(["instance_norm", "layer_norm", "group_norm", "rms_norm"], DEVIATION),
-    **dict.fromkeys(["numpy", "tolist", "__array__"], LEAVES),
+    **dict.fromkeys(["numpy", "tolist", "__array__", "__set__"], LEAVES),
     "_local_scalar_dense": "reads a value: a critic that branches on one may jump. Remove item(), bool() or if",
     "copy_": "writes into a part of a tensor (circular padding does). Use cat, or padding with zeros",
 }

@@ -197,8 +197,10 @@ def objects(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def trained(folder: Path, device: torch.device) -> tuple[DictConfig, nn.Module, nn.Module, dict[str, Any]]:
-    """A run folder's config, and the generator, the critic and the rest of its newest checkpoint.
+def trained(
+    folder: Path, device: torch.device, needed: tuple[str, ...]
+) -> tuple[DictConfig, dict[str, nn.Module], dict[str, Any]]:
+    """A run folder's config, the needed players ("generator", "critic"), and the rest of its newest checkpoint.
 
     Raises:
         ValueError: no run folder, nothing trained in it yet, or a player that its checkpoint does not hold.
@@ -209,27 +211,30 @@ def trained(folder: Path, device: torch.device) -> tuple[DictConfig, nn.Module, 
     if state is None:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     cfg = OmegaConf.load(folder / "config.yaml")
-    players = dict(zip(("generator", "critic"), networks(cfg, tuple(state["shape"]), device), strict=True))
-    for name, player in players.items():
-        if name not in state:
-            raise ValueError(
-                f"the newest checkpoint of {folder} holds no {name}: give a run that scripts/train.py made"
-            )
+    for name in needed:
+        if name not in state or OmegaConf.select(cfg, f"networks.{name}") is None:
+            raise ValueError(f"{folder} holds no {name}: give a run that scripts/train.py made, all of it")
+    shape = tuple(state["shape"])
+    players = {name: player(cfg, name, shape, device) for name in needed}
+    for name in needed:
         try:
-            player.load_state_dict(state[name])
+            players[name].load_state_dict(state[name])
         except RuntimeError as error:
             raise ValueError(f"the {name} in {folder}'s checkpoint is not that of its config.yaml: {error}") from error
-    return cfg, players["generator"], players["critic"], state
+    return cfg, players, state
 
 
 def networks(cfg: DictConfig, shape: tuple[int, ...], device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """Generator and critic for points of a shape, with initial weights that are a function of the seed."""
-    players = []
-    for name in ("generator", "critic"):
-        players.append(initialised(partial(build, cfg, f"networks.{name}", shape), cfg.seed, name).to(device))
+    """Generator and critic for points of a shape."""
+    players = player(cfg, "generator", shape, device), player(cfg, "critic", shape, device)
     if not hasattr(players[0], "latent_dim"):
         raise ValueError(f"networks.generator._target_ = {cfg.networks.generator._target_}: not a generator")
-    return tuple(players)
+    return players
+
+
+def player(cfg: DictConfig, name: str, shape: tuple[int, ...], device: torch.device) -> nn.Module:
+    """The network of that name, with initial weights that are a function of the seed."""
+    return initialised(partial(build, cfg, f"networks.{name}", shape), cfg.seed, name).to(device)
 
 
 def train_options(cfg: DictConfig) -> dict[str, Any]:

@@ -8,7 +8,6 @@ proved of any critic is an interval of its Lipschitz constant L, and K / L <= W1
     largest_quotient, steepest_slope  <=  L  <=  certify.certified_lipschitz
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from wgangp.certify import in_float64
 from wgangp.gradients import gradient_norm
 from wgangp.penalty import GradientPenalty, interpolate
 from wgangp.transport import optimal_pairs
@@ -29,6 +29,7 @@ __all__ = [
     "proved_wasserstein",
     "slope_statistics",
     "steepest_slope",
+    "summary",
 ]
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
@@ -61,8 +62,11 @@ def slope_statistics(
 
     Paper: Corollary 1: the optimal critic has slope 1 almost everywhere under both distributions.
     """
-    options = {"generator": generator, "coupled": coupled, "float64": float64}
-    slopes, cosines = critic_slopes(critic, real, fake, eps, **options)
+    return summary(*critic_slopes(critic, real, fake, eps, generator=generator, coupled=coupled, float64=float64))
+
+
+def summary(slopes: dict[str, Tensor], cosines: Tensor | None) -> dict[str, dict[str, float]]:
+    """`slope_statistics` of what `critic_slopes` gives."""
     statistics = {}
     for kind, slope in slopes.items():
         quantiles = slope.quantile(slope.new_tensor(list(QUANTILES.values())))
@@ -104,7 +108,7 @@ def critic_slopes(
     if real.shape != fake.shape or len(real) == 0:
         raise ValueError(f"as many real as fake points, at least one: {tuple(real.shape)} and {tuple(fake.shape)}")
     if float64:
-        critic, real, fake = in_float64(critic), real.double(), fake.double()
+        critic, real, fake = _double(critic), real.double(), fake.double()
     eps = _uniform(real, generator) if eps is None else eps.to(real.dtype)
     perturbed = GradientPenalty(points="perturbed")
     points = {"real": real, "fake": fake, "interpolates": interpolate(real, fake, eps)}
@@ -139,12 +143,15 @@ def largest_quotient(critic: Critic, x: Tensor) -> float:
     """
     x = x.detach().double()
     with torch.no_grad(), _fitting(x):
-        critic = in_float64(critic)
+        critic = _double(critic)
         score = torch.cat([critic(part).flatten() for part in x.split(CHUNK)])
     flat = x.unsqueeze(-1).flatten(1)
-    distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
-    rise = (score.unsqueeze(1) - score).abs()
-    return torch.where(distance > 0, rise / distance, 0).max().item()
+    largest = 0.0
+    for x, rises in zip(flat.split(CHUNK), score.split(CHUNK), strict=True):
+        distance = torch.cdist(x, flat, compute_mode="donot_use_mm_for_euclid_dist")
+        rise = (rises.unsqueeze(1) - score).abs()
+        largest = max(largest, torch.where(distance > 0, rise / distance, 0).max().item())
+    return largest
 
 
 def steepest_slope(critic: nn.Module, x: Tensor, steps: int = 100) -> float:
@@ -163,7 +170,7 @@ def steepest_slope(critic: nn.Module, x: Tensor, steps: int = 100) -> float:
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: the ascent takes at least one")
-    critic, x = in_float64(critic), x.detach().double()
+    critic, x = _double(critic), x.detach().double()
     steepest = slope_at(critic, x)
     direction = _unit(_gradient(critic, x))
     scale = x.std(correction=0).item() or 1.0
@@ -231,9 +238,8 @@ def proved_wasserstein(
     return {"bound": float(real.mean() - fake.mean()), "low": float(interval.low), "high": float(interval.high)}
 
 
-def in_float64(critic: Critic) -> Critic:
-    """A copy of a module in double precision; a function of tensors computes in whatever it is given."""
-    return copy.deepcopy(critic).double() if isinstance(critic, nn.Module) else critic
+def _double(critic: Critic) -> Critic:
+    return in_float64(critic) if isinstance(critic, nn.Module) else critic
 
 
 def _uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -260,7 +266,10 @@ def _fitting(x: Tensor) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise ValueError(f"points of shape {tuple(x.shape[1:])} do not fit this critic: {error}") from error
+        hint = f" (they are {x.dtype}, and a function is not converted: give the nn.Module)" * (
+            x.dtype == torch.float64
+        )
+        raise ValueError(f"points of shape {tuple(x.shape[1:])} do not fit this critic{hint}: {error}") from error
 
 
 def _check(weight: float, **not_negative: float) -> None:

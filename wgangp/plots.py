@@ -93,11 +93,8 @@ def lipschitz(path: Path, slopes: dict[str, Tensor], found: dict[str, Any], titl
     """
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     at, between, far = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
-    every = torch.cat(list(slopes.values())).cpu()
-    low, high = every.min().item(), every.quantile(0.999).item() if len(every) < 10_000_000 else every.max().item()
-    bins = torch.linspace(min(low, 0.9), max(high, 1.1), 80).tolist()
     for kind, slope in slopes.items():
-        at.hist(slope.cpu().clamp(max=bins[-1]), bins=bins, histtype="step", linewidth=1.4, density=True, label=kind)
+        at.hist(slope.cpu(), bins=60, histtype="step", linewidth=1.4, density=True, label=kind)
     at.axvline(1, color="black", linestyle=":", linewidth=1, label="1-Lipschitz")
     if "expected_slope" in found:
         label = f"expected {found['expected_slope']:.3f} (from the {found['expected_from']})"
@@ -110,8 +107,9 @@ def lipschitz(path: Path, slopes: dict[str, Tensor], found: dict[str, Any], titl
     names |= {"certified": "certified: no slope is above"}
     values = {label: bounds[key] for key, label in names.items() if key in bounds}
     _bars(between, values, "Lipschitz constant: at least, at most")
+    shown = [value for value in values.values() if value > 0]
     between.set_xscale("log")
-    between.set_xlim(min(*values.values(), 1) / 2, max(*values.values(), 1) * 6)
+    between.set_xlim(min([1.0, *shown]) / 2, max([1.0, *shown]) * 6)
     between.axvline(1, color="black", linestyle=":", linewidth=1)
     if "certified" not in bounds:
         between.set_xlabel("no certificate: a layer has none (lipschitz.json says which)")
@@ -137,7 +135,7 @@ def _bars(axes: Any, values: dict[str, float], title: str) -> None:
     for row, (label, value) in enumerate(reversed(values.items())):
         axes.barh(row, value, height=0.32, color=FAKE)
         axes.annotate(f"{label}: {value:.4g}", (0, row + 0.22), xycoords=("axes fraction", "data"), fontsize=8.5)
-    axes.set(title=title, yticks=[], ylim=(-0.4, len(values) - 0.2))
+    axes.set(title=title, yticks=[], ylim=(-0.4, max(len(values), 1) - 0.2))
 
 
 def animation(path: Path, pictures: list[Path], seconds: float = 6.0) -> None:

@@ -85,9 +85,10 @@ def train(
             if step % log_every == 0 or look:
                 _check_finite(unchecked, folder)
                 values = report(generator, critic, data, loss, penalty, seed, step, report_size)
+                _require_finite(step, values, folder)
                 if look:
                     values |= lipschitz_report(generator, critic, data, penalty, seed, step, report_size)
-                _require_finite(step, values, folder)
+                    _require_finite(step, values, folder)
                 log.write(step, values)
                 shown = {"wasserstein": "wasserstein", "penalty": "penalty", "slope": "slope_interpolates_mean"}
                 bar.set_postfix({label: f"{values[name]:.3f}" for label, name in shown.items()})

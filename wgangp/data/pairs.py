@@ -24,6 +24,7 @@ class Pair:
 
     Args:
         draw: (size, generator) -> points (size, dim) of the high side.
+        potential: (B, dim) -> (B,), the u that is 1-Lipschitz: an optimal critic.
         gradient: (B, dim) -> (B, dim), the gradient of the potential: the direction in which mass would have to move.
         distance: W1 between the sides, in the units of the points.
     """
@@ -35,11 +36,12 @@ class Pair:
         dim: int,
         distance: float,
         draw: Callable[[int, torch.Generator], Tensor],
+        potential: Callable[[Tensor], Tensor],
         gradient: Callable[[Tensor], Tensor],
         device: torch.device | str,
     ) -> None:
         self.shape, self.distance, self.device = (dim,), distance, torch.device(device)
-        self.draw, self.gradient = draw, gradient
+        self.draw, self.potential, self.gradient = draw, potential, gradient
 
     def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, None]:
         """Batch k of the high side: points (size, dim), no labels."""
@@ -63,7 +65,7 @@ def shift(dim: int = 2, distance: float = 1.0, device: torch.device | str = "cpu
     def draw(size: int, generator: torch.Generator) -> Tensor:
         return torch.randn(size, dim, generator=generator, device=device)
 
-    return Pair(dim, distance, draw, lambda x: axis.to(x.dtype).expand_as(x), device)
+    return Pair(dim, distance, draw, lambda x: x[:, 0], lambda x: axis.to(x.dtype).expand_as(x), device)
 
 
 def funnels(
@@ -102,7 +104,11 @@ def funnels(
     share = (own(trial).norm(dim=1) > distance).double().mean().item()
     if share < 0.01:
         raise ValueError(f"distance = {distance}: only {share:.1%} of N(0, I) lies that far from its centre; take less")
-    return Pair(dim, distance, draw, lambda x: torch.nn.functional.normalize(own(x), dim=1), device)
+
+    def potential(x: Tensor) -> Tensor:
+        return ((x.unsqueeze(1) - centres.to(x)).norm(dim=2) + offsets.to(x)).min(dim=1).values
+
+    return Pair(dim, distance, draw, potential, lambda x: torch.nn.functional.normalize(own(x), dim=1), device)
 
 
 def _check(**sizes: float) -> None:

@@ -3,23 +3,29 @@
 import statistics
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import trange
 
+from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
 from wgangp.seeds import generator_for
 from wgangp.step import critic_step
+from wgangp.train import train
 
-__all__ = ["fit", "optimizer_of", "seeds_of", "select", "spread"]
+__all__ = ["fit", "optimizer_of", "seeds_of", "select", "spread", "train_both"]
+
+CLIP_LR = 5e-5  # of RMSProp. Paper: released code, for clipping
+NEVER = 10**9
 
 
 def optimizer_of(player: nn.Module, lr: float, clipping: bool) -> torch.optim.Optimizer:
-    """Adam (0.5, 0.9) for a penalty, RMSProp at 5e-5 for clipping. Paper: released gan_toy.py, gan_mnist.py."""
+    """Adam (0.5, 0.9) for a penalty, RMSProp at CLIP_LR for clipping. Paper: released gan_toy.py, gan_mnist.py."""
     if clipping:
-        return torch.optim.RMSprop(player.parameters(), lr=5e-5, alpha=0.9, eps=1e-10)
+        return torch.optim.RMSprop(player.parameters(), lr=CLIP_LR, alpha=0.9, eps=1e-10)
     return torch.optim.Adam(player.parameters(), lr=lr, betas=(0.5, 0.9), fused=True)
 
 
@@ -41,7 +47,32 @@ def fit(
         terms = critic_step(critic, optimizer, real, fake, eps, penalty=penalty, clip_weights=clip_weights)
     for name, term in terms.items():
         if not term.isfinite():
-            raise ValueError(f"the critic diverged: {name} is {term.item()} after {iterations} iterations. Lower lr")
+            raise ValueError(
+                f"the critic diverged: {name} is {term.item()} after {iterations} iterations. Lower figure.lr"
+            )
+
+
+def train_both(
+    folder: Path,
+    generator: nn.Module,
+    critic: nn.Module,
+    data: Any,
+    penalty: GradientPenalty,
+    lr: float,
+    *,
+    clip_weights: float | None,
+    steps: int,
+    **options: Any,
+) -> None:
+    """Train both players to the end, five critic updates a generator update, in a folder that is resumed.
+
+    Raises KeyboardInterrupt when it was stopped before: there is nothing to measure then.
+    """
+    optimizers = [optimizer_of(player, lr, clip_weights is not None) for player in (generator, critic)]
+    often = {"checkpoint_every": max(1, steps // 5), "sample_every": NEVER, "lipschitz_every": NEVER, "critic_steps": 5}
+    options = {**often, **options, "clip_weights": clip_weights, "steps": steps}
+    if train(folder, generator, critic, *optimizers, data, Wasserstein(), penalty, **options) < steps:
+        raise KeyboardInterrupt
 
 
 def select(records: list[dict[str, Any]], **cell: Any) -> list[dict[str, Any]]:

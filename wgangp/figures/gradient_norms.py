@@ -10,20 +10,17 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from wgangp.data.toy import SwissRoll
-from wgangp.figures.common import optimizer_of, seeds_of, select, spread
+from wgangp.figures.common import seeds_of, select, spread, train_both
 from wgangp.lipschitz import in_float64
-from wgangp.losses import Wasserstein
 from wgangp.networks.layers import ReLU
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
-from wgangp.penalty import GradientPenalty
+from wgangp.penalty import GradientPenalty, clip_weights_
 from wgangp.seeds import initialised, noise
-from wgangp.train import train
 
 __all__ = ["GradientNorms"]
 
 CLIPS = {"clip 0.1": 0.1, "clip 0.01": 0.01, "clip 0.001": 0.001, "penalty": None}
 POINTS, BINS = 2_000, 80
-NEVER = 10**9
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,14 @@ class GradientNorms:
         "with clipping the gradient norm grows (c = 0.1) or decays (0.01, 0.001) exponentially with depth, the more the"
         " further c is from a value in between; with the penalty it is flat; clipped weights pile up at +-c"
     )
-    WHY: ClassVar = (
-        "their width and number of updates are not given, and both move the size of the decay: a layer of weights +-c"
-        " scales the gradient by about c sqrt(width) to c width"
-    )
+
+    @property
+    def why(self) -> str:
+        return (
+            "their width and number of updates are not given, and both move the size of the growth or decay: a layer of"
+            f" weights +-c scales the gradient by about c sqrt(width / 2) when their signs are random, which at width"
+            f" {self.width} is {0.1 * math.sqrt(self.width / 2):.2g} for c = 0.1, and up to c width / 2 when they agree"
+        )
 
     def cells(self) -> list[dict[str, str]]:
         return [{"critic": critic} for critic in CLIPS]
@@ -56,35 +57,36 @@ class GradientNorms:
         sizes = {"width": self.width, "depth": self.depth}
         generator = initialised(lambda: MLPGenerator(data.shape, **sizes), seed, "generator").to(device)
         critic = initialised(lambda: MLPCritic(data.shape, **sizes), seed, "critic").to(device)
-        train(
+        if clip is not None:
+            clip_weights_(critic, clip)  # as the first update would: what is there before anything is learned
+        real, _ = data.batch(0, POINTS, seed, "heldout")
+        noisy = noise(generator, POINTS, seed, 0, "figure", device)
+        with torch.no_grad():
+            fake = generator(noisy)
+        before = {"norms": layer_gradients(critic, real, fake), "at_the_bound": at_the_bound(critic, clip)}
+        train_both(
             folder,
             generator,
             critic,
-            optimizer_of(generator, self.lr, clip is not None),
-            optimizer_of(critic, self.lr, clip is not None),
             data,
-            Wasserstein(),
             GradientPenalty(weight=10.0 if clip is None else 0.0),
+            self.lr,
             seed=seed,
             steps=self.steps,
-            critic_steps=5,
             batch_size=self.batch_size,
             log_every=max(1, self.steps // 20),
-            sample_every=NEVER,
-            checkpoint_every=max(1, self.steps // 5),
-            lipschitz_every=NEVER,
             report_size=self.batch_size,
             clip_weights=clip,
         )
-        real, _ = data.batch(0, POINTS, seed, "heldout")
         with torch.no_grad():
-            fake = generator(noise(generator, POINTS, seed, 0, "figure", device))
-        weights = torch.cat([p.detach().flatten() for p in critic.parameters() if p.ndim == 2]).double().cpu()
+            fake = generator(noisy)
+        weights = weights_of(critic)
         edge = 1.05 * (clip or weights.abs().sort().values[int(0.999 * len(weights))].item())
         counts, edges = torch.histogram(weights, BINS, range=(-edge, edge))
         return {
             "norms": layer_gradients(critic, real, fake),
-            "at_the_bound": (weights.abs() >= 0.99 * clip).double().mean().item() if clip else None,
+            "at_the_bound": at_the_bound(critic, clip),
+            "before": before,
             "histogram": {"counts": counts.tolist(), "edge": edges[-1].item()},
         }
 
@@ -97,12 +99,15 @@ class GradientNorms:
             log10 = torch.tensor([[_log10(v) for v in r["norms"]] for r in mine])
             layers = range(1, log10.shape[1] + 1)
             (line,) = axes.plot(layers, log10.mean(0), marker="o", markersize=4, label=critic)
+            before = torch.tensor([[_log10(v) for v in r["before"]["norms"]] for r in mine]).mean(0)
+            axes.plot(layers, before, linestyle=":", linewidth=1, color=line.get_color())
             axes.fill_between(layers, log10.amin(0), log10.amax(0), alpha=0.2, color=line.get_color())
         axes.set(
             title="gradient of the critic loss at each layer's activations",
             xlabel="hidden layer of the critic (1 is next to the input; the gradient comes from the right)",
             ylabel="log10 of its norm",
         )
+        axes.plot([], [], linestyle=":", linewidth=1, color="gray", label="before training, clipped once")
         axes.grid(alpha=0.3)
         axes.legend()
         for axes, critic in zip(right.subplots(2, 2).flat, CLIPS, strict=True):
@@ -124,9 +129,15 @@ class GradientNorms:
             mine = select(records, critic=critic)
             across = spread([_log10(r["norms"][0]) - _log10(r["norms"][-1]) for r in mine], "+.1f")
             widest = max(max(map(_log10, r["norms"])) - min(map(_log10, r["norms"])) for r in mine)
-            piled = [r["at_the_bound"] for r in mine if r["at_the_bound"] is not None]
-            bound = f", {spread(piled, '.0%')} of the weights within 1 % of +-c" if piled else ""
-            lines.append(f"{critic}: {across} (at most {widest:.1f} between any two layers){bound}")
+            start = spread([_log10(r["before"]["norms"][0]) - _log10(r["before"]["norms"][-1]) for r in mine], "+.1f")
+            piled = [[r["before"]["at_the_bound"], r["at_the_bound"]] for r in mine if r["at_the_bound"] is not None]
+            bound = ""
+            if piled:
+                first, last = (spread(list(shares), ".0%") for shares in zip(*piled, strict=True))
+                bound = f", {last} of the weights within 1 % of +-c (before: {first})"
+            lines.append(
+                f"{critic}: {across} (before training {start}; at most {widest:.1f} between any two layers){bound}"
+            )
         return (
             f"orders of magnitude that the gradient gains on its way down from layer {self.depth} to 1, mean +- sd over"
             f" {seeds_of(records)}: {'; '.join(lines)}"
@@ -149,5 +160,16 @@ def layer_gradients(critic: nn.Module, real: Tensor, fake: Tensor) -> list[float
     return [gradient.norm().item() for gradient in torch.autograd.grad(loss, activations)]
 
 
+def weights_of(critic: nn.Module) -> Tensor:
+    """All weights, without the biases, as one vector in float64."""
+    return torch.cat([p.detach().flatten() for p in critic.parameters() if p.ndim == 2]).double().cpu()
+
+
+def at_the_bound(critic: nn.Module, clip: float | None) -> float | None:
+    """The share of the weights within 1 % of +-clip."""
+    return None if clip is None else (weights_of(critic).abs() >= 0.99 * clip).double().mean().item()
+
+
 def _log10(value: float) -> float:
-    return math.log10(value) if value > 0 else -math.inf
+    """log10, and -45 for what is below the smallest float32, as in a critic whose units are all dead."""
+    return math.log10(max(value, 1e-45))
