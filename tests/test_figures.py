@@ -102,6 +102,16 @@ def test_the_surface_has_y_upwards():
     assert rows[5][0] == rows[5][-1]
 
 
+def test_the_two_sided_loss_of_a_record_is_that_of_its_points():
+    slopes = torch.tensor([0.5, 1.0, 1.5, 2.0])
+    record = {
+        "gap": 0.7,
+        "slopes": {"interpolates": {"mean": slopes.mean().item(), "std": slopes.std(correction=0).item()}},
+    }
+    expected = -0.7 + 10 * (slopes - 1).square().mean().item()
+    assert value_surfaces.two_sided_objective([record, record]) == pytest.approx(expected)
+
+
 def test_settings_reach_the_critics():
     for name, (penalty, coupled) in value_surfaces.CRITICS.items():
         assert coupled == ("coupled" in name)

@@ -66,3 +66,31 @@ def test_points_are_drawn_joined_or_not(tmp_path):
     plots.points(tmp_path / "a.png", x, (-3.0, 3.0))
     plots.points(tmp_path / "b.png", x, (-3.0, 3.0), joined=True)
     assert pixels(tmp_path / "b.png").sum() < pixels(tmp_path / "a.png").sum()
+
+
+@pytest.mark.parametrize("certified", [{"certified": 30.0}, {"not_certified": "a layer has none"}])
+def test_the_lipschitz_picture_shows_what_was_found(tmp_path, certified, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots.Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    slopes = {"real": torch.rand(50).double(), "fake": torch.full((50,), 0.9).double()}
+    found = {
+        "lipschitz": {"largest_quotient": 0.0, "steepest": 1.5, **certified},
+        "distances": {"gap": -0.5, "proved": {"bound": 0.1, "low": 0.05, "high": 0.15}},
+        "expected_slope": 1.05,
+        "expected_from": "exact W1",
+    }
+    plots.lipschitz(tmp_path / "x.png", slopes, found, title="7 updates")
+    (figure,) = figures
+    at, between, far = figure.axes
+    said = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert "real" in said and "fake" in said and any("-0.5" in s for s in said) and any("0.1" in s for s in said)
+    assert figure._suptitle.get_text() == "7 updates"
+    assert any(line.get_xdata()[0] == 1.05 for line in at.lines)
+    assert ("certified" in " ".join(said)) == ("certified" in certified)
+    assert between.get_xlim()[0] > 0 and far.get_xlim()[0] < -0.5
+
+
+def test_a_critic_without_slopes_has_a_picture_that_says_so(tmp_path):
+    found = {"lipschitz": {"not_certified": "batch norm"}, "distances": {"gap": 0.1}}
+    plots.lipschitz(tmp_path / "x.png", {}, found)
+    assert (tmp_path / "x.png").stat().st_size > 5000
