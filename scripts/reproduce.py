@@ -74,7 +74,10 @@ def reproduce(cfg: DictConfig, name: str) -> Path:
 
 
 def readme(name: str, figure: Any, records: list[dict[str, Any]]) -> str:
-    """The five lines, and the picture."""
+    """The five lines, the table and the picture."""
+    rows = figure.table(records)
+    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in cells)
     seeds = sorted({record["seed"] for record in records})
     commits = dict.fromkeys(f"{r['commit'] or 'unknown'}"[:7] + (" (changed)" if r["dirty"] else "") for r in records)
     hardware = dict.fromkeys(f"{r['device']}, torch {r['torch']}" for r in records)
@@ -90,6 +93,8 @@ def readme(name: str, figure: Any, records: list[dict[str, Any]]) -> str:
 - **The paper**: {figure.PAPER}.
 - **Here**: {figure.findings(records)}.
 - **Where they differ, and why**: {figure.why}.
+
+{table}
 
 ![{name}]({name}.png)
 """

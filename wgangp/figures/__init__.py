@@ -6,6 +6,7 @@ A figure is a frozen dataclass of its numbers, with
     measure(cell, seed, ...)    one run of one setting: numbers that JSON can hold
     draw(path, records)         the picture of all records, each {"seed", **cell, **numbers}
     findings(records)           what came out, in one sentence of numbers
+    table(records)              all of it, a row for each setting: {column: text}
 
 A figure's runs lie in its folder, to be resumed; they have no config.yaml, so that the other scripts do not take them.
 """

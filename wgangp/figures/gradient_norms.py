@@ -124,24 +124,36 @@ class GradientNorms:
         figure.savefig(path, dpi=100)
 
     def findings(self, records: list[dict[str, Any]]) -> str:
-        lines = []
+        norms = {critic: [r["norms"] for r in select(records, critic=critic)] for critic in CLIPS}
+        said = [f"{critic} {spread([gained(each) for each in norms[critic]], '+.1f')}" for critic in CLIPS]
+        return (
+            f"orders of magnitude that the gradient gains from hidden layer {self.depth} down to 1: {', '.join(said)}"
+            f" (mean +- sd over {seeds_of(records)})"
+        )
+
+    def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
+        rows = []
         for critic in CLIPS:
             mine = select(records, critic=critic)
-            across = spread([_log10(r["norms"][0]) - _log10(r["norms"][-1]) for r in mine], "+.1f")
             widest = max(max(map(_log10, r["norms"])) - min(map(_log10, r["norms"])) for r in mine)
-            start = spread([_log10(r["before"]["norms"][0]) - _log10(r["before"]["norms"][-1]) for r in mine], "+.1f")
-            piled = [[r["before"]["at_the_bound"], r["at_the_bound"]] for r in mine if r["at_the_bound"] is not None]
-            bound = ""
-            if piled:
-                first, last = (spread(list(shares), ".0%") for shares in zip(*piled, strict=True))
-                bound = f", {last} of the weights within 1 % of +-c (before: {first})"
-            lines.append(
-                f"{critic}: {across} (before training {start}; at most {widest:.1f} between any two layers){bound}"
+            first, last = ([part["at_the_bound"] for part in parts] for parts in ([r["before"] for r in mine], mine))
+            clipped = None not in last
+            rows.append(
+                {
+                    "critic": critic,
+                    "orders of magnitude gained": spread([gained(r["norms"]) for r in mine], "+.1f"),
+                    "before training, clipped once": spread([gained(r["before"]["norms"]) for r in mine], "+.1f"),
+                    "at most, between two layers": f"{widest:.1f}",
+                    "weights within 1 % of +-c": spread(last, ".0%") if clipped else "",
+                    "before training": spread(first, ".0%") if clipped else "",
+                }
             )
-        return (
-            f"orders of magnitude that the gradient gains on its way down from layer {self.depth} to 1, mean +- sd over"
-            f" {seeds_of(records)}: {'; '.join(lines)}"
-        )
+        return rows
+
+
+def gained(norms: list[float]) -> float:
+    """Orders of magnitude from the last hidden layer's gradient to the first's: + where it grows on its way down."""
+    return _log10(norms[0]) - _log10(norms[-1])
 
 
 def layer_gradients(critic: nn.Module, real: Tensor, fake: Tensor) -> list[float]:

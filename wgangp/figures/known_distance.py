@@ -118,23 +118,46 @@ class KnownDistance:
         figure.savefig(path, dpi=110)
 
     def findings(self, records: list[dict[str, Any]]) -> str:
-        lines = []
+        said = []
+        for pair in PAIRS:
+            mine = select(records, pair=pair)
+            gap, corrected = (
+                [sum(r[key] / r["distance"] for r in rs) / len(rs) - 1 for rs in per_dimension(mine)]
+                for key in ("gap", "corrected")
+            )
+            said.append(
+                f"{pair}: gap {min(gap):+.1%} to {max(gap):+.1%} off the true W1, corrected {min(corrected):+.1%} to"
+                f" {max(corrected):+.1%}, cosine {min(r['cosine'] for r in mine):.3f} to"
+                f" {max(r['cosine'] for r in mine):.3f}"
+            )
+        return f"{'; '.join(said)} (means of {seeds_of(records)}, the range over dimensions)"
+
+    def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
+        rows = []
         for cell in self.cells():
             mine = select(records, **cell)
-            off = (spread([r[key] / r["distance"] - 1 for r in mine], "+.1%") for key in ("gap", "corrected"))
-            proved = spread([r["proved"] / r["distance"] for r in mine], ".2f")
-            bound = spread([r["certified"] for r in mine], ".1f")
-            align = spread([r["cosine"] for r in mine], ".3f")
-            lines.append(
-                f"{cell['pair']} d = {cell['dim']}: {', '.join(off)}, proved >= {proved} W1 (L <= {bound}, steepest"
-                f" found {spread([r['steepest'] for r in mine], '.2f')}), cosine {align}"
+            rows.append(
+                {
+                    "pair": f"{cell['pair']}, d = {cell['dim']}",
+                    "gap / W1 - 1": spread([r["gap"] / r["distance"] - 1 for r in mine], "+.1%"),
+                    "corrected / W1 - 1": spread([r["corrected"] / r["distance"] - 1 for r in mine], "+.1%"),
+                    "proved: W1 is at least": spread([r["proved"] for r in mine], ".3f"),
+                    "certified L": spread([r["certified"] for r in mine], ".1f"),
+                    "steepest found": spread([r["steepest"] for r in mine], ".2f"),
+                    "slope where mass passes": spread([r["slope"] for r in mine], ".3f"),
+                    "cosine": spread([r["cosine"] for r in mine], ".3f"),
+                }
             )
-        return f"off the true W1: gap, corrected gap (mean +- sd over {seeds_of(records)}): " + "; ".join(lines)
+        return rows
+
+
+def per_dimension(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    return [select(records, dim=dim) for dim in DIMENSIONS]
 
 
 def _curve(axes: Any, records: list[dict[str, Any]], value: Any, label: str) -> None:
     """The mean over seeds against the dimension, and the range."""
-    per_dim = [[value(r) for r in select(records, dim=dim)] for dim in DIMENSIONS]
+    per_dim = [[value(r) for r in rs] for rs in per_dimension(records)]
     (line,) = axes.plot(DIMENSIONS, [sum(v) / len(v) for v in per_dim], marker="o", markersize=4, label=label)
     axes.fill_between(
         DIMENSIONS, [min(v) for v in per_dim], [max(v) for v in per_dim], alpha=0.2, color=line.get_color()

@@ -94,18 +94,23 @@ class Overfitting:
         figure.savefig(path, dpi=110)
 
     def findings(self, records: list[dict[str, Any]]) -> str:
-        lines = []
+        said = []
         for critic in CRITICS:
             mine = select(records, critic=critic)
-            ends = [spread([r[label][-1] for r in mine], ".4g") for label in CURVES]
-            gap = spread([r["training"][-1] - r["held out"][-1] for r in mine], "+.4g")
-            slopes = [spread([trend(r[label], r["step"]) for r in mine], "+.3g") for label in CURVES]
-            lines.append(
-                f"{critic}: training {ends[0]}, held out {ends[1]}, apart by {gap}; change per 100 updates over the"
-                f" last half: training {slopes[0]}, held out {slopes[1]}"
-            )
-        when = f"negative critic loss after {self.steps:,} updates, mean +- sd over {seeds_of(records)}"
-        return f"{when}: {'; '.join(lines)}"
+            apart = spread([r["training"][-1] - r["held out"][-1] for r in mine], "+.3g")
+            said.append(f"with {critic} training - held out = {apart} at the end")
+        return f"negative critic loss: {', '.join(said)} (mean +- sd over {seeds_of(records)})"
+
+    def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
+        rows = []
+        for critic in CRITICS:
+            mine = select(records, critic=critic)
+            rows.append({"critic": critic, "updates": f"{self.steps:,}"})
+            for label in CURVES:
+                rows[-1][f"{label}, at the end"] = spread([r[label][-1] for r in mine], ".4g")
+                trends = [trend(r[label], r["step"]) for r in mine]
+                rows[-1][f"{label}, change per 100 updates (last half)"] = spread(trends, "+.3g")
+        return rows
 
 
 def some(data: Images, digits: int, seed: int) -> Images:

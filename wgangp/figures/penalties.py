@@ -111,14 +111,24 @@ class Penalties:
         figure.savefig(path, dpi=90)
 
     def findings(self, records: list[dict[str, Any]]) -> str:
-        lines = []
+        said = []
+        for data in DATA:
+            w1 = {p: [r["w1"] for r in select(records, data=data, penalty=p)] for p in PENALTIES}
+            ranked = sorted(PENALTIES, key=lambda penalty: sum(w1[penalty]))
+            said.append(f"{data}, exact W1 to the data: {', '.join(f'{p} {spread(w1[p])}' for p in ranked)}")
+        floor = spread([r["floor"] for r in records])
+        return f"{'; '.join(said)} (mean +- sd over {seeds_of(records)}; two samples of the data: {floor})"
+
+    def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
+        rows = []
         for cell in self.cells():
             mine = select(records, **cell)
-            w1, quality = spread([r["w1"] for r in mine]), spread([r["high_quality"] for r in mine], ".0%")
-            modes = spread([r["modes"] for r in mine], ".1f")
-            lines.append(f"{cell['data']}, {cell['penalty']}: {w1}, {modes}, {quality}")
-        return (
-            f"exact W1 to {POINTS:,} held-out points, modes covered, share of samples within 3 sd of one, mean +- sd"
-            f" over {seeds_of(records)}: {'; '.join(lines)}. W1 between two samples of the data:"
-            f" {spread([r['floor'] for r in records])}"
-        )
+            rows.append(
+                {
+                    **cell,
+                    f"W1 to {POINTS:,} held-out points": spread([r["w1"] for r in mine]),
+                    "modes covered": spread([r["modes"] for r in mine], ".1f"),
+                    "samples within 3 sd of one": spread([r["high_quality"] for r in mine], ".0%"),
+                }
+            )
+        return rows
