@@ -60,13 +60,13 @@ class ValueSurfaces:
         if self.iterations >= 100_000:
             return "not looked into yet at this scale"
         return (
-            f"their contours with the penalty show the modes; at lambda 10, width {self.width} and {self.iterations:,}"
-            " iterations (their code: 0.1, 512 and 100,000) the two-sided critic is one tent, its peak where no data is."
-            " It has the slope that it should have, in the wrong direction: between two peaks the slope must pass 0, which"
-            " the two-sided penalty charges for and the one-sided does not. On 8 Gaussians it is not even the minimum of"
-            " its own loss: critics of the one-sided penalty and of coupled pairs have a lower two-sided loss, so descent"
-            " is stuck. At real and perturbed points nothing holds the slope elsewhere (far above 1): what agrees with W1"
-            " there are errors that cancel"
+            f"their contours with the penalty show the modes; at lambda 10, width {self.width} and"
+            f" {self.iterations:,} iterations (their code: 0.1, 512, 100,000) the two-sided critic is one tent, its"
+            " peak where no data is. It has the slope that it should have, in the wrong direction: between two"
+            " peaks the slope must pass 0, which the two-sided penalty charges for and the one-sided does not. On"
+            " 8 Gaussians it is not even the best by its own loss: critics of the one-sided penalty and of coupled"
+            " pairs have a lower two-sided loss, so descent is stuck. At real and perturbed points nothing holds"
+            " the slope elsewhere (far above 1): what agrees with W1 there are errors that cancel"
         )
 
     def cells(self) -> list[dict[str, str]]:
