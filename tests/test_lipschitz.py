@@ -163,6 +163,19 @@ def test_the_ascent_climbs_to_the_steep_part_of_a_piecewise_linear_critic():
     assert steepest_slope(critic, x, steps=100) == pytest.approx(5)
 
 
+def test_the_ascent_follows_the_gradient_of_the_slope():
+    """For D = x A x / 2 the slope is ||A x||, and rises along A (A x) / ||A x||: two steps by hand."""
+    a = torch.tensor([[1.0, 0.5], [0.5, 3.0]]).double()
+    x = torch.tensor([2.0, 0.3]).double()
+    scale, v = x.std(correction=0), torch.nn.functional.normalize(a @ x, dim=0)
+    met = [a @ (x + scale * v), a @ (x - scale * v)]
+    x = x + scale * torch.nn.functional.normalize(a @ v, dim=0)
+    met += [a @ (x + 0.01 * scale * v), a @ (x - 0.01 * scale * v)]
+    start = torch.tensor([[2.0, 0.3]]).double()
+    found = steepest_slope(lambda x: ((x @ a) * x).sum(1) / 2, start, steps=2)
+    assert found == pytest.approx(max(g.norm().item() for g in met)) == met[2].norm().item()
+
+
 def test_the_ascent_finds_more_than_the_points_show_on_smooth_and_on_relu_critics():
     found = []
     for critic, points in ((smooth_critic(2, width=64), 100), (MLPCritic((2,), width=64, depth=4), 100)):
