@@ -49,9 +49,11 @@ class Penalties:
     @property
     def why(self) -> str:
         return (
-            f"Adam at {self.lr:g} for the penalties and RMSProp at {CLIP_LR:g} for clipping, so at equal updates"
-            " clipping has gone less far; at so few seeds only differences well above the spread mean something. A"
-            " perfect generator would be as far from the data as two samples of the data are from each other"
+            "the paper compares sides on images, by Inception score; the two-sided penalty is behind where its"
+            f" critic has no peaks at the modes (see value_surfaces). Adam at {self.lr:g} for the penalties and"
+            f" RMSProp at {CLIP_LR:g} for clipping, so at equal updates clipping has gone less far; at so few"
+            " seeds only differences well above the spread mean something. A perfect generator would be as far"
+            " from the data as two samples of the data are from each other"
         )
 
     def cells(self) -> list[dict[str, str]]:
@@ -88,6 +90,7 @@ class Penalties:
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
         figure = Figure(figsize=(3.2 * len(PENALTIES), 3.9 * len(DATA)), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.15)
         panels = figure.subplots(len(DATA), len(PENALTIES))
         for row, data in enumerate(DATA):
             for column, penalty in enumerate(PENALTIES):
