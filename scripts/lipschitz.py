@@ -56,7 +56,7 @@ def make(cfg: DictConfig) -> Path:
             raise ValueError(f"data_root = {cfg.data_root}: the data of this run is drawn, not read")
         trained_with.data.root = cfg.data_root
     data = config.build(trained_with, "data", device=device)
-    if state["data"] != getattr(data, "fingerprint", ""):
+    if state.get("data") != getattr(data, "fingerprint", ""):
         raise ValueError(f"the data is not what {cfg.run} was trained on (its sha256 differs): set data_root= to that")
     samples = []
     for split in ("heldout", "train"):

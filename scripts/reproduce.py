@@ -58,7 +58,10 @@ def reproduce(cfg: DictConfig, name: str) -> Path:
             began = time.monotonic()
             try:
                 numbers = figure.measure(cell, seed, run, device)
-            except ValueError as error:  # one that diverges must not keep the others from being measured
+            except (
+                ValueError,
+                RuntimeError,
+            ) as error:  # one that diverges must not keep the others from being measured
                 failed.append(f"\n  {said}: {error}")
                 continue
             seconds = round(earlier + time.monotonic() - began, 1)
@@ -88,7 +91,8 @@ def readme(name: str, figure: Any, records: list[dict[str, Any]]) -> str:
     return f"""<!-- written by scripts/reproduce.py; its words stand in wgangp/figures/{name}.py -->
 # {name}
 
-- **Run**: {command} at {", ".join(commits)}: {numbers}; seeds {seeds}, {len(records)} runs.
+- **Run**: {command} at {", ".join(commits)}: {numbers}; {len(records)} runs.
+  Anew: `python scripts/reproduce.py figure={name} "seeds={seeds}" out=FOLDER`.
 - **Time**: {minutes:.0f} min in all on {", ".join(hardware)}.
 - **The paper**: {figure.PAPER}.
 - **Here**: {figure.findings(records)}.

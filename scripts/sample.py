@@ -40,7 +40,7 @@ def make(cfg: DictConfig) -> Path:
     _, players, state = config.trained(Path(cfg.run), device, ("generator",))
     generator, in_plane = players["generator"], len(state["shape"]) == 1
     if in_plane and cfg.what == "images":
-        raise ValueError("points in the plane are no images: use what=npz for the numbers, what=grid for a picture")
+        raise ValueError("points are no images: use what=npz for the numbers, what=grid for a picture")
     if in_plane and tuple(state["shape"]) != (2,) and cfg.what != "npz":
         raise ValueError(f"points in R^{state['shape'][0]} have no picture: use what=npz for the numbers")
 

@@ -535,3 +535,15 @@ def test_a_spectral_norm_that_was_trained_is_copied():
 def test_a_layer_of_a_real_critic_is_bounded_closely(seed):
     torch.manual_seed(seed)
     check_against_the_matrix(layers.Conv2d(8, 16, 5, 2), (8, 14, 14))
+
+
+def test_a_bias_far_above_the_weights_is_not_in_the_way():
+    layer = nn.Conv2d(1, 1, 2).double()
+    nn.init.constant_(layer.weight, 1e-18)
+    nn.init.constant_(layer.bias, 1.0)
+    assert bound_of(layer, (1, 2, 2)) == pytest.approx(2e-18, rel=1e-6)
+
+
+def test_a_layer_of_many_inputs_and_one_output_needs_no_basis():
+    layer = nn.Conv2d(1, 1, 1024)  # a basis of its inputs would have 10^12 entries
+    assert bound_of(layer, (1, 1024, 1024)) >= layer.weight.norm().item() * (1 - 1e-6)

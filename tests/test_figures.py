@@ -241,3 +241,13 @@ def test_the_papers_scale_is_one_override_away(configure, budget, width):
     for name in NAMES:
         figure = config.build(configure(f"figure={name}", f"budget={budget}", name="reproduce"), "figure")
         assert figure.width == (width if name != "overfitting" else width // 8)
+
+
+def test_a_curve_of_too_few_points_is_refused_before_training():
+    with pytest.raises(ValueError, match="log_every = 300: a curve of 600 steps"):
+        overfitting.Overfitting(width=4, steps=600, log_every=300)
+
+
+def test_what_was_read_off_a_scale_is_said_of_that_scale_alone():
+    assert "tent" in value_surfaces.ValueSurfaces(width=128, iterations=10_000).why
+    assert "not looked into" in value_surfaces.ValueSurfaces(width=128, iterations=2).why

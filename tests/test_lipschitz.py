@@ -227,3 +227,7 @@ def test_a_function_that_does_not_compute_in_float64_is_told_so():
 
 def nn_critic():
     return torch.nn.Linear(2, 1)
+
+
+def test_a_quotient_that_is_not_a_number_is_seen():
+    assert math.isnan(largest_quotient(lambda x: x[:, 0] * math.nan, torch.randn(600, 2)))

@@ -166,7 +166,10 @@ def test_figures_are_reproduced_in_a_sweep(user):
         ([], "figure"),
         (["figure=gradient_norms", "budget=huge"], "must be one of cpu, paper"),
         (["figure=gradient_norms", "figure.width=5"], "belongs to another config"),
-        (["figure=overfitting", "figure.data_root=nowhere", "seeds=[0]"], "data.root=FOLDER, where FOLDER/MNIST/raw"),
+        (
+            ["figure=overfitting", "figure.data_root=nowhere", "seeds=[0]"],
+            "figure.data_root=FOLDER, where FOLDER/MNIST/raw",
+        ),
     ):
         message = user("reproduce.py", *arguments, fails=True)
         assert said in message and "Traceback" not in message, message

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 __all__ = ["certified_lipschitz", "in_float64"]
 
 SLACK = 1 + 1e-9  # for the rounding of the bound itself
-EXPLICIT = 2**20  # entries of a convolution's matrix whose singular values are computed: about a second
+EXPLICIT = 2**20  # entries of a convolution's matrix, or of its basis, that are worth a second of singular values
 SAMPLES = 2  # the least that shows a mixed batch
 Rule = Callable[[dict[str, Any], Tensor, Callable], float]  # arguments, result for ones, operation: the result's bound
 _ones = partial(torch.ones, dtype=torch.float64)
@@ -64,7 +64,7 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
     copied = in_float64(critic).cpu().eval()
     for name, value in [*copied.named_parameters(), *copied.named_buffers()]:
         if not value.isfinite().all():
-            raise ValueError(f"{name} has NaN or inf in it: such a critic has no Lipschitz constant")
+            raise ValueError(f"{name} has NaN or inf in it: no certificate")
     running = ["the score"]  # the modules being executed, innermost last; where one of them raises, it stays so
     for name, module in copied.named_modules():
         _follow(module, f"{name or 'the critic'} ({type(module).__name__})", running)
@@ -232,10 +232,10 @@ def _convolution(a: dict[str, Any], out: Tensor, run: Callable) -> float:
     """
     x, weight, stride, dilation = _only(a, "input"), a["weight"], a["stride"], a["dilation"]
     inputs, outputs = math.prod(x.shape[1:]), math.prod(out.shape[1:])
-    if inputs * outputs <= EXPLICIT:
+    if inputs * max(inputs, outputs) <= EXPLICIT:
         basis = torch.eye(inputs, dtype=torch.float64).view(inputs, *x.shape[1:])
-        matrix = run(lambda _: basis) - run(lambda _: basis[:1] * 0)  # without the bias
-        return x.bound * _norm(matrix.flatten(1))
+        how = [a[name] for name in ("stride", "padding", "dilation", "transposed", "output_padding", "groups")]
+        return x.bound * _norm(torch.ops.aten.convolution(basis, weight, None, *how).flatten(1))
     windows = (x if a["transposed"] else out).shape[2:]  # the transposed map has the same norm
     d, w = len(windows), weight.unflatten(0, (a["groups"], -1))  # (groups, out, in, *k)
     spans = [j * (k - 1) + 1 for k, j in zip(weight.shape[2:], dilation, strict=True)]  # k with the zeros of dilation

@@ -129,7 +129,7 @@ def cosine(critic: Critic, x: Tensor, direction: Tensor) -> Tensor:
 
 def slope_at(critic: Critic, x: Tensor) -> Tensor:
     """`gradient_norm` (B,), with a ValueError in words where the points do not fit the critic."""
-    with _fitting(x):
+    with _fitting(critic, x):
         return torch.cat([gradient_norm(critic, part) for part in x.split(CHUNK)])
 
 
@@ -142,16 +142,16 @@ def largest_quotient(critic: Critic, x: Tensor) -> float:
         ValueError: points that do not fit the critic.
     """
     x = x.detach().double()
-    with torch.no_grad(), _fitting(x):
+    with torch.no_grad(), _fitting(critic, x):
         critic = _double(critic)
         score = torch.cat([critic(part).flatten() for part in x.split(CHUNK)])
     flat = x.unsqueeze(-1).flatten(1)
-    largest = 0.0
+    largest = []
     for x, rises in zip(flat.split(CHUNK), score.split(CHUNK), strict=True):
         distance = torch.cdist(x, flat, compute_mode="donot_use_mm_for_euclid_dist")
         rise = (rises.unsqueeze(1) - score).abs()
-        largest = max(largest, torch.where(distance > 0, rise / distance, 0).max().item())
-    return largest
+        largest.append(torch.where(distance > 0, rise / distance, 0).max())
+    return torch.stack(largest).max().item()  # NaN where one is
 
 
 def steepest_slope(critic: nn.Module, x: Tensor, steps: int = 100) -> float:
@@ -249,7 +249,7 @@ def _uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def _gradient(critic: Critic, x: Tensor) -> Tensor:
     gradients = []
     for part in x.detach().split(CHUNK):
-        with torch.enable_grad(), _fitting(x):
+        with torch.enable_grad(), _fitting(critic, x):
             part = part.requires_grad_()
             gradients += torch.autograd.grad(critic(part).sum(), part, materialize_grads=True)
     return torch.cat(gradients)
@@ -260,7 +260,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _fitting(x: Tensor) -> Iterator[None]:
+def _fitting(critic: Critic, x: Tensor) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:

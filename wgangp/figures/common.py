@@ -71,7 +71,11 @@ def train_both(
     optimizers = [optimizer_of(player, lr, clip_weights is not None) for player in (generator, critic)]
     often = {"checkpoint_every": max(1, steps // 5), "sample_every": NEVER, "lipschitz_every": NEVER, "critic_steps": 5}
     options = {**often, **options, "clip_weights": clip_weights, "steps": steps}
-    if train(folder, generator, critic, *optimizers, data, Wasserstein(), penalty, **options) < steps:
+    try:
+        reached = train(folder, generator, critic, *optimizers, data, Wasserstein(), penalty, **options)
+    except ValueError as error:
+        raise ValueError(str(error).replace("optim.lr or clip.gradient_norm=1.0", "figure.lr")) from error
+    if reached < steps:
         raise KeyboardInterrupt
 
 

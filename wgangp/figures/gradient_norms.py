@@ -9,9 +9,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from wgangp.certify import in_float64
 from wgangp.data.toy import SwissRoll
 from wgangp.figures.common import seeds_of, select, spread, train_both
-from wgangp.lipschitz import in_float64
 from wgangp.networks.layers import ReLU
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import GradientPenalty, clip_weights_

@@ -48,11 +48,19 @@ class Overfitting:
             f" updates of large ones; here {self.steps:,} of width {self.width}"
         )
 
+    def __post_init__(self) -> None:
+        if not 4 * self.log_every <= self.steps:
+            raise ValueError(f"log_every = {self.log_every}: a curve of {self.steps} steps takes at least four points")
+
     def cells(self) -> list[dict[str, str]]:
         return [{"critic": critic} for critic in CRITICS]
 
     def measure(self, cell: dict[str, str], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
-        data, clipping = some(mnist(self.data_root, device=device), self.digits, seed), cell["critic"] == "clipping"
+        try:
+            every = mnist(self.data_root, device=device)
+        except ValueError as error:
+            raise ValueError(str(error).replace("data.root", "figure.data_root")) from error
+        data, clipping = some(every, self.digits, seed), cell["critic"] == "clipping"
         sizes = {"width": self.width, "norm": clipping}
         generator = initialised(lambda: MNISTGenerator(data.shape, **sizes), seed, "generator").to(device)
         critic = initialised(lambda: MNISTCritic(data.shape, **sizes), seed, "critic").to(device)
