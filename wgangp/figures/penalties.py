@@ -108,8 +108,8 @@ class Penalties:
                 )
         panels[0, 0].legend(fontsize=8, loc="upper right")
         figure.suptitle(
-            f"{self.steps:,} generator updates, 3 x {self.width} ReLU; mean +- sd of {seeds_of(records)}, points of one; W1"
-            f" between two samples of the data: {', '.join(floor(records, data) for data in DATA)}"
+            f"{self.steps:,} generator updates, 3 x {self.width} ReLU; mean +- sd of {seeds_of(records)};"
+            f" W1 between two samples of the data: {', '.join(floor(records, data) for data in DATA)}"
         )
         figure.savefig(path, dpi=90)
 
