@@ -16,7 +16,7 @@ from wgangp.seeds import generator_for
 from wgangp.step import critic_step
 from wgangp.train import train
 
-__all__ = ["fit", "optimizer_of", "seeds_of", "select", "spread", "train_both"]
+__all__ = ["fit", "optimizer_of", "over", "seeds_of", "select", "spread", "train_both"]
 
 CLIP_LR = 5e-5  # of RMSProp. Paper: released code, for clipping
 NEVER = 10**9
@@ -88,6 +88,12 @@ def seeds_of(records: list[dict[str, Any]]) -> str:
     """How many seeds there are, in words."""
     number = len({record["seed"] for record in records})
     return f"{number} seed" + "s" * (number > 1)
+
+
+def over(records: list[dict[str, Any]]) -> str:
+    """What the numbers of `spread` are over."""
+    seeds = seeds_of(records)
+    return seeds if seeds == "1 seed" else f"mean +- sd over {seeds}"
 
 
 def spread(values: list[float], form: str = ".3f") -> str:

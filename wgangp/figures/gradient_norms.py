@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wgangp.certify import in_float64
 from wgangp.data.toy import SwissRoll
-from wgangp.figures.common import seeds_of, select, spread, train_both
+from wgangp.figures.common import over, seeds_of, select, spread, train_both
 from wgangp.networks.layers import ReLU
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import GradientPenalty, clip_weights_
@@ -43,10 +43,13 @@ class GradientNorms:
 
     @property
     def why(self) -> str:
+        gain = 0.1 * math.sqrt(self.width / 2)
         return (
-            "their width and number of updates are not given, and both move the size of the growth or decay: a layer of"
-            f" weights +-c scales the gradient by about c sqrt(width / 2) when their signs are random, which at width"
-            f" {self.width} is {0.1 * math.sqrt(self.width / 2):.2g} for c = 0.1, and up to c width / 2 when they agree"
+            "their width and number of updates are not given, and both move the size of the growth or decay: a"
+            " layer of weights +-c scales the gradient by about c sqrt(width / 2) when their signs are random,"
+            f" which at width {self.width} is {gain:.2g} for c = 0.1, and up to c width / 2 when they agree. What"
+            " c = 0.01 and 0.001 show is there before training: the first clip makes it. With the penalty few"
+            " updates leave the weights near their uniform initial ones, where the paper's are bell-shaped"
         )
 
     def cells(self) -> list[dict[str, str]]:
@@ -128,7 +131,7 @@ class GradientNorms:
         said = [f"{critic} {spread([gained(each) for each in norms[critic]], '+.1f')}" for critic in CLIPS]
         return (
             f"orders of magnitude that the gradient gains from hidden layer {self.depth} down to 1: {', '.join(said)}"
-            f" (mean +- sd over {seeds_of(records)})"
+            f" ({over(records)})"
         )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:

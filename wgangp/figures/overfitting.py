@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from wgangp.data.images import Images, mnist
-from wgangp.figures.common import seeds_of, select, spread, train_both
+from wgangp.figures.common import over, seeds_of, select, spread, train_both
 from wgangp.logs import read_lines
 from wgangp.networks.dcgan import MNISTCritic, MNISTGenerator
 from wgangp.penalty import GradientPenalty
@@ -107,7 +107,7 @@ class Overfitting:
             mine = select(records, critic=critic)
             apart = spread([r["training"][-1] - r["held out"][-1] for r in mine], "+.3g")
             said.append(f"with {critic} training - held out = {apart} at the end")
-        return f"negative critic loss: {', '.join(said)} (mean +- sd over {seeds_of(records)})"
+        return f"negative critic loss: {', '.join(said)} ({over(records)})"
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
         rows = []

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from wgangp.data.toy import gaussians8, gaussians25
-from wgangp.figures.common import CLIP_LR, seeds_of, select, spread, train_both
+from wgangp.figures.common import CLIP_LR, over, seeds_of, select, spread, train_both
 from wgangp.metrics import mode_coverage
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import GradientPenalty
@@ -120,7 +120,7 @@ class Penalties:
             ranked = sorted(PENALTIES, key=lambda penalty: sum(w1[penalty]))
             each = ", ".join(f"{penalty} {spread(w1[penalty])}" for penalty in ranked)
             said.append(f"{data}, exact W1 to the data: {each}; two samples of the data: {floor(records, data)}")
-        return f"{'. '.join(said)} (mean +- sd over {seeds_of(records)})"
+        return f"{'. '.join(said)} ({over(records)})"
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
         rows = []
