@@ -137,7 +137,15 @@ def test_a_critic_with_batch_norm_is_looked_at_without_a_certificate(user, small
 
 def test_the_lipschitz_report_of_images_has_a_certificate_and_the_corrected_gap(user, small_mnist):
     tiny = ["networks.generator.width=4", "networks.critic.width=4", "train.report_size=9", "device=cpu"]
-    user("train.py", "experiment=mnist", f"data.root={small_mnist}", *tiny, "train.steps=3", "run_dir=small")
+    user(
+        "train.py",
+        "experiment=mnist",
+        f"data.root={small_mnist}",
+        *tiny,
+        "train.steps=20",
+        "optim.lr=1e-3",
+        "run_dir=small",
+    )
     small = ["n=50", "starts=5", "ascent=2"]
     made = user.folder / user("lipschitz.py", "run=small", *small, f"data_root={small_mnist}").strip()
     found = json.loads((made / "lipschitz.json").read_text())

@@ -169,7 +169,7 @@ def test_a_config_that_is_not_given_stays(go, tmp_path):
     before = (tmp_path / "config.yaml").read_text()
     del players["reached"]
     options = {"seed": 0, "steps": 3, "critic_steps": 5, "batch_size": 16, "report_size": 16}
-    options |= {"log_every": 2, "sample_every": 4, "checkpoint_every": 2}
+    options |= {"log_every": 2, "sample_every": 4, "checkpoint_every": 2, "lipschitz_every": 2}
     assert train(tmp_path, **players, **options) == 3
     assert before and (tmp_path / "config.yaml").read_text() == before
 
@@ -184,7 +184,7 @@ def test_other_data_under_the_same_config_is_noticed(go, tmp_path):
 
 
 def test_a_report_sees_none_of_the_batches_of_the_training(go, tmp_path):
-    seen = {"data": [], "report": [], "picture": []}
+    seen = {"data": [], "report": [], "lipschitz": [], "picture": []}
 
     class Watching(Interrupting):
         def batch(self, k, size, seed, split="train", purpose="data"):
@@ -192,9 +192,9 @@ def test_a_report_sees_none_of_the_batches_of_the_training(go, tmp_path):
             seen[purpose].append(x)
             return x, y
 
-    go(tmp_path, "train.steps=3", "train.log_every=1", data=Watching(at=-1))
-    trained, reported = torch.cat(seen["data"]), torch.cat(seen["report"])
-    assert len(trained) == 3 * 5 * 16 and len(reported) == 4 * 2 * 16
+    go(tmp_path, "train.steps=3", "train.log_every=1", "train.lipschitz_every=1", data=Watching(at=-1))
+    trained, reported = torch.cat(seen["data"]), torch.cat(seen["report"] + seen["lipschitz"])
+    assert len(trained) == 3 * 5 * 16 and len(reported) == 4 * (2 + 1) * 16
     assert torch.cdist(trained, reported).min() > 0
 
 
@@ -207,8 +207,10 @@ def test_the_log_is_a_function_of_seed_and_config(go, tmp_path):
 
 
 def test_intervals_and_the_length_change_no_number(go, tmp_path):
-    go(tmp_path / "a", "train.steps=4")
-    go(tmp_path / "b", "train.steps=6", "train.log_every=1", "train.sample_every=3", "train.checkpoint_every=3")
+    look = "train.lipschitz_every=2"  # and after the last update of each, which is the same at 4 in both
+    go(tmp_path / "a", "train.steps=4", look)
+    often = ("train.log_every=1", "train.sample_every=3", "train.checkpoint_every=3")
+    go(tmp_path / "b", "train.steps=6", look, *often)
     lines = {r["step"]: r for r in read_lines(tmp_path / "b" / "metrics.jsonl")}
     assert all(lines[r["step"]] == r for r in read_lines(tmp_path / "a" / "metrics.jsonl"))
 
@@ -347,7 +349,7 @@ def test_points_that_are_neither_planar_nor_pictures_have_no_picture(tmp_path):
     generator.latent_dim = 2
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (generator, critic)]
     options = {"seed": 0, "steps": 1, "critic_steps": 1, "batch_size": 4, "report_size": 4}
-    options |= {"log_every": 1, "sample_every": 1, "checkpoint_every": 1}
+    options |= {"log_every": 1, "sample_every": 1, "checkpoint_every": 1, "lipschitz_every": 1}
     train(tmp_path, generator, critic, *optimizers, Line(), Wasserstein(), GradientPenalty(), **options)
     assert not list((tmp_path / "samples").iterdir()) and (tmp_path / "curves.png").exists()
     json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
