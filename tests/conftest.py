@@ -6,6 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import settings
+from PIL import Image
 from torch import nn
 
 import wgangp.config  # noqa: F401 - registers the schema
@@ -48,6 +49,31 @@ def small_mnist(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     for name in ("MNIST", "FashionMNIST"):
         write_idx(root / name / "raw", pictures=600, side=28)
+    return root
+
+
+@pytest.fixture
+def small_cifar(monkeypatch):
+    """torchvision's reader of CIFAR-10, with 70 white pictures to train on and 30 black ones held out."""
+
+    class Reader:
+        def __init__(self, root, train, download):
+            if not Path(root).exists():
+                raise RuntimeError("Dataset not found or corrupted.")
+            self.data = np.full((70 if train else 30, 32, 32, 3), 255 if train else 0, np.uint8)
+            self.targets = list(range(len(self.data)))
+            if train:
+                self.data[:, 0, 1, 2] = 0  # row 0, column 1, blue
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Reader)
+
+
+@pytest.fixture(scope="session")
+def small_pictures(tmp_path_factory):
+    """A folder with 40 grey 32 x 32 pictures."""
+    root = tmp_path_factory.mktemp("pictures")
+    for i in range(40):
+        Image.new("RGB", (32, 32), (i, i, 2 * i)).save(root / f"{i:02}.png")
     return root
 
 

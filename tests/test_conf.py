@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import ROOT
+from omegaconf import OmegaConf
 
 from wgangp import NormalizedGradientDescent, config
 from wgangp.train import train
@@ -31,7 +32,7 @@ PROMISED = [
 
 def run(configure, folder, root, *overrides):
     cfg = configure(*SHORT, *overrides)
-    if "root" in cfg.data:
+    if "root" in cfg.data or OmegaConf.is_missing(cfg.data, "root"):
         cfg.data.root = str(root)
         for player in ("generator", "critic"):
             cfg.networks[player].width = 4
@@ -46,11 +47,13 @@ def test_every_folder_of_conf_is_a_group_of_the_schema():
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_runs_a_step(configure, tmp_path, small_mnist, choice):
-    fitting = {"networks=mnist": ("data=mnist",), "data=mnist": ("networks=mnist",)}
-    fitting["data=fashion_mnist"] = ("networks=mnist",)
-    small = () if "mnist" in choice or "released" in choice or "networks" in choice else TOY
-    run(configure, tmp_path, small_mnist, choice, *fitting.get(choice, ()), *small)
+def test_every_choice_runs_a_step(configure, tmp_path, small_mnist, small_pictures, small_cifar, choice):
+    fitting = {"networks=mnist": "data=mnist", "data=mnist": "networks=mnist", "data=fashion_mnist": "networks=mnist"}
+    fitting |= {"networks=cifar_dcgan": "data=cifar10", "networks=cifar_resnet": "data=image_folder"}
+    fitting |= {"data=cifar10": "networks=cifar_dcgan", "data=image_folder": "networks=cifar_resnet"}
+    pictures = any(word in choice for word in ("mnist", "cifar", "image", "networks", "experiment"))
+    root = small_pictures if "image_folder" in choice + fitting.get(choice, "") else small_mnist
+    run(configure, tmp_path, root, choice, *filter(None, [fitting.get(choice)]), *(() if pictures else TOY))
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
 
 

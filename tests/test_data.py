@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 from conftest import write_idx
+from PIL import Image
 
-from wgangp.data.images import Images, fashion_mnist, mnist
+from wgangp.data import images
+from wgangp.data.images import Images, Streamed, cifar10, fashion_mnist, image_folder, mnist
 from wgangp.data.stream import batch_indices
 from wgangp.data.toy import SwissRoll, gaussians8, gaussians25
 from wgangp.seeds import generator_for
@@ -149,6 +151,72 @@ def test_a_truncated_file_is_an_error_that_names_the_folder(tmp_path):
 def test_a_fingerprint_tells_sets_apart():
     a, b, c = (Images(*pictures(levels)).fingerprint for levels in ([1, 2, 3], [1, 2, 3], [1, 2, 4]))
     assert a == b != c
+
+
+def save(folder, sizes, **options):
+    """PNG files 0.png, 1.png, ... of the given sizes (W, H); file i has the grey level i."""
+    folder.mkdir(parents=True)
+    for i, size in enumerate(sizes):
+        Image.new("L", size, i).save(folder / f"{i:02}.png", **options)
+
+
+def test_a_folder_of_pictures_is_read_with_its_classes(tmp_path):
+    save(tmp_path / "cat", [(6, 4)] * 15)
+    save(tmp_path / "dog" / "small", [(6, 4)] * 5)
+    data = image_folder(str(tmp_path))
+    assert data.shape == (3, 4, 6) and data.span == (-1.0, 1.0)
+    assert [len(data.pictures[split]) for split in ("train", "heldout")] == [18, 2]
+    x, y = data.batch(0, 18, seed=0)
+    level = ((x[:, 0, 0, 0] + 1) / 2 * 255).round().int().tolist()
+    assert sorted(zip(level, y.tolist(), strict=True)) == sorted(
+        [(i, 0) for i in range(15) if i not in (0, 10)] + [(i, 1) for i in range(5)]
+    )
+    apart = image_folder(str(tmp_path / "cat"), heldout_root=str(tmp_path / "dog"))
+    assert [len(apart.pictures[split]) for split in ("train", "heldout")] == [15, 5]
+
+
+def test_what_does_not_fit_in_memory_is_streamed_and_is_the_same(tmp_path):
+    save(tmp_path / "a", [(8, 8)] * 40)
+    kept, streamed = (image_folder(str(tmp_path), dequantize=True, memory_gb=gb) for gb in (4.0, 0.0))
+    assert isinstance(kept, Images) and isinstance(streamed, Streamed) and streamed.shape == kept.shape
+    for k in (0, 1, 2, 3, 4, 11, 2, 3):  # over an epoch's end, ahead and back
+        for a, b in zip(kept.batch(k, 8, seed=1), streamed.batch(k, 8, seed=1), strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(kept.batch(k, 2, 0, "heldout", "report")[0], streamed.batch(k, 2, 0, "heldout", "report")[0])
+    assert len(streamed.coming) <= images.AHEAD  # what was read ahead and passed by is forgotten
+    assert Streamed({"train": [tmp_path / "a" / "00.png"]}, {}, streamed.read).fingerprint != streamed.fingerprint
+
+
+def test_pictures_of_other_sizes_are_cut_to_size_or_refused(tmp_path):
+    save(tmp_path / "a", [(8, 8)] * 3 + [(9, 16)])
+    with pytest.raises(ValueError, match=r"03.png is 16 x 9, the first one 8 x 8: set data.size"):
+        image_folder(str(tmp_path))
+    assert image_folder(str(tmp_path), size=4).shape == (3, 4, 4)
+
+
+def test_a_folder_that_is_none_or_holds_a_broken_picture_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no pictures \(.jpg"):
+        image_folder(str(tmp_path / "nowhere"))
+    save(tmp_path / "a", [(8, 8)])
+    with pytest.raises(ValueError, match="one picture is too few"):
+        image_folder(str(tmp_path))
+    (tmp_path / "a" / "01.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"01.png cannot be read"):
+        image_folder(str(tmp_path))
+    for wrong in ({"size": 0}, {"workers": 0}):
+        with pytest.raises(ValueError, match="must be >= 1"):
+            image_folder(str(tmp_path), **wrong)
+
+
+def test_cifar_files_are_read_where_they_lie_with_the_test_pictures_held_out(tmp_path, small_cifar):
+    with pytest.raises(ValueError, match=r"(?s)cannot read CIFAR-10 from .*Three ways out.*image_folder"):
+        cifar10(root=str(tmp_path / "nowhere"))
+    data = cifar10(root=str(tmp_path))
+    x, _ = data.batch(0, 70, seed=0)
+    assert x.shape == (70, 3, 32, 32) and x.max() == 1 and x[:, 2, 0, 1].eq(-1).all() and (x == -1).sum() == 70
+    assert data.batch(0, 3, seed=0, split="heldout")[0].eq(-1).all()
+    dequantised = cifar10(root=str(tmp_path), dequantize=True).batch(0, 3, seed=0, split="heldout")[0]
+    assert dequantised.min() >= -1 and dequantised.max() < -1 + 1 / 128  # Paper: U[0, 1/128)
 
 
 @pytest.mark.data

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from wgangp.networks import layers
-from wgangp.networks.dcgan import MNISTCritic, MNISTGenerator
+from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
+from wgangp.networks.resnet import ResNetCritic, ResNetGenerator
 
-IMAGE = (1, 28, 28)
+IMAGE, COLOUR = (1, 28, 28), (3, 32, 32)
 
 
 def count(module):
@@ -25,6 +26,11 @@ def count(module):
         (lambda: MNISTGenerator(IMAGE, norm=True), 1_562_753),
         (lambda: MNISTCritic(IMAGE), 1_030_145),
         (lambda: MNISTCritic(IMAGE, norm=True), 1_030_913),
+        (lambda: CIFARGenerator(COLOUR), 5_179_907),
+        (lambda: CIFARCritic(COLOUR), 4_114_689),
+        (lambda: CIFARCritic(COLOUR, norm=True), 4_116_225),
+        (lambda: ResNetGenerator(COLOUR), 1_204_483),
+        (lambda: ResNetCritic(COLOUR), 1_053_825),
     ],
 )
 def test_parameter_counts_are_the_released_ones(network, parameters):
@@ -37,17 +43,90 @@ def test_shapes_and_ranges(norm):
     image = generator(torch.randn(3, generator.latent_dim))
     assert image.shape == (3, *IMAGE) and image.min() >= 0 and image.max() <= 1
     assert critic(image).shape == (3,)
+    for generator, critic in (
+        (CIFARGenerator(COLOUR, width=4, norm=norm), CIFARCritic(COLOUR, width=4, norm=norm)),
+        (ResNetGenerator(COLOUR, width=4), ResNetCritic(COLOUR, width=4)),
+    ):
+        image = generator(torch.randn(3, generator.latent_dim))
+        assert image.shape == (3, *COLOUR) and -1 <= image.min() < 0 < image.max() <= 1
+        assert critic(image).shape == (3,)
     points = MLPGenerator((2,), latent_dim=5, width=8, depth=1)
     assert points(torch.randn(3, 5)).shape == (3, 2)
     assert MLPCritic((2,), width=8, depth=1)(torch.randn(3, 2)).shape == (3,)
 
 
-@pytest.mark.parametrize("critic, shape", [(MLPCritic((2,), width=8), (2,)), (MNISTCritic(IMAGE, width=4), IMAGE)])
+@pytest.mark.parametrize(
+    "critic, shape",
+    [
+        (MLPCritic((2,), width=8), (2,)),
+        (MNISTCritic(IMAGE, width=4), IMAGE),
+        (CIFARCritic(COLOUR, width=4), COLOUR),
+        (ResNetCritic(COLOUR, width=4), COLOUR),
+    ],
+)
 def test_the_score_of_one_sample_depends_on_no_other(critic, shape):
     x = torch.randn(4, *shape).double()
     jacobian = torch.autograd.functional.jacobian(critic.double(), x).flatten(2)  # (4, 4, P)
     own = torch.eye(4, dtype=torch.bool)
     assert jacobian[~own].eq(0).all() and jacobian[own].abs().amax(1).gt(0).all()
+
+
+def plain_critic(critic, x):
+    """The ResNet critic with the released code's operations, one by one: first convolved, then pooled."""
+
+    def conv(layer, x):
+        return F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
+
+    first, down, *same = critic.blocks
+    main = F.avg_pool2d(conv(first.main[2], conv(first.main[0], x).relu()), 2)
+    x = main + conv(first.shortcut, F.avg_pool2d(x, 2))
+    main = F.avg_pool2d(conv(down.main[3], conv(down.main[1], x.relu()).relu()), 2)
+    x = main + F.avg_pool2d(conv(down.shortcut, x), 2)
+    for block in same:
+        x = x + conv(block.main[3], conv(block.main[1], x.relu()).relu())
+    return critic.output(x.relu().mean(dim=(2, 3))).squeeze(1)
+
+
+def plain_generator(generator, z):
+    """The ResNet generator with the released code's operations: upsampling before convolutions, batch statistics."""
+
+    def norm(layer, x):
+        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
+        return (x - mean) / (var + 1e-5).sqrt() * layer.weight.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1)
+
+    def conv(layer, x):
+        return F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
+
+    def twice(x):
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    x = generator.input(z).view(len(z), -1, 4, 4)
+    for block in generator.blocks:
+        main = conv(block.main[2], twice(norm(block.main[0], x).relu()))
+        x = conv(block.shortcut, twice(x)) + conv(block.main[5], norm(block.main[3], main).relu())
+    return conv(generator.output[2], norm(generator.output[0], x).relu()).tanh()
+
+
+def test_the_resnet_pair_is_the_released_one_operation_by_operation():
+    generator, critic = ResNetGenerator(COLOUR, width=6).double(), ResNetCritic(COLOUR, width=6).double()
+    for p in (*generator.parameters(), *critic.parameters()):
+        nn.init.normal_(p, std=0.3)  # biases and norms too
+    z, x = torch.randn(3, 128).double(), torch.randn(3, *COLOUR).double()
+    torch.testing.assert_close(generator(z), plain_generator(generator, z), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(critic(x), plain_critic(critic, x), atol=1e-12, rtol=1e-12)
+    ours = torch.autograd.grad(critic(x).square().sum(), list(critic.parameters()))
+    plain = torch.autograd.grad(plain_critic(critic, x).square().sum(), list(critic.parameters()))
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def test_the_skip_of_a_residual_block_is_untouched_by_its_activation():
+    critic = ResNetCritic(COLOUR, width=4)
+    x, block = torch.randn(2, 4, 8, 8), critic.blocks[2]
+    for p in block.parameters():
+        nn.init.zeros_(p)
+    kept = x.clone()
+    assert torch.equal(block(x), kept) and torch.equal(x, kept)
 
 
 def test_a_slope_that_is_no_leak_is_refused():

@@ -53,6 +53,20 @@ class TestClaim:
         with runs.claim(tmp_path, configure("train.steps=7", "train.log_every=3", "device=cpu", "run_dir=x")):
             assert OmegaConf.load(tmp_path / "config.yaml").train.steps == 4000  # until something is computed
 
+    def test_a_budget_is_what_it_stands_for(self, configure, tmp_path):
+        assert run_name("cifar_dcgan", ["experiment=cifar_dcgan", "budget=cpu"]) == "cifar_dcgan+budget-cpu"
+        claim(tmp_path, configure("experiment=cifar_dcgan", "budget=cpu"))
+        widths = [f"networks.{player}.width=32" for player in ("generator", "critic")]
+        claim(tmp_path, configure("experiment=cifar_dcgan", *widths))
+        with pytest.raises(ValueError, match=r"networks.critic.width: 32 there, 128 now"):
+            claim(tmp_path, configure("experiment=cifar_dcgan"))
+
+    def test_a_key_that_came_later_is_no_other_config_where_it_is_null(self, configure, tmp_path):
+        claim(tmp_path, configure())
+        text = (tmp_path / "config.yaml").read_text()
+        (tmp_path / "config.yaml").write_text(text.replace("  generator_batch_size: null\n", ""))
+        claim(tmp_path, configure())
+
     def test_what_is_no_run_folder_is_left_alone(self, configure, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")
         with pytest.raises(ValueError, match="not empty and no run folder"):

@@ -267,6 +267,24 @@ def test_every_switch_reaches_the_steps(go, configure, tmp_path, override, criti
     assert changed == (override != "seed=0")
 
 
+def test_learning_rates_fall_linearly_to_zero_and_the_generator_has_a_batch_of_its_own(go, tmp_path):
+    rates, sizes = [], []
+    hook = register_optimizer_step_post_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    options = ("train.critic_steps=1", "train.generator_batch_size=5", "optim.lr=0.4")
+    try:
+        generator = go(tmp_path / "a", "train.steps=0", *options)["generator"]
+        seen = generator.register_forward_hook(lambda m, args, out: sizes.append((len(out), torch.is_grad_enabled())))
+        go(tmp_path / "a", "train.steps=4", "train.decay_steps=4", "train.log_every=9", *options, generator=generator)
+        seen.remove()
+        assert rates == pytest.approx([0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1])
+        assert [s for s in sizes if s == (5, True)] == [(5, True)] * 4 and (16, False) in sizes
+        for steps in (2, 4):  # resumed: the rate is a function of the step
+            go(tmp_path / "b", f"train.steps={steps}", "train.decay_steps=4", *options)
+        assert rates[8:] == rates[:8]
+    finally:
+        hook.remove()
+
+
 def test_noise_is_another_one_for_every_step_and_purpose():
     generator = nn.Linear(3, 2)
     generator.latent_dim = 3

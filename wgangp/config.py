@@ -50,6 +50,8 @@ class Train:
     steps: int = MISSING
     critic_steps: int = MISSING
     batch_size: int = MISSING
+    generator_batch_size: int | None = MISSING
+    decay_steps: int | None = MISSING
     log_every: int = MISSING
     sample_every: int = MISSING
     checkpoint_every: int = MISSING
@@ -86,6 +88,7 @@ class Config:
     train: Train = MISSING
     seed: int = MISSING
     device: str = MISSING
+    budget: str = MISSING
     run_dir: str | None = MISSING
 
 
@@ -243,8 +246,16 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     at_least = {"seed": 0, "train.steps": 0}
     at_least |= {f"train.{name}": 1 for name in cfg.train if name != "steps"}
     for key, least in at_least.items():
-        if OmegaConf.select(cfg, key) < least:
-            raise ValueError(f"{key} = {OmegaConf.select(cfg, key)}: must be >= {least}")
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < least:
+            raise ValueError(f"{key} = {value}: must be >= {least}")
+    if cfg.budget not in BUDGETS:
+        raise ValueError(f"budget = {cfg.budget}: must be one of {', '.join(BUDGETS)}")
+    if cfg.train.decay_steps is not None and cfg.train.decay_steps < cfg.train.steps:
+        raise ValueError(
+            f"train.decay_steps = {cfg.train.decay_steps}: the learning rate would be 0 from there to train.steps ="
+            f" {cfg.train.steps}; raise it, or set it to null"
+        )
     for name, bound in cfg.clip.items():
         if bound is not None and not 0 < bound < math.inf:
             raise ValueError(f"clip.{name} = {bound}: must be > 0 and finite, or null for no clipping")

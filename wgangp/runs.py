@@ -16,6 +16,9 @@ NOT_COMPUTED = (  # keys that say where, how long and how often, and do not chan
     "run_dir",
     "device",
     "data.root",
+    "data.heldout_root",
+    "data.memory_gb",
+    "data.workers",
     "train.steps",
     "train.log_every",
     "train.sample_every",
@@ -79,7 +82,7 @@ def _check_same(saved: Path, cfg: DictConfig, key: str) -> None:
         differing = [
             f"\n  {name}: {old.get(name, missing)} there, {new.get(name, missing)} now"
             for name in sorted(old.keys() | new.keys())
-            if old.get(name, missing) != new.get(name, missing)
+            if old.get(name) != new.get(name)  # a key that came later is null where it changes nothing
         ]
         if differing:
             raise ValueError(
@@ -97,4 +100,4 @@ def _computed(cfg: DictConfig) -> dict[str, Any]:
         return {prefix.lstrip("."): node}
 
     everything = flat(OmegaConf.to_container(cfg, resolve=True), "")
-    return {key: value for key, value in everything.items() if key not in NOT_COMPUTED}
+    return {k: v for k, v in everything.items() if k not in (*NOT_COMPUTED, "budget")}  # what it stands for is in there

@@ -36,12 +36,14 @@ def train(
     seed: int,  # every draw is a function of it, the step and the purpose
     steps: int,  # generator updates in all
     critic_steps: int,  # critic updates for each of them, n_critic
-    batch_size: int,  # real points, and fake ones, a critic update; fake ones a generator update
+    batch_size: int,  # real points, and fake ones, a critic update
     log_every: int,  # updates between lines of the log
     sample_every: int,  # updates between pictures
     checkpoint_every: int,  # updates between checkpoints
     lipschitz_every: int,  # updates between looks at the critic's Lipschitz constant, in the same log
     report_size: int,  # points of each kind that a line of the log is computed on
+    generator_batch_size: int | None = None,  # fake points a generator update; None: batch_size
+    decay_steps: int | None = None,  # the learning rates fall linearly, to 0 at this generator update
     clip_weights: float | None = None,  # bound of the critic's weights
     clip_gradient_norm: float | None = None,  # threshold of both players' gradients
     regularize_gradient_norm: float = 0.0,  # weight of ||grad||^2 of both players' objectives
@@ -104,6 +106,8 @@ def train(
                 break
 
             terms = {}
+            if decay_steps is not None:
+                _decay((optim_generator, optim_critic), 1 - step / decay_steps)
             for k in range(step * critic_steps, (step + 1) * critic_steps):
                 real, _ = data.batch(k, batch_size, seed)
                 with torch.no_grad():
@@ -111,7 +115,7 @@ def train(
                 eps = penalty.draw(real, generator_for(seed, k, "eps", device))
                 parts = {"loss": loss, "penalty": penalty, "clip_weights": clip_weights, **extras}
                 terms |= critic_step(critic, optim_critic, real, fake, eps, **parts)
-            z = noise(generator, batch_size, seed, step, "generator", device)
+            z = noise(generator, generator_batch_size or batch_size, seed, step, "generator", device)
             terms |= generator_step(generator, critic, optim_generator, z, loss=loss, **extras)
             step += 1
             unchecked.append((step, terms))
@@ -119,6 +123,13 @@ def train(
                 _check_finite(unchecked, folder)
             bar.update()
     return step
+
+
+def _decay(optimizers: tuple[torch.optim.Optimizer, ...], left: float) -> None:
+    """lr <- left * (the rate that the optimiser was made with). Paper: released gan_cifar_resnet.py, DECAY."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * left
 
 
 def _check_record(folder: Path, state: dict[str, Any] | None, fingerprint: str) -> None:

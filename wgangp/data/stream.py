@@ -24,7 +24,7 @@ def batch_indices(k: int, size: int, count: int, seed: int, stream: str, device:
     return _permutation(count, seed, epoch, stream, device)[position * size : (position + 1) * size]
 
 
-@lru_cache(maxsize=4)  # the current epoch of each stream
+@lru_cache(maxsize=16)  # the current epoch of each stream
 def _permutation(count: int, seed: int, epoch: int, stream: str, device: torch.device) -> Tensor:
     generator = generator_for(seed, epoch, f"order/{stream}", device)
     return torch.randperm(count, generator=generator, device=device)

@@ -1,16 +1,17 @@
-"""The MNIST pair: 5x5 convolutions of stride 2 on 28x28 images with values in [0, 1].
+"""Two pairs of 5x5 convolutions of stride 2: for MNIST, in [0, 1], and for CIFAR-10, in [-1, 1].
 
-Paper: released gan_mnist.py lines 55-101 (the paper itself trains on MNIST for figure 5b only and gives no layers).
-Batch norm is off in both for WGAN-GP; norm=True is the released "wgan" mode (clipping), in which both have it.
+Paper: released gan_mnist.py lines 55-101 (the paper itself trains on MNIST for figure 5b only and gives no layers),
+gan_cifar.py lines 47-89. The critics have no norm for WGAN-GP; norm=True is the released "wgan" mode (clipping), with
+batch norm. Of the generators, CIFAR's has it in every mode, MNIST's in "wgan" mode alone.
 """
 
 from torch import Tensor, nn
 
 from wgangp.networks.layers import BatchNorm, Conv2d, ConvTranspose2d, LeakyReLU, ReLU, check_shape, check_sizes, linear
 
-__all__ = ["MNISTCritic", "MNISTGenerator"]
+__all__ = ["CIFARCritic", "CIFARGenerator", "MNISTCritic", "MNISTGenerator"]
 
-SHAPE = (1, 28, 28)
+MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
 
 class MNISTGenerator(nn.Module):
@@ -18,7 +19,7 @@ class MNISTGenerator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64, norm: bool = False) -> None:
         super().__init__()
-        check_shape("the MNIST generator", SHAPE, shape)
+        check_shape("the MNIST generator", MNIST, shape)
         check_sizes(latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = nn.Sequential(linear(latent_dim, 4 * width * 4 * 4), *_norm(norm, 4 * width * 4 * 4), ReLU())
@@ -32,24 +33,64 @@ class MNISTGenerator(nn.Module):
         return self.to_28(self.to_14(x))
 
 
-class MNISTCritic(nn.Module):
-    """images (B, 1, 28, 28) -> scores (B,)."""
+class CIFARGenerator(nn.Module):
+    """z (B, latent_dim) -> images (B, 3, 32, 32) in [-1, 1]."""
 
-    def __init__(self, shape: tuple[int, ...], width: int = 64, norm: bool = False) -> None:
+    def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 128, norm: bool = True) -> None:
         super().__init__()
-        check_shape("the MNIST critic", SHAPE, shape)
+        check_shape("the CIFAR generator", CIFAR, shape)
+        check_sizes(latent_dim=latent_dim, width=width)
+        self.latent_dim, self.width = latent_dim, width
+        self.input = nn.Sequential(linear(latent_dim, 4 * width * 4 * 4), *_norm(norm, 4 * width * 4 * 4), ReLU())
+        self.layers = nn.Sequential(
+            *(ConvTranspose2d(4 * width, 2 * width), *_norm(norm, 2 * width), ReLU()),  # 8 x 8
+            *(ConvTranspose2d(2 * width, width), *_norm(norm, width), ReLU()),  # 16 x 16
+            *(ConvTranspose2d(width, 3), nn.Tanh()),  # 32 x 32
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(self.input(z).view(-1, 4 * self.width, 4, 4))
+
+
+class _Critic(nn.Module):
+    """images (B, *SHAPE) -> scores (B,): three convolutions down to 4 x 4, and a linear layer."""
+
+    NAME: str
+    SHAPE: tuple[int, int, int]
+
+    def __init__(self, shape: tuple[int, ...], width: int, norm: bool) -> None:
+        super().__init__()
+        check_shape(self.NAME, self.SHAPE, shape)
         check_sizes(width=width)
         self.layers = nn.Sequential(
-            *(Conv2d(1, width, kernel=5, stride=2), LeakyReLU()),  # 14 x 14
-            *(Conv2d(width, 2 * width, kernel=5, stride=2), *_norm(norm, 2 * width), LeakyReLU()),  # 7 x 7
+            *(Conv2d(shape[0], width, kernel=5, stride=2), LeakyReLU()),  # 14 x 14 or 16 x 16
+            *(Conv2d(width, 2 * width, kernel=5, stride=2), *_norm(norm, 2 * width), LeakyReLU()),  # 7 x 7 or 8 x 8
             *(Conv2d(2 * width, 4 * width, kernel=5, stride=2), *_norm(norm, 4 * width), LeakyReLU()),  # 4 x 4
             nn.Flatten(),
             linear(4 * width * 4 * 4, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        check_shape("the MNIST critic", SHAPE, x.shape[1:])
+        check_shape(self.NAME, self.SHAPE, x.shape[1:])
         return self.layers(x).squeeze(1)
+
+
+class MNISTCritic(_Critic):
+    """images (B, 1, 28, 28) -> scores (B,)."""
+
+    NAME, SHAPE = "the MNIST critic", MNIST
+
+    def __init__(self, shape: tuple[int, ...], width: int = 64, norm: bool = False) -> None:
+        super().__init__(shape, width, norm)
+
+
+class CIFARCritic(_Critic):
+    """images (B, 3, 32, 32) -> scores (B,)."""
+
+    NAME, SHAPE = "the CIFAR critic", CIFAR
+
+    def __init__(self, shape: tuple[int, ...], width: int = 128, norm: bool = False) -> None:
+        super().__init__(shape, width, norm)
 
 
 def _norm(norm: bool, features: int) -> list[nn.Module]:

@@ -12,7 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BatchNorm", "Conv2d", "ConvTranspose2d", "LeakyReLU", "ReLU", "check_shape", "check_sizes", "linear"]
+__all__ = [
+    "BatchNorm",
+    "Conv2d",
+    "ConvMeanPool",
+    "ConvTranspose2d",
+    "LeakyReLU",
+    "ReLU",
+    "UpsampleConv",
+    "check_shape",
+    "check_sizes",
+    "linear",
+]
 
 
 class LeakyReLU(nn.Module):
@@ -67,13 +78,39 @@ class Conv2d(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        bottom, right = (self._same(size) for size in x.shape[-2:])
-        return super().forward(F.pad(x, (*right, *bottom)))
+        (top, bottom), (left, right) = (self._same(size) for size in x.shape[-2:])
+        if (top, left) == (bottom, right):
+            return F.conv2d(x, self.weight, self.bias, self.stride, (top, left))
+        return super().forward(F.pad(x, (left, right, top, bottom)))
 
     def _same(self, size: int) -> tuple[int, int]:
         kernel, stride = self.kernel_size[0], self.stride[0]
         total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
         return total // 2, total - total // 2
+
+
+class ConvMeanPool(Conv2d):
+    """A 3x3 convolution and the mean of every 2x2 outputs: one 4x4 convolution of stride 2, in 4/9 of the arithmetic.
+
+    The mean of four shifted convolutions is the convolution with the mean of four shifted kernels. H and W are even.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, _four_shifts(self.weight) / 4, self.bias, stride=2, padding=1)
+
+
+class UpsampleConv(Conv2d):
+    """Every pixel four times (nearest neighbour, 2H x 2W), then a 3x3 convolution: one transposed convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = _four_shifts(self.weight).flip(2, 3).transpose(0, 1)  # a convolution as a transposed one
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -107,6 +144,12 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=1e-5)
+
+
+def _four_shifts(kernel: Tensor) -> Tensor:
+    """The sum (.., 4, 4) of a kernel (.., 3, 3) at the four places that it can have in 4x4."""
+    wide = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))
+    return F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
 
 
 def check_shape(network: str, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
