@@ -407,3 +407,11 @@ def test_a_report_that_is_not_finite_is_said_before_the_look(go, tmp_path, monke
     monkeypatch.setattr("wgangp.train.report", lambda *_: {"wasserstein": math.nan, "penalty": 0.0})
     with pytest.raises(ValueError, match=r"step 0: wasserstein is not finite.*optim\.lr"):
         go(tmp_path, "train.steps=1")
+
+
+def test_a_look_takes_a_limited_number_of_points(go, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("wgangp.report.LOOKED", 4)
+    monkeypatch.setattr("wgangp.report.largest_quotient", lambda _, x: sizes.append(len(x)) or 0.0)
+    go(tmp_path, "train.steps=0")
+    assert sizes == [2 * 4]  # of 16 real points, and 16 generated ones, that a report has
