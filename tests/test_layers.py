@@ -9,7 +9,7 @@ FLOORS = [  # a module may import from those above it in this list, not from its
     {"seeds", "gradients"},
     {"penalty", "losses", "data", "networks", "transport", "certify"},
     {"step", "lipschitz", "metrics", "checkpoint"},
-    {"logs", "plots"},
+    {"logs", "plots", "compiled"},
     {"report"},
     {"train", "config", "runs"},
     {"figures"},

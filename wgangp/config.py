@@ -57,6 +57,7 @@ class Train:
     checkpoint_every: int = MISSING
     lipschitz_every: int = MISSING
     report_size: int = MISSING
+    compile: bool = MISSING
 
 
 @dataclass
@@ -244,7 +245,7 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     """The keyword arguments of `train`, checked: what is wrong is said before anything is built or written."""
     check_keys(cfg, Config)
     at_least = {"seed": 0, "train.steps": 0}
-    at_least |= {f"train.{name}": 1 for name in cfg.train if name != "steps"}
+    at_least |= {f"train.{name}": 1 for name in cfg.train if name not in ("steps", "compile")}
     for key, least in at_least.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:

@@ -7,7 +7,7 @@
 Who calls them draws the numbers, so that a resumed, a compiled and a spread-out run see the same ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from wgangp.gradients import clip_by_norm_, gradient_norm_penalty
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty, clip_weights_
 
-__all__ = ["critic_objective", "critic_step", "generator_objective", "generator_step"]
+__all__ = ["critic_objective", "critic_step", "differentiate", "generator_objective", "generator_step"]
 
+Gradients = Callable[..., tuple[dict[str, Tensor], list[Tensor]]]  # a batch -> terms (), gradients by the parameters
 PENALTY, LOSS = GradientPenalty(), Wasserstein()  # the paper's
 
 
@@ -70,6 +71,7 @@ def critic_step(
     clip_weights: float | None = None,
     clip_gradient_norm: float | None = None,
     regularize_gradient_norm: float = 0.0,
+    compiled: Gradients | None = None,
 ) -> dict[str, Tensor]:
     """One update of the critic. Paper: Algorithm 1, lines 4-9.
 
@@ -80,12 +82,17 @@ def critic_step(
         clip_weights: bound of every weight after the step (WGAN with clipping), or None.
         clip_gradient_norm: threshold of the parameter gradient's norm, or None.
         regularize_gradient_norm: adds this times ||grad_theta critic_loss||^2 to what is minimised.
+        compiled: what computes (real, fake, eps) -> terms, gradients instead (see compiled.py).
 
     Returns:
         the terms of `critic_objective` before the step, detached ().
     """
-    terms = critic_objective(critic, real, fake, eps, penalty=penalty, loss=loss)
-    _descend(terms["critic_loss"], critic.parameters(), optimizer, clip_gradient_norm, regularize_gradient_norm)
+    if compiled is None:
+        terms = critic_objective(critic, real, fake, eps, penalty=penalty, loss=loss)
+        gradients = differentiate(terms["critic_loss"], critic, regularize_gradient_norm)
+    else:
+        terms, gradients = compiled(real, fake, eps)
+    _descend(critic, gradients, optimizer, clip_gradient_norm)
     if clip_weights is not None:
         clip_weights_(critic, clip_weights)
     return {name: term.detach() for name, term in terms.items()}
@@ -100,6 +107,7 @@ def generator_step(
     loss: Wasserstein = LOSS,
     clip_gradient_norm: float | None = None,
     regularize_gradient_norm: float = 0.0,
+    compiled: Gradients | None = None,
 ) -> dict[str, Tensor]:
     """One update of the generator. Paper: Algorithm 1, lines 10-11.
 
@@ -107,27 +115,33 @@ def generator_step(
         optimizer: over the generator's parameters; nothing else moves, and the critic's gradients are not computed.
         z: noise (B, latent_dim).
         clip_gradient_norm, regularize_gradient_norm: as in `critic_step`, for the generator's gradient.
+        compiled: what computes (z) -> terms, gradients instead.
 
     Returns:
         generator_loss before the step, detached ().
     """
-    terms = generator_objective(generator, critic, z, loss=loss)
-    _descend(terms["generator_loss"], generator.parameters(), optimizer, clip_gradient_norm, regularize_gradient_norm)
+    if compiled is None:
+        terms = generator_objective(generator, critic, z, loss=loss)
+        gradients = differentiate(terms["generator_loss"], generator, regularize_gradient_norm)
+    else:
+        terms, gradients = compiled(z)
+    _descend(generator, gradients, optimizer, clip_gradient_norm)
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _descend(
-    objective: Tensor,
-    parameters: Iterable[Tensor],
-    optimizer: torch.optim.Optimizer,
-    clip_gradient_norm: float | None,
-    regularize_gradient_norm: float,
-) -> None:
-    """theta <- optimizer(theta, grad_theta objective), for these parameters and no others."""
-    parameters = [p for p in parameters if p.requires_grad]
+def differentiate(objective: Tensor, player: nn.Module, regularize_gradient_norm: float = 0.0) -> list[Tensor]:
+    """grad_theta (objective + weight ||grad_theta objective||^2), for each trainable parameter of the player."""
+    parameters = [p for p in player.parameters() if p.requires_grad]
     if regularize_gradient_norm:
         objective = objective + gradient_norm_penalty(objective, parameters, regularize_gradient_norm)
-    gradients = torch.autograd.grad(objective, parameters, materialize_grads=True)
+    return list(torch.autograd.grad(objective, parameters, materialize_grads=True))
+
+
+def _descend(
+    player: nn.Module, gradients: list[Tensor], optimizer: torch.optim.Optimizer, clip_gradient_norm: float | None
+) -> None:
+    """theta <- optimizer(theta, gradient), for the player's parameters and no others."""
+    parameters = [p for p in player.parameters() if p.requires_grad]
     for p, gradient in zip(parameters, gradients, strict=True):
         # A fused optimiser reads the gradient with the parameter's strides; a convolution's comes with its own.
         p.grad = gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)

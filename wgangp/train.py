@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wgangp.checkpoint import load_latest, save, write_atomic
+from wgangp.compiled import compiled
 from wgangp.logs import Log, append_line, provenance, read_lines
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
@@ -44,6 +45,7 @@ def train(
     report_size: int,  # points of each kind that a line of the log is computed on
     generator_batch_size: int | None = None,  # fake points a generator update; None: batch_size
     decay_steps: int | None = None,  # the learning rates fall linearly, to 0 at this generator update
+    compile: bool = False,  # each player's gradients as one compiled graph, checked against eager at the first batch
     clip_weights: float | None = None,  # bound of the critic's weights
     clip_gradient_norm: float | None = None,  # threshold of both players' gradients
     regularize_gradient_norm: float = 0.0,  # weight of ||grad||^2 of both players' objectives
@@ -62,6 +64,7 @@ def train(
     players = {"generator": generator, "critic": critic}
     stateful = {**players, "optim_generator": optim_generator, "optim_critic": optim_critic}
     fingerprint = getattr(data, "fingerprint", "")
+    fast = compiled(generator, critic, loss, penalty, regularize_gradient_norm) if compile else {}
     extras = {"clip_gradient_norm": clip_gradient_norm, "regularize_gradient_norm": regularize_gradient_norm}
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,10 +116,11 @@ def train(
                 with torch.no_grad():
                     fake = generator(noise(generator, batch_size, seed, k, "critic", device))
                 eps = penalty.draw(real, generator_for(seed, k, "eps", device))
-                parts = {"loss": loss, "penalty": penalty, "clip_weights": clip_weights, **extras}
-                terms |= critic_step(critic, optim_critic, real, fake, eps, **parts)
+                parts = {"loss": loss, "penalty": penalty, "clip_weights": clip_weights, "compiled": fast.get("critic")}
+                terms |= critic_step(critic, optim_critic, real, fake, eps, **parts, **extras)
             z = noise(generator, generator_batch_size or batch_size, seed, step, "generator", device)
-            terms |= generator_step(generator, critic, optim_generator, z, loss=loss, **extras)
+            parts = {"loss": loss, "compiled": fast.get("generator")}
+            terms |= generator_step(generator, critic, optim_generator, z, **parts, **extras)
             step += 1
             unchecked.append((step, terms))
             if device.type == "cpu":  # free here; elsewhere it would wait for the device

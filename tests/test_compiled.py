@@ -1,0 +1,109 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from wgangp import GradientPenalty
+from wgangp.compiled import checked, compiled
+from wgangp.losses import Wasserstein
+from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
+from wgangp.networks.mlp import MLPCritic, MLPGenerator
+from wgangp.networks.resnet import ResNetCritic, ResNetGenerator
+from wgangp.step import critic_objective, differentiate, generator_objective
+
+PAIRS = {
+    "mlp": (MLPGenerator, MLPCritic, (2,)),
+    "mnist": (MNISTGenerator, MNISTCritic, (1, 28, 28)),
+    "cifar_dcgan": (CIFARGenerator, CIFARCritic, (3, 32, 32)),
+    "cifar_resnet": (ResNetGenerator, ResNetCritic, (3, 32, 32)),
+}
+SETTINGS = {
+    "two": (GradientPenalty(), 0.0),
+    "one, perturbed": (GradientPenalty(sides="one", points="perturbed"), 0.0),
+    "R1": (GradientPenalty(target=0.0, points="real"), 0.0),
+    "at fake": (GradientPenalty(points="fake"), 0.0),
+    "none": (GradientPenalty(weight=0.0), 0.0),
+    "regularised": (GradientPenalty(), 0.01),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compare(pair, setting):
+    """Compiled terms and gradients of both players against eager ones, in float64; nothing may fall back."""
+    make_generator, make_critic, shape = PAIRS[pair]
+    penalty, weight = SETTINGS[setting]
+    generator, critic = make_generator(shape, width=6).double(), make_critic(shape, width=6).double()
+    real, z = torch.randn(4, *shape).double(), torch.randn(4, generator.latent_dim).double()
+    fake, eps, loss = generator(z).detach(), penalty.draw(real), Wasserstein()
+    fast = compiled(generator, critic, loss, penalty, weight)
+    for repeat in range(2):  # the first batch is also checked; the second is what a run sees
+        for p in critic.parameters():
+            p.data.mul_(1 + 0.1 * repeat)  # the compiled step must see parameters as they are now
+        terms = critic_objective(critic, real, fake, eps, penalty=penalty, loss=loss)
+        close(fast["critic"](real, fake, eps), terms, differentiate(terms["critic_loss"], critic, weight))
+        terms = generator_objective(generator, critic, z, loss=loss)
+        close(fast["generator"](z), terms, differentiate(terms["generator_loss"], generator, weight))
+    assert all(p.grad is None for p in (*critic.parameters(), *generator.parameters()))
+
+
+def close(ours, terms, gradients):
+    for name, value in ours[0].items():
+        torch.testing.assert_close(value, terms[name].detach(), atol=1e-12, rtol=1e-10)
+    for a, b in zip(ours[1], gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+    assert sum(g.abs().sum() for g in gradients) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_compiled_gradients_are_the_eager_ones_for_every_penalty(setting):
+    compare("mlp", setting)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pair, backend", [("mnist", "inductor"), ("cifar_dcgan", "aot_eager"), ("cifar_resnet", "aot_eager")]
+)
+def test_compiled_gradients_are_the_eager_ones_for_every_network(pair, backend, monkeypatch):
+    # aot_eager: the same traced graph, without minutes of C++
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    compare(pair, "two")
+
+
+@pytest.mark.parametrize("wrong", [torch.tensor([3.0, 4.2]), torch.tensor([3.0, math.nan]), torch.zeros(2)])
+def test_a_gradient_that_was_tampered_with_is_noticed_and_the_eager_one_used(wrong):
+    gradients = [torch.tensor([3.0, 4.0]), torch.tensor([1.0])]
+    step = checked("critic", lambda: ({}, [wrong, gradients[1]]), lambda: ({}, gradients))
+    with pytest.warns(UserWarning, match=r"compiled critic step is not used: its gradients are .* off.*eager mode"):
+        assert step()[1] is gradients
+    assert step()[1] is gradients
+
+
+def test_a_gradient_that_agrees_to_rounding_is_used_from_the_first_batch_on(capsys):
+    ours, gradients = [torch.tensor([3.0, 4.00001])], [torch.tensor([3.0, 4.0])]
+    calls = []
+    step = checked("critic", lambda: ({}, ours), lambda: calls.append(1) or ({}, gradients))
+    assert step()[1] is ours and step()[1] is ours and calls == [1]
+    assert "compiled the critic step in 0 s" in capsys.readouterr().out
+
+
+def test_a_gradient_that_is_zero_in_both_is_no_error(capsys):
+    step = checked("critic", lambda: ({}, [torch.zeros(2)]), lambda: ({}, [torch.zeros(2)]))
+    assert step()[1][0].eq(0).all() and "compiled" in capsys.readouterr().out
+
+
+def test_a_compiler_that_fails_is_said_loudly_and_the_run_goes_on():
+    def fails():
+        raise RuntimeError("no C++ compiler\nand much more")
+
+    gradients = [torch.ones(2)]
+    step = checked("generator", fails, lambda: ({}, gradients))
+    with pytest.warns(UserWarning, match=r"generator step is not used: RuntimeError: no C\+\+ compiler\. The run"):
+        assert step()[1] is gradients

@@ -1,0 +1,116 @@
+"""The steps of step.py, faster: terms and gradients of a whole step as one compiled graph, the penalty inside.
+
+Compiling the critic alone does not work with a penalty (its second derivatives are refused, or silently lost), so the
+whole of "objective, and its gradient by the parameters" is compiled. A compiled gradient is used only after it was
+compared with the eager one, on the first batch; else the run goes on in eager mode, and says so.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+
+from wgangp.gradients import total_norm
+from wgangp.losses import Wasserstein
+from wgangp.penalty import GradientPenalty
+from wgangp.step import Gradients, critic_objective, differentiate, generator_objective
+
+__all__ = ["checked", "compiled"]
+
+Critic = Callable[..., Tensor]
+Terms = Callable[..., dict[str, Tensor]]  # player, batch -> what it minimises, and the parts
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}  # a ReLU that switches at rounding costs up to 1e-3; see checked
+
+
+def compiled(
+    generator: nn.Module,
+    critic: nn.Module,
+    loss: Wasserstein,
+    penalty: GradientPenalty,
+    regularize_gradient_norm: float = 0.0,
+) -> dict[str, Gradients]:
+    """What `critic_step` and `generator_step` take as compiled=, under "critic" and "generator".
+
+    Compiled at the first batch that they see, there compared with the eager gradients, and not used where they differ
+    or the compiler fails. A batch of another size is compiled again, unchecked.
+    """
+
+    def critic_terms(critic: Critic, *batch: Tensor) -> dict[str, Tensor]:
+        return critic_objective(critic, *batch, penalty=penalty, loss=loss)
+
+    def generator_terms(generator: Critic, z: Tensor) -> dict[str, Tensor]:
+        return generator_objective(generator, critic, z, loss=loss)
+
+    players = {
+        "critic": (critic, critic_terms, "critic_loss"),
+        "generator": (generator, generator_terms, "generator_loss"),
+    }
+    return {
+        name: checked(name, _compiled(*parts, regularize_gradient_norm), _eager(*parts, regularize_gradient_norm))
+        for name, parts in players.items()
+    }
+
+
+def checked(name: str, fast: Gradients, eager: Gradients) -> Gradients:
+    """fast, if at the first batch its gradients are those of eager to within TOLERANCE; else eager, with a warning.
+
+    The error is ||fast - eager|| / ||eager||, of all parameters together. What it is there for, a second-order part
+    that is lost, makes it about 1.
+    """
+    chosen: list[Gradients] = []
+
+    def first(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+        if chosen:
+            return chosen[0](*batch)
+        terms, right = eager(*batch)
+        began = time.monotonic()
+        try:
+            result = fast(*batch)
+            ours = result[1]
+            off = total_norm([a - b for a, b in zip(ours, right, strict=True)]).item()
+            error = off / max(total_norm(right).item(), torch.finfo(right[0].dtype).tiny)
+            wrong = "" if error <= TOLERANCE[right[0].dtype] else f"its gradients are {error:.2g} off the eager ones"
+        except Exception as failure:  # whatever the compiler raises
+            wrong = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+        if wrong:
+            warnings.warn(f"the compiled {name} step is not used: {wrong}. The run goes on in eager mode", stacklevel=2)
+        else:
+            print(f"compiled the {name} step in {time.monotonic() - began:.0f} s; its gradients are {error:.1g} off")
+        chosen.append(eager if wrong else fast)
+        return (terms, right) if wrong else result  # never eager where fast will be used: a resumed run sees the same
+
+    return first
+
+
+def _eager(player: nn.Module, terms_of: Terms, minimised: str, regularize_gradient_norm: float) -> Gradients:
+    def gradients(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+        terms = terms_of(player, *batch)
+        found = differentiate(terms[minimised], player, regularize_gradient_norm)
+        return {name: term.detach() for name, term in terms.items()}, found
+
+    return gradients
+
+
+def _compiled(player: nn.Module, terms_of: Terms, minimised: str, regularize_gradient_norm: float) -> Gradients:
+    def objective(parameters: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = terms_of(partial(functional_call, player, parameters), *batch)
+        return terms[minimised], terms
+
+    def regularized(parameters: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        gradients, (value, terms) = grad_and_value(objective, has_aux=True)(parameters, *batch)
+        return value + regularize_gradient_norm * sum(g.square().sum() for g in gradients.values()), terms
+
+    whole = regularized if regularize_gradient_norm else objective
+    step = torch.compile(grad_and_value(whole, has_aux=True), fullgraph=True, dynamic=False)
+
+    def gradients(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+        parameters = {name: p.detach() for name, p in player.named_parameters() if p.requires_grad}
+        found, (_, terms) = step(parameters, *batch)
+        return {name: term.detach() for name, term in terms.items()}, list(found.values())
+
+    return gradients
