@@ -6,11 +6,13 @@ import torch
 
 from wgangp import GradientPenalty
 from wgangp.compiled import checked, compiled
+from wgangp.data.toy import gaussians8
 from wgangp.losses import Wasserstein
 from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.networks.resnet import ResNetCritic, ResNetGenerator
-from wgangp.step import critic_objective, differentiate, generator_objective
+from wgangp.seeds import generator_for, initialised, noise
+from wgangp.step import critic_objective, critic_step, differentiate, generator_objective, generator_step
 
 PAIRS = {
     "mlp": (MLPGenerator, MLPCritic, (2,)),
@@ -75,6 +77,30 @@ def test_compiled_gradients_are_the_eager_ones_for_every_network(pair, backend, 
     # aot_eager: the same traced graph, without minutes of C++
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     compare(pair, "two")
+
+
+@pytest.mark.slow
+def test_a_compiled_trajectory_is_the_eager_one():
+    def trained(fast):
+        generator = initialised(lambda: MLPGenerator((2,), width=32), 0, "generator").double()
+        critic = initialised(lambda: MLPCritic((2,), width=32), 0, "critic").double()
+        optim_generator, optim_critic = (
+            torch.optim.Adam(player.parameters(), lr=1e-3, betas=(0.0, 0.9)) for player in (generator, critic)
+        )
+        steps = compiled(generator, critic, Wasserstein(), GradientPenalty()) if fast else {}
+        for k in range(60):
+            real = gaussians8().batch(k, 64, seed=0)[0].double()
+            with torch.no_grad():
+                fake = generator(noise(generator, 64, 0, k, "critic").double())
+            eps = GradientPenalty().draw(real, generator_for(0, k, "eps"))
+            critic_step(critic, optim_critic, real, fake, eps, compiled=steps.get("critic"))
+            if k % 3 == 2:
+                z = noise(generator, 64, 0, k, "generator").double()
+                generator_step(generator, critic, optim_generator, z, compiled=steps.get("generator"))
+        return [*critic.parameters(), *generator.parameters()]
+
+    for a, b in zip(trained(fast=True), trained(fast=False), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("wrong", [torch.tensor([3.0, 4.2]), torch.tensor([3.0, math.nan]), torch.zeros(2)])

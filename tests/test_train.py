@@ -3,6 +3,7 @@ import math
 import os
 import shutil
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -415,3 +416,20 @@ def test_a_look_takes_a_limited_number_of_points(go, tmp_path, monkeypatch):
     monkeypatch.setattr("wgangp.report.largest_quotient", lambda _, x: sizes.append(len(x)) or 0.0)
     go(tmp_path, "train.steps=0")
     assert sizes == [2 * 4]  # of 16 real points, and 16 generated ones, that a report has
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_eager_one_to_rounding_and_resumes_bit_for_bit(go, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    options = ("train.steps=2", "train.critic_steps=1")
+    eager, compiled = go(tmp_path / "a", *options), go(tmp_path / "b", "train.compile=true", *options)
+    said = capsys.readouterr().out
+    assert "compiled the critic step" in said and "compiled the generator step" in said
+    for name in ("critic", "generator"):
+        for a, b in zip(compiled[name].parameters(), eager[name].parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    go(tmp_path / "c", "train.compile=true", "train.steps=1", "train.critic_steps=1")
+    go(tmp_path / "c", "train.compile=true", *options)
+    resumed = torch.load(max((tmp_path / "c" / "checkpoints").glob("*.pt")), weights_only=True)
+    assert flat(resumed["critic"]) == flat(compiled["critic"].state_dict())
