@@ -229,3 +229,18 @@ def test_what_needs_no_data_is_looked_at_before_the_data(configure):
     for override in ("penalty.sides=three", "optim.lr=-1"):
         with pytest.raises(ValueError, match=override.split(".")[0]):
             config.objects(configure("experiment=mnist", "data.root=nowhere", override))
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("budget=small", "budget = small: must be one of cpu, paper"),
+        ("train.decay_steps=10", r"train\.decay_steps = 10: the learning rate would be 0 from there"),
+        ("train.decay_steps=0", r"train\.decay_steps = 0: must be >= 1"),
+        ("train.generator_batch_size=0", r"train\.generator_batch_size = 0: must be >= 1"),
+        ("data=image_folder", r"data\.root: no value is given"),
+    ],
+)
+def test_what_cannot_be_trained_with_is_said_at_once(configure, override, message):
+    with pytest.raises(ValueError, match=message):
+        config.train_options(configure(override))
