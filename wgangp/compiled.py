@@ -21,7 +21,7 @@ from wgangp.step import Gradients, critic_objective, differentiate, generator_ob
 
 __all__ = ["checked", "compiled"]
 
-Critic = Callable[..., Tensor]
+Player = Callable[..., Tensor]
 Terms = Callable[..., dict[str, Tensor]]  # player, batch -> what it minimises, and the parts
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}  # a ReLU that switches at rounding costs up to 1e-3; see checked
@@ -40,10 +40,10 @@ def compiled(
     or the compiler fails. A batch of another size is compiled again, unchecked.
     """
 
-    def critic_terms(critic: Critic, *batch: Tensor) -> dict[str, Tensor]:
+    def critic_terms(critic: Player, *batch: Tensor) -> dict[str, Tensor]:
         return critic_objective(critic, *batch, penalty=penalty, loss=loss)
 
-    def generator_terms(generator: Critic, z: Tensor) -> dict[str, Tensor]:
+    def generator_terms(generator: Player, z: Tensor) -> dict[str, Tensor]:
         return generator_objective(generator, critic, z, loss=loss)
 
     players = {
