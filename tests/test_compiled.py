@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from wgangp import GradientPenalty
-from wgangp.compiled import checked, compiled
+from wgangp.compiled import checked, gradients_of
 from wgangp.data.toy import gaussians8
 from wgangp.losses import Wasserstein
 from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
@@ -44,7 +44,7 @@ def compare(pair, setting):
     generator, critic = make_generator(shape, width=6).double(), make_critic(shape, width=6).double()
     real, z = torch.randn(4, *shape).double(), torch.randn(4, generator.latent_dim).double()
     fake, eps, loss = generator(z).detach(), penalty.draw(real), Wasserstein()
-    fast = compiled(generator, critic, loss, penalty, weight)
+    fast = gradients_of(generator, critic, loss, penalty, weight, compile=True)
     for repeat in range(2):  # the first batch is also checked; the second is what a run sees
         for p in critic.parameters():
             p.data.mul_(1 + 0.1 * repeat)  # the compiled step must see parameters as they are now
@@ -87,16 +87,16 @@ def test_a_compiled_trajectory_is_the_eager_one():
         optim_generator, optim_critic = (
             torch.optim.Adam(player.parameters(), lr=1e-3, betas=(0.0, 0.9)) for player in (generator, critic)
         )
-        steps = compiled(generator, critic, Wasserstein(), GradientPenalty()) if fast else {}
+        steps = gradients_of(generator, critic, Wasserstein(), GradientPenalty(), compile=True) if fast else {}
         for k in range(60):
             real = gaussians8().batch(k, 64, seed=0)[0].double()
             with torch.no_grad():
                 fake = generator(noise(generator, 64, 0, k, "critic").double())
             eps = GradientPenalty().draw(real, generator_for(0, k, "eps"))
-            critic_step(critic, optim_critic, real, fake, eps, compiled=steps.get("critic"))
+            critic_step(critic, optim_critic, real, fake, eps, gradients=steps.get("critic"))
             if k % 3 == 2:
                 z = noise(generator, 64, 0, k, "generator").double()
-                generator_step(generator, critic, optim_generator, z, compiled=steps.get("generator"))
+                generator_step(generator, critic, optim_generator, z, gradients=steps.get("generator"))
         return [*critic.parameters(), *generator.parameters()]
 
     for a, b in zip(trained(fast=True), trained(fast=False), strict=True):

@@ -69,9 +69,9 @@ class TestGradientPenalty:
         assert GradientPenalty(points="fake").at(real, fake, None) is fake
         assert torch.equal(GradientPenalty().at(real, fake, eps), interpolate(real, fake, eps))
         penalty = GradientPenalty(points="perturbed")
-        noise = penalty.draw(real)
-        away = penalty.at(real, fake, noise) - real
-        torch.testing.assert_close(away, 0.5 * real.std() * noise)
+        drawn = penalty.draw(real)
+        torch.testing.assert_close(penalty.at(real, fake, drawn) - real, drawn)
+        noise = drawn / (0.5 * real.std())
         assert noise.min() >= 0 and noise.max() < 1
         assert noise.mean().item() == pytest.approx(0.25, abs=0.02)  # a u, both U[0, 1)
         assert noise.flatten(1).mean(1).std().item() > 0.1  # one a for a sample: its elements share it
@@ -90,6 +90,18 @@ class TestGradientPenalty:
         for penalty in (GradientPenalty(), GradientPenalty(points="perturbed")):
             a, b = (penalty.draw(real, torch.Generator().manual_seed(5)) for _ in range(2))
             assert torch.equal(a, b)
+
+    @pytest.mark.parametrize("asked", [False, True])
+    def test_stays_in_the_precision_of_the_weights_under_autocast_unless_asked(self, asked):
+        critic, (real, fake) = smooth_critic(3).float(), [x.float() for x in pair(3)]
+        eps = torch.rand(len(real))
+        penalty = GradientPenalty(autocast=asked)
+        right = penalty(critic, real, fake, eps)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert critic(real).dtype == torch.bfloat16
+            found = penalty(critic, real, fake, eps)
+        assert torch.equal(found, right) != asked
+        torch.testing.assert_close(found.float(), right, atol=0.1, rtol=0.1)  # bf16 has eight bits
 
     def test_perturbed_points_take_noise_of_their_own_shape(self):
         real, fake = pair(6)  # (6, 6): an eps of one a sample would be broadcast along the wrong axis

@@ -1,4 +1,4 @@
-"""The steps of step.py, faster: terms and gradients of a whole step as one compiled graph, the penalty inside.
+"""The gradients of both players' steps, as step.py takes them: eager or compiled, in a precision.
 
 Compiling the critic alone does not work with a penalty (its second derivatives are refused, or silently lost), so the
 whole of "objective, and its gradient by the parameters" is compiled. A compiled gradient is used only after it was
@@ -17,56 +17,72 @@ from torch.func import functional_call, grad_and_value
 from wgangp.gradients import total_norm
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
+from wgangp.precision import autocast
 from wgangp.step import Gradients, critic_objective, differentiate, generator_objective
 
-__all__ = ["checked", "compiled"]
+__all__ = ["checked", "gradients_of"]
 
 Player = Callable[..., Tensor]
 Terms = Callable[..., dict[str, Tensor]]  # player, batch -> what it minimises, and the parts
 
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}  # a ReLU that switches at rounding costs up to 1e-3; see checked
+# A ReLU that switches at rounding costs up to 1e-3 in fp32; a gradient in bf16 is 1e-2 off, whoever computes it.
+TOLERANCE = {"fp64": 1e-8, "fp32": 1e-2, "tf32": 2e-2, "bf16": 1e-1}
+CHECKED = {"cpu": 1, "cuda": 3}  # batches: a CUDA graph warms up at the first, records at the second, replays after it
 
 
-def compiled(
+def gradients_of(
     generator: nn.Module,
     critic: nn.Module,
     loss: Wasserstein,
     penalty: GradientPenalty,
     regularize_gradient_norm: float = 0.0,
+    *,
+    precision: str = "fp32",
+    compile: bool = False,
 ) -> dict[str, Gradients]:
-    """What `critic_step` and `generator_step` take as compiled=, under "critic" and "generator".
+    """What `critic_step` and `generator_step` take as gradients=, under "critic" and "generator".
 
-    Compiled at the first batch that they see, there compared with the eager gradients, and not used where they differ
-    or the compiler fails. A batch of another size is compiled again, unchecked.
+    Args:
+        precision: fp32, tf32 or bf16, in which forward passes (and so their derivatives) are computed; the penalty is
+            in fp32 unless penalty.autocast. tf32 is set by who calls, for the process (precision.products).
+        compile: one graph a step, compiled at the first batch, there compared with the eager gradients, and not used
+            where they differ or the compiler fails. A batch of another size is compiled again, unchecked. On CUDA the
+            graphs are recorded and replayed (CUDA graphs).
     """
+    device = next(critic.parameters()).device
 
     def critic_terms(critic: Player, *batch: Tensor) -> dict[str, Tensor]:
-        return critic_objective(critic, *batch, penalty=penalty, loss=loss)
+        with autocast(precision, device):
+            return critic_objective(critic, *batch, penalty=penalty, loss=loss)
 
     def generator_terms(generator: Player, z: Tensor) -> dict[str, Tensor]:
-        return generator_objective(generator, critic, z, loss=loss)
+        with autocast(precision, device):
+            return generator_objective(generator, critic, z, loss=loss)
 
     players = {
-        "critic": (critic, critic_terms, "critic_loss"),
-        "generator": (generator, generator_terms, "generator_loss"),
+        "critic": (critic, critic_terms, "critic_loss", regularize_gradient_norm),
+        "generator": (generator, generator_terms, "generator_loss", regularize_gradient_norm),
     }
-    return {
-        name: checked(name, _compiled(*parts, regularize_gradient_norm), _eager(*parts, regularize_gradient_norm))
-        for name, parts in players.items()
-    }
+    eager = {name: _eager(*parts) for name, parts in players.items()}
+    if not compile:
+        return eager
+    return {name: checked(name, _compiled(*parts), eager[name], precision) for name, parts in players.items()}
 
 
-def checked(name: str, fast: Gradients, eager: Gradients) -> Gradients:
-    """fast, if at the first batch its gradients are those of eager to within TOLERANCE; else eager, with a warning.
+def checked(name: str, fast: Gradients, eager: Gradients, precision: str = "fp32") -> Gradients:
+    """fast, if at the first batches its gradients are those of eager to within TOLERANCE; else eager, with a warning.
 
     The error is ||fast - eager|| / ||eager||, of all parameters together. What it is there for, a second-order part
     that is lost, makes it about 1.
     """
     chosen: list[Gradients] = []
+    seen = 0
 
     def first(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+        nonlocal seen
         if chosen:
             return chosen[0](*batch)
+        seen += 1
         terms, right = eager(*batch)
         began = time.monotonic()
         try:
@@ -74,14 +90,16 @@ def checked(name: str, fast: Gradients, eager: Gradients) -> Gradients:
             ours = result[1]
             off = total_norm([a - b for a, b in zip(ours, right, strict=True)]).item()
             error = off / max(total_norm(right).item(), torch.finfo(right[0].dtype).tiny)
-            wrong = "" if error <= TOLERANCE[right[0].dtype] else f"its gradients are {error:.2g} off the eager ones"
+            allowed = TOLERANCE["fp64" if right[0].dtype == torch.float64 else precision]
+            wrong = "" if error <= allowed else f"its gradients are {error:.2g} off the eager ones"
         except Exception as failure:  # whatever the compiler raises
             wrong = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
         if wrong:
             warnings.warn(f"the compiled {name} step is not used: {wrong}. The run goes on in eager mode", stacklevel=2)
-        else:
+        elif seen == 1:
             print(f"compiled the {name} step in {time.monotonic() - began:.0f} s; its gradients are {error:.1g} off")
-        chosen.append(eager if wrong else fast)
+        if wrong or seen == CHECKED.get(right[0].device.type, 1):
+            chosen.append(eager if wrong else fast)
         return (terms, right) if wrong else result  # never eager where fast will be used: a resumed run sees the same
 
     return first
@@ -106,11 +124,15 @@ def _compiled(player: nn.Module, terms_of: Terms, minimised: str, regularize_gra
         return value + regularize_gradient_norm * sum(g.square().sum() for g in gradients.values()), terms
 
     whole = regularized if regularize_gradient_norm else objective
-    step = torch.compile(grad_and_value(whole, has_aux=True), fullgraph=True, dynamic=False)
+    on_cuda = next(player.parameters()).device.type == "cuda"
+    mode = "reduce-overhead" if on_cuda else None  # CUDA graphs: one launch a step, static buffers
+    step = torch.compile(grad_and_value(whole, has_aux=True), fullgraph=True, dynamic=False, mode=mode)
 
     def gradients(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
         parameters = {name: p.detach() for name, p in player.named_parameters() if p.requires_grad}
+        if on_cuda:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last replay gave may be overwritten: see clone below
         found, (_, terms) = step(parameters, *batch)
-        return {name: term.detach() for name, term in terms.items()}, list(found.values())
+        return {name: term.detach().clone() for name, term in terms.items()}, list(found.values())
 
     return gradients

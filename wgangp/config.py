@@ -18,6 +18,7 @@ from torch import nn
 
 from wgangp.checkpoint import load_latest
 from wgangp.penalty import check_per_sample
+from wgangp.precision import check_precision
 from wgangp.seeds import initialised
 
 __all__ = [
@@ -58,6 +59,7 @@ class Train:
     lipschitz_every: int = MISSING
     report_size: int = MISSING
     compile: bool = MISSING
+    precision: str = MISSING
 
 
 @dataclass
@@ -177,6 +179,7 @@ def objects(cfg: DictConfig) -> dict[str, Any]:
         ValueError: as in `build`; no such device; a penalty on a critic whose scores depend on each other.
     """
     device = device_of(cfg.device)
+    check_precision(cfg.train.precision, device)
     loss, penalty = build(cfg, "loss"), build(cfg, "penalty")
     trial = build(cfg, "optim", [nn.Parameter(torch.zeros(1))])  # what is wrong is said before data is downloaded
     if not isinstance(trial, torch.optim.Optimizer) or isinstance(trial, torch.optim.LBFGS):
@@ -245,7 +248,7 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     """The keyword arguments of `train`, checked: what is wrong is said before anything is built or written."""
     check_keys(cfg, Config)
     at_least = {"seed": 0, "train.steps": 0}
-    at_least |= {f"train.{name}": 1 for name in cfg.train if name not in ("steps", "compile")}
+    at_least |= {f"train.{name}": 1 for name in cfg.train if name not in ("steps", "compile", "precision")}
     for key, least in at_least.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:

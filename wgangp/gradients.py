@@ -63,14 +63,11 @@ def _root(gradient: Tensor) -> Tensor:
 
 
 def total_norm(tensors: Iterable[Tensor | None], ord: float = 2.0) -> Tensor:
-    """||g||_p of all tensors together, as one long vector: the norm of a vector, or of a gradient given as p.grad.
+    """||g||_p of all tensors together, as one long vector (), 0 for none: of a vector, or of a gradient, p.grad.
 
     Args:
         tensors: any shapes; None (a parameter that got no gradient) counts as zeros.
         ord: p >= 1, or inf for the largest entry.
-
-    Returns:
-        the norm (), 0 for no tensors.
     """
     if not ord >= 1:
         raise ValueError(f"ord = {ord}: a norm needs p >= 1 (or inf)")

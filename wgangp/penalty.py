@@ -53,6 +53,7 @@ class GradientPenalty:
             "interpolates": between real and fake (WGAN-GP);
             "real", "fake": there (real with target 0 is R1);
             "perturbed": real + 0.5 std(real) a u, a ~ U[0, 1) a sample, u ~ U[0, 1) an element (DRAGAN).
+        autocast: follow an enclosing torch.autocast; otherwise the slope is computed in the precision of the weights.
 
     Raises:
         ValueError: a setting outside of those.
@@ -65,6 +66,7 @@ class GradientPenalty:
     target: float = 1.0
     sides: str = "two"
     points: str = "interpolates"
+    autocast: bool = False
 
     def __post_init__(self) -> None:
         for name in ("weight", "target"):
@@ -75,12 +77,13 @@ class GradientPenalty:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: must be one of {', '.join(known)}")
 
     def draw(self, real: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
-        """The random numbers of one call: (B,) for interpolates, (B, *) for perturbed, none where points are given."""
+        """The random part of one call: eps (B,) for interpolates, 0.5 std(real) a u (B, *) for perturbed, else None."""
         like = {"generator": generator, "device": real.device, "dtype": real.dtype}
         if self.points == "interpolates":
             return torch.rand(len(real), **like)
         if self.points == "perturbed":
-            return torch.rand(len(real), *[1] * (real.ndim - 1), **like) * torch.rand(real.shape, **like)
+            a = torch.rand(len(real), *[1] * (real.ndim - 1), **like)
+            return 0.5 * real.detach().std() * a * torch.rand(real.shape, **like)
         return None
 
     def at(self, real: Tensor, fake: Tensor, eps: Tensor | None) -> Tensor:
@@ -90,7 +93,7 @@ class GradientPenalty:
         if self.points == "perturbed":
             if eps.shape != real.shape:
                 raise ValueError(f"eps has the shape of the points here, {tuple(real.shape)}: got {tuple(eps.shape)}")
-            return real + 0.5 * real.std() * eps
+            return real + eps
         return real if self.points == "real" else fake
 
     def __call__(
@@ -110,7 +113,9 @@ class GradientPenalty:
         if eps is None:
             eps = self.draw(real)
         x_hat = self.at(real.detach(), fake.detach(), eps)
-        slope = gradient_norm(critic, x_hat, create_graph=torch.is_grad_enabled())
+        kind = x_hat.device.type
+        with torch.autocast(kind, enabled=self.autocast and torch.is_autocast_enabled(kind)):
+            slope = gradient_norm(critic, x_hat, create_graph=torch.is_grad_enabled())
         excess = slope - self.target
         if self.sides == "one":
             excess = excess.clamp(min=0)

@@ -43,7 +43,8 @@ def critic_objective(
         eps: what penalty.draw gives; (B,) in [0, 1] for interpolates.
     """
     real, fake = real.detach(), fake.detach()
-    score_real, score_fake = critic(real), critic(fake)  # apart: a critic with batch norm sees one kind a batch
+    # Apart, since a critic with batch norm sees one kind a batch; and in fp32, also under autocast.
+    score_real, score_fake = critic(real).to(real.dtype), critic(fake).to(real.dtype)
     penalised = penalty(critic, real, fake, eps).mean()
     return {
         "wasserstein": (score_real - score_fake).mean(),
@@ -56,7 +57,7 @@ def generator_objective(
     generator: nn.Module, critic: nn.Module, z: Tensor, *, loss: Wasserstein = LOSS
 ) -> dict[str, Tensor]:
     """What the generator minimises on noise z (B, latent_dim): generator_loss (), the mean over the batch."""
-    return {"generator_loss": loss.generator(critic(generator(z))).mean()}
+    return {"generator_loss": loss.generator(critic(generator(z)).to(z.dtype)).mean()}
 
 
 def critic_step(
@@ -71,7 +72,7 @@ def critic_step(
     clip_weights: float | None = None,
     clip_gradient_norm: float | None = None,
     regularize_gradient_norm: float = 0.0,
-    compiled: Gradients | None = None,
+    gradients: Gradients | None = None,
 ) -> dict[str, Tensor]:
     """One update of the critic. Paper: Algorithm 1, lines 4-9.
 
@@ -82,17 +83,17 @@ def critic_step(
         clip_weights: bound of every weight after the step (WGAN with clipping), or None.
         clip_gradient_norm: threshold of the parameter gradient's norm, or None.
         regularize_gradient_norm: adds this times ||grad_theta critic_loss||^2 to what is minimised.
-        compiled: what computes (real, fake, eps) -> terms, gradients instead (see compiled.py).
+        gradients: what computes (real, fake, eps) -> terms, gradients instead (see compiled.py).
 
     Returns:
         the terms of `critic_objective` before the step, detached ().
     """
-    if compiled is None:
+    if gradients is None:
         terms = critic_objective(critic, real, fake, eps, penalty=penalty, loss=loss)
-        gradients = differentiate(terms["critic_loss"], critic, regularize_gradient_norm)
+        found = differentiate(terms["critic_loss"], critic, regularize_gradient_norm)
     else:
-        terms, gradients = compiled(real, fake, eps)
-    _descend(critic, gradients, optimizer, clip_gradient_norm)
+        terms, found = gradients(real, fake, eps)
+    _descend(critic, found, optimizer, clip_gradient_norm)
     if clip_weights is not None:
         clip_weights_(critic, clip_weights)
     return {name: term.detach() for name, term in terms.items()}
@@ -107,25 +108,22 @@ def generator_step(
     loss: Wasserstein = LOSS,
     clip_gradient_norm: float | None = None,
     regularize_gradient_norm: float = 0.0,
-    compiled: Gradients | None = None,
+    gradients: Gradients | None = None,
 ) -> dict[str, Tensor]:
-    """One update of the generator. Paper: Algorithm 1, lines 10-11.
+    """One update of the generator; generator_loss before it, detached (). Paper: Algorithm 1, lines 10-11.
 
     Args:
         optimizer: over the generator's parameters; nothing else moves, and the critic's gradients are not computed.
         z: noise (B, latent_dim).
         clip_gradient_norm, regularize_gradient_norm: as in `critic_step`, for the generator's gradient.
-        compiled: what computes (z) -> terms, gradients instead.
-
-    Returns:
-        generator_loss before the step, detached ().
+        gradients: what computes (z) -> terms, gradients instead.
     """
-    if compiled is None:
+    if gradients is None:
         terms = generator_objective(generator, critic, z, loss=loss)
-        gradients = differentiate(terms["generator_loss"], generator, regularize_gradient_norm)
+        found = differentiate(terms["generator_loss"], generator, regularize_gradient_norm)
     else:
-        terms, gradients = compiled(z)
-    _descend(generator, gradients, optimizer, clip_gradient_norm)
+        terms, found = gradients(z)
+    _descend(generator, found, optimizer, clip_gradient_norm)
     return {name: term.detach() for name, term in terms.items()}
 
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wgangp.checkpoint import load_latest, save, write_atomic
-from wgangp.compiled import compiled
+from wgangp.compiled import gradients_of
 from wgangp.logs import Log, append_line, provenance, read_lines
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
+from wgangp.precision import autocast, products
 from wgangp.report import lipschitz_report, picture, report
 from wgangp.seeds import generator_for, noise
 from wgangp.step import critic_step, generator_step
@@ -46,6 +47,7 @@ def train(
     generator_batch_size: int | None = None,  # fake points a generator update; None: batch_size
     decay_steps: int | None = None,  # the learning rates fall linearly, to 0 at this generator update
     compile: bool = False,  # each player's gradients as one compiled graph, checked against eager at the first batch
+    precision: str = "fp32",  # of the steps; fp32, tf32 or bf16. Reports are in fp32
     clip_weights: float | None = None,  # bound of the critic's weights
     clip_gradient_norm: float | None = None,  # threshold of both players' gradients
     regularize_gradient_norm: float = 0.0,  # weight of ||grad||^2 of both players' objectives
@@ -64,8 +66,8 @@ def train(
     players = {"generator": generator, "critic": critic}
     stateful = {**players, "optim_generator": optim_generator, "optim_critic": optim_critic}
     fingerprint = getattr(data, "fingerprint", "")
-    fast = compiled(generator, critic, loss, penalty, regularize_gradient_norm) if compile else {}
-    extras = {"clip_gradient_norm": clip_gradient_norm, "regularize_gradient_norm": regularize_gradient_norm}
+    computed = {"precision": precision, "compile": compile}
+    gradients = gradients_of(generator, critic, loss, penalty, regularize_gradient_norm, **computed)
 
     folder.mkdir(parents=True, exist_ok=True)
     state = load_latest(folder / "checkpoints", device)
@@ -83,7 +85,7 @@ def train(
     append_line(folder / "provenance.jsonl", provenance(device))
     log = Log(folder, step)
     unchecked: list[tuple[int, dict[str, Tensor]]] = []  # the terms of steps whose finiteness nobody looked at yet
-    with closing(log), _stop_signals() as stop, _progress(step, steps) as bar:
+    with closing(log), products(precision), _stop_signals() as stop, _progress(step, steps) as bar:
         while True:
             done = step >= steps
             look = step % lipschitz_every == 0 or done
@@ -113,14 +115,14 @@ def train(
                 _decay((optim_generator, optim_critic), 1 - step / decay_steps)
             for k in range(step * critic_steps, (step + 1) * critic_steps):
                 real, _ = data.batch(k, batch_size, seed)
-                with torch.no_grad():
-                    fake = generator(noise(generator, batch_size, seed, k, "critic", device))
+                with torch.no_grad(), autocast(precision, device):
+                    fake = generator(noise(generator, batch_size, seed, k, "critic", device)).to(real.dtype)
                 eps = penalty.draw(real, generator_for(seed, k, "eps", device))
-                parts = {"loss": loss, "penalty": penalty, "clip_weights": clip_weights, "compiled": fast.get("critic")}
-                terms |= critic_step(critic, optim_critic, real, fake, eps, **parts, **extras)
+                clip = {"clip_weights": clip_weights, "clip_gradient_norm": clip_gradient_norm}
+                terms |= critic_step(critic, optim_critic, real, fake, eps, gradients=gradients["critic"], **clip)
             z = noise(generator, generator_batch_size or batch_size, seed, step, "generator", device)
-            parts = {"loss": loss, "compiled": fast.get("generator")}
-            terms |= generator_step(generator, critic, optim_generator, z, **parts, **extras)
+            clip = {"clip_gradient_norm": clip_gradient_norm}
+            terms |= generator_step(generator, critic, optim_generator, z, gradients=gradients["generator"], **clip)
             step += 1
             unchecked.append((step, terms))
             if device.type == "cpu":  # free here; elsewhere it would wait for the device
