@@ -89,6 +89,18 @@ def write_idx(folder, pictures, side):
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + (np.arange(pictures) % 10).astype("u1").tobytes())
 
 
+@pytest.fixture
+def quick_compile(monkeypatch):
+    """torch.compile without minutes of C++: the same traced graph, run by torch."""
+    really = torch.compile
+
+    def traced(function, **how):
+        return really(function, backend="aot_eager", fullgraph=how["fullgraph"], dynamic=how["dynamic"])
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", traced)
+
+
 class Linear(nn.Module):
     """D(x) = w . x for points of any rank: its slope is ||w|| everywhere."""
 

@@ -1,5 +1,4 @@
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -73,10 +72,36 @@ def test_compiled_gradients_are_the_eager_ones_for_every_penalty(setting):
 @pytest.mark.parametrize(
     "pair, backend", [("mnist", "inductor"), ("cifar_dcgan", "aot_eager"), ("cifar_resnet", "aot_eager")]
 )
-def test_compiled_gradients_are_the_eager_ones_for_every_network(pair, backend, monkeypatch):
-    # aot_eager: the same traced graph, without minutes of C++
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+def test_compiled_gradients_are_the_eager_ones_for_every_network(pair, backend, request):
+    if backend == "aot_eager":
+        request.getfixturevalue("quick_compile")
     compare(pair, "two")
+
+
+@pytest.mark.slow
+def test_float32_products_go_to_onednn_and_are_right():
+    generator, critic = MLPGenerator((2,), width=64), MLPCritic((2,), width=64)
+    batch = torch.randn(64, 2), torch.randn(64, 2), torch.rand(64)
+    terms = critic_objective(critic, *batch)
+    exact = differentiate(terms["critic_loss"], critic)
+    fast = gradients_of(generator, critic, Wasserstein(), GradientPenalty(), compile=True)["critic"]
+    fast(*batch)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        found = fast(*batch)[1]
+    names = {event.key for event in profile.key_averages()}
+    assert "mkldnn::_linear_pointwise" in names
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_many_runs_can_be_compiled_in_one_process(quick_compile, recwarn):
+    for width in range(2, 7):  # ten graphs
+        generator, critic = MLPGenerator((2,), width=width), MLPCritic((2,), width=width)
+        fast = gradients_of(generator, critic, Wasserstein(), GradientPenalty(), compile=True)
+        for _ in range(2):
+            fast["critic"](torch.randn(4, 2), torch.randn(4, 2), torch.rand(4))
+            fast["generator"](torch.randn(4, 2))
+    assert not [str(w.message) for w in recwarn if "not used" in str(w.message)]
 
 
 @pytest.mark.slow

@@ -6,13 +6,14 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [  # a module may import from those above it in this list, not from its own floor or below
-    {"seeds", "gradients", "precision"},
+    {"seeds", "gradients", "precision", "onednn"},
     {"penalty", "losses", "data", "networks", "transport", "certify"},
     {"step", "lipschitz", "metrics", "checkpoint"},
     {"logs", "plots", "compiled"},
     {"report"},
     {"train", "config", "runs"},
-    {"figures"},
+    {"figures", "contestants", "speed_report"},
+    {"benchmark"},
 ]
 LEAVES = {"networks": set(), "data": {"seeds"}}  # and what these may see of the rest
 

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def errors(precision, penalty_too):
-    """||g - g64|| / ||g64|| of each player's gradient on the MNIST pair, against float64; the same networks and batch always."""
+    """||g - g64|| / ||g64|| of each player's gradient on the MNIST pair, against float64; always the same."""
     torch.manual_seed(0)
     generator, critic = MNISTGenerator((1, 28, 28), width=16), MNISTCritic((1, 28, 28), width=16)
     real, z, eps = torch.rand(32, 1, 28, 28), torch.randn(32, 128), torch.rand(32)

@@ -3,7 +3,6 @@ import math
 import os
 import shutil
 import signal
-from functools import partial
 
 import pytest
 import torch
@@ -419,8 +418,7 @@ def test_a_look_takes_a_limited_number_of_points(go, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_is_the_eager_one_to_rounding_and_resumes_bit_for_bit(go, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+def test_a_compiled_run_is_the_eager_one_to_rounding_and_resumes_bit_for_bit(go, tmp_path, quick_compile, capsys):
     torch._dynamo.reset()
     options = ("train.steps=2", "train.critic_steps=1")
     eager, compiled = go(tmp_path / "a", *options), go(tmp_path / "b", "train.compile=true", *options)

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.func import functional_call, grad_and_value
 
 from wgangp.gradients import total_norm
 from wgangp.losses import Wasserstein
+from wgangp.onednn import OneDNN
 from wgangp.penalty import GradientPenalty
 from wgangp.precision import autocast
 from wgangp.step import Gradients, critic_objective, differentiate, generator_objective
@@ -125,8 +127,17 @@ def _compiled(player: nn.Module, terms_of: Terms, minimised: str, regularize_gra
 
     whole = regularized if regularize_gradient_norm else objective
     on_cuda = next(player.parameters()).device.type == "cuda"
-    mode = "reduce-overhead" if on_cuda else None  # CUDA graphs: one launch a step, static buffers
-    step = torch.compile(grad_and_value(whole, has_aux=True), fullgraph=True, dynamic=False, mode=mode)
+    if on_cuda:  # CUDA graphs: one launch a step, static buffers
+        how: dict[str, Any] = {"mode": "reduce-overhead"}
+    else:
+        how = {"options": {"post_grad_custom_post_pass": OneDNN()}} if torch.backends.mkldnn.is_available() else {}
+
+    def differentiated(parameters: dict[str, Tensor], *batch: Tensor) -> Any:
+        return grad_and_value(whole, has_aux=True)(parameters, *batch)
+
+    # torch counts recompilations a code object, and gives up at eight: a sweep in one process needs one a step.
+    differentiated.__code__ = differentiated.__code__.replace()
+    step = torch.compile(differentiated, fullgraph=True, dynamic=False, **how)
 
     def gradients(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
         parameters = {name: p.detach() for name, p in player.named_parameters() if p.requires_grad}

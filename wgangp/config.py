@@ -22,6 +22,8 @@ from wgangp.precision import check_precision
 from wgangp.seeds import initialised
 
 __all__ = [
+    "BUDGETS",
+    "Benchmark",
     "Lipschitz",
     "Reproduce",
     "Sample",
@@ -60,6 +62,7 @@ class Train:
     report_size: int = MISSING
     compile: bool = MISSING
     precision: str = MISSING
+    channels_last: bool = MISSING
 
 
 @dataclass
@@ -126,6 +129,17 @@ class Reproduce:
     device: str = MISSING
 
 
+@dataclass
+class Benchmark:
+    cases: list[str] = MISSING
+    rounds: int = MISSING
+    growth: bool = MISSING
+    budget: str = MISSING
+    smoke: bool = MISSING
+    out: str | None = MISSING
+    device: str = MISSING
+
+
 def _budget(cpu: Any, paper: Any, *, _root_: DictConfig) -> Any:
     if _root_.budget not in BUDGETS:
         raise ValueError(f"budget = {_root_.budget}: must be one of {', '.join(BUDGETS)}")
@@ -137,6 +151,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="sample_schema", node=Sample)
 ConfigStore.instance().store(name="lipschitz_schema", node=Lipschitz)
 ConfigStore.instance().store(name="reproduce_schema", node=Reproduce)
+ConfigStore.instance().store(name="benchmark_schema", node=Benchmark)
 
 
 def build(cfg: DictConfig, key: str, *arguments: Any, **more: Any) -> Any:
@@ -186,6 +201,9 @@ def objects(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(f"optim._target_ = {cfg.optim._target_}: must be an optimiser that steps without a closure")
     data = build(cfg, "data", device=device)
     generator, critic = networks(cfg, data.shape, device)
+    if cfg.train.channels_last:
+        for each in (generator, critic):
+            each.to(memory_format=torch.channels_last)
     for name, split in (("batch_size", "train"), ("report_size", "train"), ("report_size", "heldout")):
         try:
             data.batch(0, cfg.train[name], cfg.seed, split)
@@ -248,7 +266,9 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     """The keyword arguments of `train`, checked: what is wrong is said before anything is built or written."""
     check_keys(cfg, Config)
     at_least = {"seed": 0, "train.steps": 0}
-    at_least |= {f"train.{name}": 1 for name in cfg.train if name not in ("steps", "compile", "precision")}
+    at_least |= {
+        f"train.{name}": 1 for name in cfg.train if name not in ("steps", "compile", "precision", "channels_last")
+    }
     for key, least in at_least.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
@@ -266,7 +286,7 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     if not 0 <= cfg.regularize.gradient_norm < math.inf:
         raise ValueError(f"regularize.gradient_norm = {cfg.regularize.gradient_norm}: must be >= 0 and finite")
     return {
-        **cfg.train,
+        **{key: value for key, value in cfg.train.items() if key != "channels_last"},  # of the networks: see objects
         "seed": cfg.seed,
         "clip_weights": cfg.clip.weights,
         "clip_gradient_norm": cfg.clip.gradient_norm,

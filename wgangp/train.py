@@ -20,9 +20,9 @@ from wgangp.penalty import GradientPenalty
 from wgangp.precision import autocast, products
 from wgangp.report import lipschitz_report, picture, report
 from wgangp.seeds import generator_for, noise
-from wgangp.step import critic_step, generator_step
+from wgangp.step import Gradients, critic_step, generator_step
 
-__all__ = ["train"]
+__all__ = ["train", "update"]
 
 
 def train(
@@ -68,6 +68,9 @@ def train(
     fingerprint = getattr(data, "fingerprint", "")
     computed = {"precision": precision, "compile": compile}
     gradients = gradients_of(generator, critic, loss, penalty, regularize_gradient_norm, **computed)
+    parts = (generator, critic, optim_generator, optim_critic, data, penalty)
+    sizes = {"critic_steps": critic_steps, "batch_size": batch_size, "generator_batch_size": generator_batch_size}
+    clip = {"clip_weights": clip_weights, "clip_gradient_norm": clip_gradient_norm}
 
     folder.mkdir(parents=True, exist_ok=True)
     state = load_latest(folder / "checkpoints", device)
@@ -110,25 +113,49 @@ def train(
             if done or stop:
                 break
 
-            terms = {}
             if decay_steps is not None:
                 _decay((optim_generator, optim_critic), 1 - step / decay_steps)
-            for k in range(step * critic_steps, (step + 1) * critic_steps):
-                real, _ = data.batch(k, batch_size, seed)
-                with torch.no_grad(), autocast(precision, device):
-                    fake = generator(noise(generator, batch_size, seed, k, "critic", device)).to(real.dtype)
-                eps = penalty.draw(real, generator_for(seed, k, "eps", device))
-                clip = {"clip_weights": clip_weights, "clip_gradient_norm": clip_gradient_norm}
-                terms |= critic_step(critic, optim_critic, real, fake, eps, gradients=gradients["critic"], **clip)
-            z = noise(generator, generator_batch_size or batch_size, seed, step, "generator", device)
-            clip = {"clip_gradient_norm": clip_gradient_norm}
-            terms |= generator_step(generator, critic, optim_generator, z, gradients=gradients["generator"], **clip)
+            terms = update(step, *parts, seed=seed, **sizes, **clip, gradients=gradients, precision=precision)
             step += 1
             unchecked.append((step, terms))
             if device.type == "cpu":  # free here; elsewhere it would wait for the device
                 _check_finite(unchecked, folder)
             bar.update()
     return step
+
+
+def update(
+    step: int,
+    generator: nn.Module,
+    critic: nn.Module,
+    optim_generator: torch.optim.Optimizer,
+    optim_critic: torch.optim.Optimizer,
+    data: Any,
+    penalty: GradientPenalty,
+    *,
+    seed: int,
+    critic_steps: int,
+    batch_size: int,
+    generator_batch_size: int | None,
+    gradients: dict[str, Gradients],  # see compiled.gradients_of
+    precision: str = "fp32",
+    clip_weights: float | None = None,
+    clip_gradient_norm: float | None = None,
+) -> dict[str, Tensor]:
+    """One generator update and the critic_steps critic updates before it; the terms of both, (). Paper: Algorithm 1."""
+    device = next(critic.parameters()).device
+    terms = {}
+    for k in range(step * critic_steps, (step + 1) * critic_steps):
+        real, _ = data.batch(k, batch_size, seed)
+        z = noise(generator, batch_size, seed, k, "critic", device)
+        eps = penalty.draw(real, generator_for(seed, k, "eps", device))
+        with torch.no_grad(), autocast(precision, device):
+            fake = generator(z).to(real.dtype)
+        clip = {"clip_weights": clip_weights, "clip_gradient_norm": clip_gradient_norm}
+        terms |= critic_step(critic, optim_critic, real, fake, eps, gradients=gradients["critic"], **clip)
+    z = noise(generator, generator_batch_size or batch_size, seed, step, "generator", device)
+    clip = {"clip_gradient_norm": clip_gradient_norm}
+    return terms | generator_step(generator, critic, optim_generator, z, gradients=gradients["generator"], **clip)
 
 
 def _decay(optimizers: tuple[torch.optim.Optimizer, ...], left: float) -> None:

@@ -1,0 +1,142 @@
+import importlib.util
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import ROOT
+
+from wgangp import benchmark, speed_report
+from wgangp.benchmark import CASES, measure
+from wgangp.contestants import Case, Ours, Textbook
+from wgangp.networks.mlp import MLPCritic, MLPGenerator
+
+spec = importlib.util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark.py")
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+CPU = torch.device("cpu")
+SMALL = {name: replace(case, width=16, batch=6, generator_batch=None) for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_textbook_is_the_same_function_of_the_same_weights(name):
+    theirs, ours = Textbook(SMALL[name], CPU), Ours(SMALL[name], CPU)
+    for contestant in (theirs, ours):
+        contestant.generator.double()
+        contestant.critic.double()
+    real, z, eps = (x.double() for x in SMALL[name].batch_of(CPU))
+    torch.testing.assert_close(theirs.generator(z), ours.generator(z))
+    fake = ours.generator(z).detach()
+    for a, b in zip(theirs.gradients(real, fake, eps), ours.gradients(real, fake, eps), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_timed_step_moves_the_player_that_it_is_about(name):
+    for contestant in (Textbook(SMALL[name], CPU), Ours(SMALL[name], CPU)):
+        steps = {"critic_step": {"critic"}, "unpenalised_step": {"critic"}, "generator_step": {"generator"}}
+        for step, expected in {**steps, "iteration": {"critic", "generator"}}.items():
+            before = {
+                who: [p.clone() for p in getattr(contestant, who).parameters()] for who in ("critic", "generator")
+            }
+            getattr(contestant, step)()
+            moved = {
+                who
+                for who, values in before.items()
+                if any(
+                    not torch.equal(a, b) for a, b in zip(values, getattr(contestant, who).parameters(), strict=True)
+                )
+            }
+            assert moved == expected
+
+
+def test_arithmetic_is_counted_and_the_textbook_has_a_pass_of_zeros_more():
+    # Hidden layers of n x n, in units of a forward pass: 6 for real and fake, 4 for the penalty, or 6 with the zeros.
+    batch, width = 32, 512
+    case = Case(MLPGenerator, partial(MLPCritic, depth=8), (2,), batch, width)
+    unit = 2 * batch * 7 * width**2 / 1e9
+    assert benchmark._gflop(Ours(case, CPU).critic_step) / unit == pytest.approx(10, rel=0.01)
+    assert benchmark._gflop(Textbook(case, CPU).critic_step) / unit == pytest.approx(12, rel=0.01)
+
+
+def test_the_floor_runs_every_product_of_the_step_as_often_as_the_step_does():
+    step = Ours(SMALL["CIFAR DCGAN"], CPU).critic_step
+    floor = benchmark._products_of(step)
+    assert benchmark._gflop(floor) == benchmark._gflop(step) > 0
+
+
+def test_peak_memory_is_what_is_held_at_once():
+    def run():
+        for _ in range(3):
+            torch.empty(1_000_000)  # 4 MB each, one at a time
+        both = torch.empty(1_000_000), torch.empty(500_000)
+        del both
+
+    assert benchmark._peak_memory(run, CPU) == pytest.approx(6e6, rel=0.01)
+
+
+def test_a_fast_wrong_answer_is_a_failure(monkeypatch, quick_compile):
+    right = Ours.gradients
+    monkeypatch.setattr(Ours, "gradients", lambda *args: [1.1 * g for g in right(*args)])
+    with pytest.raises(ValueError, match=r"off those of float64: a fast wrong answer"):
+        measure(SMALL["toy MLP"], CPU, rounds=1)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_in_a_smoke_size_and_keeps_what_was_measured(configure, tmp_path, capsys, quick_compile):
+    def run(*more):
+        script.run(configure("smoke=true", "rounds=1", f"out={tmp_path}", "device=cpu", *more, name="benchmark"))
+        return [json.loads(line) for line in (tmp_path / "cpu.jsonl").read_text().splitlines()]
+
+    records = run()
+    assert {r["case"] for r in records if "case" in r} == set(CASES)
+    assert {r["grows"] for r in records if "grows" in r} == {"batch", "width", "depth", "resolution"}
+    for record in records:
+        assert record["critic_step_s"] > 0 and record["commit"]
+        if "case" in record:
+            assert 0 < record["gradient_error"] < 0.1 and 0 < record["penalty_share"] < 1
+            assert record["peak_memory_mb"] > 0 and record["critic_step_gflop"] > 0
+    textbook = [r for r in records if r.get("variant") == "textbook" and "case" in r]
+    assert all(r["critic_step_ratio"] == r["iteration_ratio"] == 1 for r in textbook)
+    assert (tmp_path / "cpu.png").stat().st_size > 10_000
+    page = (tmp_path / "README.md").read_text()
+    assert "| cuda | CIFAR ResNet | whole iteration, ratio to textbook | <= 0.25 | not run |  | not run |" in page
+    assert "toy MLP" in capsys.readouterr().out
+    old = (tmp_path / "cpu.jsonl").read_text()
+    run("cases=[toy MLP]", "growth=false")
+    assert (tmp_path / "cpu.1.jsonl").read_text() == old
+
+
+def test_targets_say_what_was_reached_by_whom_and_what_was_not_run():
+    base = {"case": "toy MLP", "critic_step_ratio": 1.0, "iteration_ratio": 1.0, "critic_step_share_of_floor": 0.5}
+    records = [
+        {**base, "variant": "textbook", "peak_memory_mb": 2.0},
+        {**base, "variant": "eager", "critic_step_ratio": 0.9, "peak_memory_mb": 3.0},
+        {**base, "variant": "compiled", "critic_step_ratio": 0.7, "peak_memory_mb": 1.0},
+    ]
+    lines = {(t["device"], t["case"], t["what"], t["target"]): t for t in speed_report.targets({"cpu": records})}
+    found = lines["cpu", "toy MLP", "critic step, ratio to textbook", "<= 0.72"]
+    assert (found["reached"], found["by"], found["met"]) == ("0.70", "compiled", "yes")
+    assert lines["cpu", "toy MLP", "whole iteration, ratio to textbook", "<= 0.75"]["met"] == "**no**"
+    memory = lines["cpu", "toy MLP", "peak memory of a critic step, ratio to textbook", "<= 1"]
+    assert (memory["reached"], memory["by"]) == ("0.50", "compiled")
+    assert lines["cuda", "CIFAR ResNet", "minutes for 100,000 generator updates", "<= 25"]["met"] == "not run"
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("cases=[toy]", r"cases = \['toy'\]: at least one of toy MLP, MNIST DCGAN"),
+        ("cases=[]", "at least one of"),
+        ("rounds=0", "rounds = 0: must be >= 1"),
+        ("budget=gpu", "budget = gpu: must be one of cpu, paper"),
+        ("+sort=1", "unknown key"),
+        ("device=cuda:99", "device = cuda:99: not to be had"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_is_written(configure, tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        script.run(configure(f"out={tmp_path / 'new'}", override, name="benchmark"))
+    assert not (tmp_path / "new").exists()
