@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results: rendered from results/ by results/render.py -->\n", "<!-- /results -->"
+SPEED_BEGIN, SPEED_END = "<!-- speed: rendered from results/ by results/render.py -->\n", "<!-- /speed -->"
 RUNS = ("toy", "mnist")
 
 
@@ -43,11 +44,37 @@ def table() -> str:
     return "\n".join([*rows, "", note]) + "\n"
 
 
+def speed() -> str:
+    """Ratios to the textbook of a critic step and a whole iteration, a column a case, with what they were run on."""
+    lines = (ROOT / "results" / "benchmark" / "cpu.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if "case" in record]
+    cases = list(dict.fromkeys(record["case"] for record in records))
+    found = {(record["variant"], record["case"]): record for record in records}
+    rows = [
+        f"| critic step / whole iteration, against the textbook | {' | '.join(cases)} |",
+        "|---|" + "---|" * len(cases),
+    ]
+    for variant in dict.fromkeys(record["variant"] for record in records):
+        cells = [
+            f"{r['critic_step_ratio']:.2f} / {r['iteration_ratio']:.2f}" if (r := found.get((variant, case))) else ""
+            for case in cases
+        ]
+        rows.append(f"| {variant} | {' | '.join(cells)} |")
+    about = records[0]
+    note = (
+        f"`{about['command']}` at {about['commit'][:7]}, {about['device']}, torch {about['torch']}: medians over"
+        f" {about['rounds']} rounds. {about['budget_says']} No GPU was at hand."
+    )
+    return "\n".join([*rows, "", note]) + "\n"
+
+
 def rendered(readme: str) -> str:
-    """README.md with the table in its place."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return before + BEGIN + table() + END + after
+    """README.md with the tables in their places."""
+    for begin, end, made in ((BEGIN, END, table()), (SPEED_BEGIN, SPEED_END, speed())):
+        before, rest = readme.split(begin)
+        _, after = rest.split(end)
+        readme = before + begin + made + end + after
+    return readme
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def reproduce(cfg: DictConfig, name: str) -> Path:
             ) as error:  # one that diverges must not keep the others from being measured
                 failed.append(f"\n  {said}: {error}")
                 continue
-            seconds = round(earlier + time.monotonic() - began, 1)
+            seconds = round(earlier + time.monotonic() - began, 3)
             append_line(path, {"seed": seed, **cell, **numbers, "seconds": seconds, **provenance(device)})
         records = read_lines(path)
         complete = [r for r in records if sum(other["seed"] == r["seed"] for other in records) == len(cells)]

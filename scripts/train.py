@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -9,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from wgangp import config, runs
+from wgangp.distributed import joined, local_device
 from wgangp.train import train
 
 
@@ -19,10 +21,14 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.run_dir or Path("runs", name))
     try:
         options = config.train_options(cfg)
-        players = config.objects(cfg)
-        with runs.claim(folder, cfg):
-            print(f"run folder: {folder}")
-            step = train(folder, **players, **options)
+        device = config.device_of(local_device(cfg.device))
+        with joined(device, cfg.train.rank_timeout) as world:
+            with world.first_before_others():  # it may download the data
+                players = config.objects(cfg)
+            with runs.claim(folder, cfg) if world.first else nullcontext():
+                if world.first:
+                    print(f"run folder: {folder}")
+                step = train(folder, **players, **options, world=world)
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -30,6 +36,8 @@ def main(cfg: DictConfig) -> None:
     if step < options["steps"]:
         print(f"stopped at step {step} of {options['steps']}; the same command goes on from there")
         sys.exit(130)  # as after any Ctrl-C, so that a sweep ends too
+    if not world.first:
+        return
     print(f"finished: {step} generator updates")
     newest = max((folder / "samples").glob("*.png"), default=None)
     if newest is not None:

@@ -9,7 +9,7 @@ FLOORS = [  # a module may import from those above it in this list, not from its
     {"seeds", "gradients", "precision", "onednn"},
     {"penalty", "losses", "data", "networks", "transport", "certify"},
     {"step", "lipschitz", "metrics", "checkpoint"},
-    {"logs", "plots", "compiled"},
+    {"logs", "plots", "compiled", "distributed"},
     {"report"},
     {"train", "config", "runs"},
     {"figures", "contestants", "speed_report"},

@@ -56,17 +56,12 @@ def test_shapes_and_ranges(norm):
 
 
 @pytest.mark.parametrize(
-    "critic, shape",
-    [
-        (MLPCritic((2,), width=8), (2,)),
-        (MNISTCritic(IMAGE, width=4), IMAGE),
-        (CIFARCritic(COLOUR, width=4), COLOUR),
-        (ResNetCritic(COLOUR, width=4), COLOUR),
-    ],
+    "make, width, shape",
+    [(MLPCritic, 32, (2,)), (MNISTCritic, 4, IMAGE), (CIFARCritic, 4, COLOUR), (ResNetCritic, 4, COLOUR)],
 )
-def test_the_score_of_one_sample_depends_on_no_other(critic, shape):
-    x = torch.randn(4, *shape).double()
-    jacobian = torch.autograd.functional.jacobian(critic.double(), x).flatten(2)  # (4, 4, P)
+def test_the_score_of_one_sample_depends_on_no_other(make, width, shape):
+    critic, x = make(shape, width=width).double(), torch.randn(4, *shape).double()
+    jacobian = torch.autograd.functional.jacobian(critic, x).flatten(2)  # (4, 4, P)
     own = torch.eye(4, dtype=torch.bool)
     assert jacobian[~own].eq(0).all() and jacobian[own].abs().amax(1).gt(0).all()
 

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from wgangp.checkpoint import load_latest
+from wgangp.distributed import local_device
 from wgangp.penalty import check_per_sample
 from wgangp.precision import check_precision
 from wgangp.seeds import initialised
@@ -45,6 +46,7 @@ TRUSTED = {  # what a config may name under each key; anything else is refused
     "figure": ("wgangp.figures.",),
 }
 BUDGETS = ("cpu", "paper")
+ELSEWHERE = ("channels_last", "rank_timeout")  # of train.*, what train() does not take: see objects, distributed.joined
 
 
 # The schema: every key of conf/config.yaml and its type. Values and their meaning stand there.
@@ -63,6 +65,8 @@ class Train:
     compile: bool = MISSING
     precision: str = MISSING
     channels_last: bool = MISSING
+    sync_batch_norm: bool = MISSING
+    rank_timeout: int = MISSING
 
 
 @dataclass
@@ -193,7 +197,7 @@ def objects(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: as in `build`; no such device; a penalty on a critic whose scores depend on each other.
     """
-    device = device_of(cfg.device)
+    device = device_of(local_device(cfg.device))
     check_precision(cfg.train.precision, device)
     loss, penalty = build(cfg, "loss"), build(cfg, "penalty")
     trial = build(cfg, "optim", [nn.Parameter(torch.zeros(1))])  # what is wrong is said before data is downloaded
@@ -265,13 +269,10 @@ def player(cfg: DictConfig, name: str, shape: tuple[int, ...], device: torch.dev
 def train_options(cfg: DictConfig) -> dict[str, Any]:
     """The keyword arguments of `train`, checked: what is wrong is said before anything is built or written."""
     check_keys(cfg, Config)
-    at_least = {"seed": 0, "train.steps": 0}
-    at_least |= {
-        f"train.{name}": 1 for name in cfg.train if name not in ("steps", "compile", "precision", "channels_last")
-    }
-    for key, least in at_least.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and value < least:
+    numbers = {"seed": cfg.seed} | {f"train.{name}": n for name, n in cfg.train.items() if type(n) is int}
+    for key, value in numbers.items():
+        least = 0 if key in ("seed", "train.steps") else 1
+        if value < least:
             raise ValueError(f"{key} = {value}: must be >= {least}")
     if cfg.budget not in BUDGETS:
         raise ValueError(f"budget = {cfg.budget}: must be one of {', '.join(BUDGETS)}")
@@ -286,7 +287,7 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     if not 0 <= cfg.regularize.gradient_norm < math.inf:
         raise ValueError(f"regularize.gradient_norm = {cfg.regularize.gradient_norm}: must be >= 0 and finite")
     return {
-        **{key: value for key, value in cfg.train.items() if key != "channels_last"},  # of the networks: see objects
+        **{key: value for key, value in cfg.train.items() if key not in ELSEWHERE},
         "seed": cfg.seed,
         "clip_weights": cfg.clip.weights,
         "clip_gradient_norm": cfg.clip.gradient_norm,

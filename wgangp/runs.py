@@ -19,6 +19,7 @@ NOT_COMPUTED = (  # keys that say where, how long and how often, and do not chan
     "data.heldout_root",
     "data.memory_gb",
     "data.workers",
+    "train.rank_timeout",
     "train.steps",
     "train.log_every",
     "train.sample_every",

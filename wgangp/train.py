@@ -4,7 +4,7 @@ import math
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from wgangp.checkpoint import load_latest, save, write_atomic
 from wgangp.compiled import gradients_of
+from wgangp.distributed import World, check_plain
 from wgangp.logs import Log, append_line, provenance, read_lines
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
@@ -23,6 +24,8 @@ from wgangp.seeds import generator_for, noise
 from wgangp.step import Gradients, critic_step, generator_step
 
 __all__ = ["train", "update"]
+
+ALONE = World()
 
 
 def train(
@@ -48,6 +51,8 @@ def train(
     decay_steps: int | None = None,  # the learning rates fall linearly, to 0 at this generator update
     compile: bool = False,  # each player's gradients as one compiled graph, checked against eager at the first batch
     precision: str = "fp32",  # of the steps; fp32, tf32 or bf16. Reports are in fp32
+    sync_batch_norm: bool = False,  # over the batch of all ranks, instead of over each one's slice
+    world: World = ALONE,  # the ranks, each of which calls this with the same arguments; rank 0 alone writes
     clip_weights: float | None = None,  # bound of the critic's weights
     clip_gradient_norm: float | None = None,  # threshold of both players' gradients
     regularize_gradient_norm: float = 0.0,  # weight of ||grad||^2 of both players' objectives
@@ -57,20 +62,26 @@ def train(
 
     Returns the step that was reached: less than steps when it was interrupted (Ctrl-C, SIGTERM) and saved itself.
     Raises ValueError when a loss stops being finite. That the critic scores each sample by itself, without which the
-    penalty means nothing, is checked by who builds it (config.objects).
+    penalty means nothing, is checked by who builds it (config.objects). With several ranks each calls this, takes its
+    slice of every batch, and ends where the others end.
 
     Paper: Algorithm 1. Differs: from the released code, whose first iteration has no generator update; here every
     generator update comes after critic_steps critic updates, as printed.
     """
+    check_plain(generator, critic)
+    given = {"batch_size": batch_size, "generator_batch_size": generator_batch_size}
+    world.check(given, regularize_gradient_norm, sync_batch_norm and compile)
     device = next(critic.parameters()).device
     players = {"generator": generator, "critic": critic}
     stateful = {**players, "optim_generator": optim_generator, "optim_critic": optim_critic}
     fingerprint = getattr(data, "fingerprint", "")
     computed = {"precision": precision, "compile": compile}
     gradients = gradients_of(generator, critic, loss, penalty, regularize_gradient_norm, **computed)
+    gradients = {name: world.reduced(each) for name, each in gradients.items()}
     parts = (generator, critic, optim_generator, optim_critic, data, penalty)
-    sizes = {"critic_steps": critic_steps, "batch_size": batch_size, "generator_batch_size": generator_batch_size}
+    sizes = {"critic_steps": critic_steps, **given}
     clip = {"clip_weights": clip_weights, "clip_gradient_norm": clip_gradient_norm}
+    how = {"gradients": gradients, "precision": precision, "world": world}
 
     folder.mkdir(parents=True, exist_ok=True)
     state = load_latest(folder / "checkpoints", device)
@@ -80,20 +91,32 @@ def train(
         step = state["step"]
         for name, part in stateful.items():
             part.load_state_dict(state[name])
+    world.agree(step, f"the newest checkpoint in {folder}")
     if step > 0 and step >= steps:
         return step
 
-    if config is not None:
+    if world.first and config is not None:
         write_atomic(folder / "config.yaml", config)
-    append_line(folder / "provenance.jsonl", provenance(device))
-    log = Log(folder, step)
+    if world.first:
+        append_line(folder / "provenance.jsonl", provenance(device) | ({"ranks": world.size} if world.size > 1 else {}))
+    log = Log(folder, step) if world.first else None
+    synchronised = (generator, critic) if sync_batch_norm else ()
     unchecked: list[tuple[int, dict[str, Tensor]]] = []  # the terms of steps whose finiteness nobody looked at yet
-    with closing(log), products(precision), _stop_signals() as stop, _progress(step, steps) as bar:
+    with (
+        closing(log) if log else nullcontext(),
+        products(precision),
+        _stop_signals() as received,
+        _progress(step, steps) as bar,
+    ):
         while True:
             done = step >= steps
+            stop = world.any(bool(received))
             look = step % lipschitz_every == 0 or done
-            if step % log_every == 0 or look:
+            logs, draws = step % log_every == 0 or look, step % sample_every == 0 or done
+            saves = step % checkpoint_every == 0 or done or stop
+            if logs or draws or saves:
                 _check_finite(unchecked, folder)
+            if logs and log:
                 values = report(generator, critic, data, loss, penalty, seed, step, report_size)
                 _require_finite(step, values, folder)
                 if look:
@@ -102,11 +125,9 @@ def train(
                 log.write(step, values)
                 shown = {"wasserstein": "wasserstein", "penalty": "penalty", "slope": "slope_interpolates_mean"}
                 bar.set_postfix({label: f"{values[name]:.3f}" for label, name in shown.items()})
-            if step % sample_every == 0 or done:
-                _check_finite(unchecked, folder)
+            if draws and world.first:
                 picture(folder, generator, critic, data, penalty, seed, step)
-            if step % checkpoint_every == 0 or done or stop:
-                _check_finite(unchecked, folder)
+            if saves and world.first:
                 states = {name: part.state_dict() for name, part in stateful.items()}
                 about = {"step": step, "shape": list(data.shape), "span": list(data.span), "data": fingerprint}
                 save(folder / "checkpoints", step, {**about, **states})
@@ -115,7 +136,8 @@ def train(
 
             if decay_steps is not None:
                 _decay((optim_generator, optim_critic), 1 - step / decay_steps)
-            terms = update(step, *parts, seed=seed, **sizes, **clip, gradients=gradients, precision=precision)
+            with world.synchronised(*synchronised):
+                terms = update(step, *parts, seed=seed, **sizes, **clip, **how)
             step += 1
             unchecked.append((step, terms))
             if device.type == "cpu":  # free here; elsewhere it would wait for the device
@@ -141,19 +163,21 @@ def update(
     precision: str = "fp32",
     clip_weights: float | None = None,
     clip_gradient_norm: float | None = None,
+    world: World = ALONE,  # this rank computes on its slice of the batch; everything is drawn whole
 ) -> dict[str, Tensor]:
     """One generator update and the critic_steps critic updates before it; the terms of both, (). Paper: Algorithm 1."""
     device = next(critic.parameters()).device
     terms = {}
     for k in range(step * critic_steps, (step + 1) * critic_steps):
         real, _ = data.batch(k, batch_size, seed)
-        z = noise(generator, batch_size, seed, k, "critic", device)
         eps = penalty.draw(real, generator_for(seed, k, "eps", device))
+        z = world.slice(noise(generator, batch_size, seed, k, "critic", device))
+        real, eps = world.slice(real), None if eps is None else world.slice(eps)
         with torch.no_grad(), autocast(precision, device):
             fake = generator(z).to(real.dtype)
         clip = {"clip_weights": clip_weights, "clip_gradient_norm": clip_gradient_norm}
         terms |= critic_step(critic, optim_critic, real, fake, eps, gradients=gradients["critic"], **clip)
-    z = noise(generator, generator_batch_size or batch_size, seed, step, "generator", device)
+    z = world.slice(noise(generator, generator_batch_size or batch_size, seed, step, "generator", device))
     clip = {"clip_gradient_norm": clip_gradient_norm}
     return terms | generator_step(generator, critic, optim_generator, z, gradients=gradients["generator"], **clip)
 

@@ -7,8 +7,10 @@ Paper: released code, tflib/ops. Initial weights are uniform on +-sqrt(3) std, b
 """
 
 import math
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -134,8 +136,11 @@ class BatchNorm(nn.Module):
     """Batch norm over all axes but 1, with the batch's own statistics always, also when sampling; eps 1e-5.
 
     Paper: released code, which keeps moving averages and never uses them. So what a generator makes depends a little
-    on the batch it is asked for.
+    on the batch it is asked for. synchronised: the batch is that of all processes together (torch.distributed), each
+    of which has a slice of it.
     """
+
+    synchronised = False
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -143,7 +148,32 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=1e-5)
+        if not self.synchronised:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=1e-5)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        along = (-1, *[1] * (x.ndim - 2))
+        centred = x - _mean_of_all(x.mean(axes)).view(along)
+        variance = _mean_of_all(centred.square().mean(axes))
+        scale = self.weight * (variance + 1e-5).rsqrt()
+        return centred * scale.view(along) + self.bias.view(along)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum over processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOfAll.apply(gradient)
+
+
+def _mean_of_all(x: Tensor) -> Tensor:
+    return _SumOfAll.apply(x) / dist.get_world_size()
 
 
 def _four_shifts(kernel: Tensor) -> Tensor:
