@@ -10,11 +10,11 @@ from wgangp import logs
 def test_lines_from_the_start_on_are_dropped_and_the_time_goes_on(tmp_path):
     log = logs.Log(tmp_path, 0)
     for step in (0, 10, 20):
-        log.write(step, {"loss": step / 3})
+        log.write(step, {"loss": step / 3}, log.elapsed())
     log.close()
     (tmp_path / "timing.jsonl").write_text('{"step": 0, "elapsed_s": 5.0}\n{"step": 10, "elapsed_s": 9.0}\n')
     log = logs.Log(tmp_path, 10)
-    log.write(10, {"loss": 7.0})
+    log.write(10, {"loss": 7.0}, log.elapsed())
     log.close()
     assert logs.read_lines(tmp_path / "metrics.jsonl") == [{"step": 0, "loss": 0.0}, {"step": 10, "loss": 7.0}]
     elapsed = [record["elapsed_s"] for record in logs.read_lines(tmp_path / "timing.jsonl")]
@@ -68,7 +68,7 @@ def test_tensorboard_is_written_where_it_is_installed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", with_board)
     log = logs.Log(tmp_path, 4)
-    log.write(4, {"loss": 1.0})
+    log.write(4, {"loss": 1.0}, log.elapsed())
     log.close()
     assert written == [(str(tmp_path / "tensorboard"), 4), ("loss", 1.0, 4), "closed"]
 
@@ -83,6 +83,6 @@ def test_without_tensorboard_there_is_none(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     log = logs.Log(tmp_path, 0)
-    log.write(0, {"loss": 1.0})
+    log.write(0, {"loss": 1.0}, log.elapsed())
     log.close()
     assert not (tmp_path / "tensorboard").exists()

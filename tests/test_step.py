@@ -174,13 +174,32 @@ def test_the_fused_optimiser_takes_the_same_path_on_convolutions():
             critic_step(critic, optimizer, real, fake, eps)
     for a, b in zip(*(critic.parameters() for critic in critics), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-    assert any(p.grad.stride() != g.stride() for p, g in _raw_gradients(critics[0], real, fake)), "the trap is gone"
+    assert any(p.stride() != g.stride() for p, g in _raw_gradients(critics[0], real, fake)), "the trap is gone"
 
 
 def _raw_gradients(critic, real, fake):
     loss = critic_objective(critic, real, fake)["critic_loss"]
     parameters = list(critic.parameters())
     return zip(parameters, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True)
+
+
+@pytest.mark.parametrize("weight, batches", [(10.0, [64, 32]), (0.0, [32, 32])])
+def test_a_penalised_critic_scores_both_kinds_in_one_pass_and_another_a_kind_a_batch(weight, batches):
+    _, critic = players()
+    seen = []
+    critic.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    real, fake = batch()
+    terms = critic_objective(critic, real, fake, penalty=GradientPenalty(weight))
+    assert seen == batches
+    gap = critic(real).mean() - critic(fake).mean()
+    torch.testing.assert_close(terms["wasserstein"], gap, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_are_freed_after_a_step():
+    generator, critic = players()
+    critic_step(critic, torch.optim.SGD(critic.parameters(), lr=0.1), *batch())
+    generator_step(generator, critic, torch.optim.SGD(generator.parameters(), lr=0.1), batch()[0])
+    assert all(p.grad is None for p in (*critic.parameters(), *generator.parameters()))
 
 
 def test_frozen_parameters_stay():

@@ -3,19 +3,26 @@ import math
 import os
 import shutil
 import signal
+import threading
+import time
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wgangp import GradientPenalty, config
+from wgangp.benchmark import CASES
+from wgangp.checkpoint import save
+from wgangp.compiled import gradients_of
+from wgangp.contestants import Ours
 from wgangp.data.toy import gaussians8
 from wgangp.logs import read_lines
 from wgangp.losses import Wasserstein
 from wgangp.seeds import generator_for, noise
 from wgangp.step import critic_step, generator_step
-from wgangp.train import train
+from wgangp.train import train, update
 
 TOY = ("networks.generator.width=8", "networks.critic.width=8", "train.batch_size=16", "train.report_size=16")
 EVERY = ("train.log_every=2", "train.sample_every=4", "train.checkpoint_every=2", "device=cpu")
@@ -371,6 +378,84 @@ def test_points_that_are_neither_planar_nor_pictures_have_no_picture(tmp_path):
     train(tmp_path, generator, critic, *optimizers, Line(), Wasserstein(), GradientPenalty(), **options)
     assert not list((tmp_path / "samples").iterdir()) and (tmp_path / "curves.png").exists()
     json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def test_the_loop_goes_on_while_a_picture_is_drawn(go, tmp_path, monkeypatch):
+    further = threading.Event()
+
+    class Watching(type(gaussians8())):
+        def batch(self, k, size, seed, split="train", purpose="data"):
+            if purpose == "data" and k >= 5:  # the second generator update
+                further.set()
+            return super().batch(k, size, seed, split, purpose)
+
+    monkeypatch.setattr("wgangp.plots.value_surface", lambda *_: seen.append(further.wait(20)))
+    seen = []
+    go(tmp_path, "train.steps=2", "train.checkpoint_every=100", data=Watching(2.0 * torch.eye(2), 0.1))
+    assert seen == [True, True]
+
+
+def test_a_checkpoint_has_every_line_before_it_however_long_a_certificate_takes(go, tmp_path, monkeypatch):
+    def slow(*_):
+        time.sleep(0.2)
+        return 1.0
+
+    def saved(folder, step, state):
+        lines.append((step, [r["step"] for r in read_lines(tmp_path / "metrics.jsonl")][:step]))
+        return save(folder, step, state)
+
+    lines = []
+    monkeypatch.setattr("wgangp.report.certified_lipschitz", slow)
+    monkeypatch.setattr("wgangp.train.save", saved)
+    go(tmp_path, "train.steps=3", "train.log_every=1", "train.checkpoint_every=1", "train.lipschitz_every=1")
+    assert lines == [(step, list(range(step))) for step in range(4)]
+    assert [r["certified_lipschitz"] for r in read_lines(tmp_path / "metrics.jsonl")] == [1.0] * 4
+
+
+def test_what_goes_wrong_while_drawing_ends_the_run(go, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("wgangp.plots.value_surface", full)
+    with pytest.raises(OSError, match="No space left"):
+        go(tmp_path, "train.steps=100", "train.checkpoint_every=1000")
+
+
+class NoReads(TorchDispatchMode):
+    """Fails where a number of a tensor is asked for, for which a CUDA device would have to be waited for."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique"), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("points", ["interpolates", "perturbed"])
+def test_an_iteration_reads_no_number_from_the_device(go, tmp_path, points):
+    made = go(tmp_path, "train.steps=0", f"penalty.points={points}")
+    del made["reached"]
+    loss = made.pop("loss")
+    gradients = gradients_of(made["generator"], made["critic"], loss, made["penalty"], 0.01)
+    sizes = {"critic_steps": 5, "batch_size": 16, "generator_batch_size": None, "clip_gradient_norm": 1.0}
+    with NoReads():
+        update(0, **made, seed=0, gradients=gradients, clip_weights=0.01, **sizes)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReads():
+        torch.ones(1).item()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", [{}, {"compile": True}, {"compile": True, "precision": "bf16", "autocast": True}])
+@pytest.mark.parametrize("case", ["toy MLP", "CIFAR DCGAN", "CIFAR ResNet"])
+def test_an_iteration_does_not_wait_for_a_gpu(case, how):
+    ours = Ours(CASES[case], torch.device("cuda"), **how)
+    for _ in range(3):  # compiles, checks, records
+        ours.iteration()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours.iteration()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.mark.gpu

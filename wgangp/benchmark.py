@@ -78,6 +78,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any
     timed |= {(kinds[name], f"floor of {part}"): floors[name][part] for name in kinds for part in floors[name]}
     seconds = _interleaved(timed, device, rounds)
     for name, variant in variants.items():
+        variant.optim_critic.zero_grad()  # so that memory is counted beyond parameters and the optimiser's state
         kind = kinds.get(name, "eager")
         of = {part: seconds[name, part] for part in parts}
         floor = {part: seconds[kind, f"floor of {part}"] for part in ("critic_step", "iteration")}

@@ -6,8 +6,7 @@
     normalised      theta <- theta - lr * g / ||g||                           NormalizedGradientDescent
     penalty         J + weight * ||grad_theta J||^2                           gradient_norm_penalty
 
-The first is a gradient with respect to the *input* (what WGAN-GP penalises); the others are about the gradient with
-respect to the *parameters*.
+The first is with respect to the *input* (what WGAN-GP penalises), the others with respect to the *parameters*.
 """
 
 import math

@@ -34,11 +34,14 @@ class Log:
         self.began = time.monotonic()
         self.board = _tensorboard(folder / "tensorboard", start)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics, one of timing: elapsed_s, seconds of training so far, earlier sittings included."""
-        elapsed = self.elapsed_before + time.monotonic() - self.began
+    def elapsed(self) -> float:
+        """Seconds of training so far, earlier sittings included."""
+        return round(self.elapsed_before + time.monotonic() - self.began, 3)
+
+    def write(self, step: int, values: dict[str, float], elapsed: float) -> None:
+        """One line of metrics, one of timing, elapsed_s."""
         append_line(self.metrics, {"step": step, **values})
-        append_line(self.timing, {"step": step, "elapsed_s": round(elapsed, 3)})
+        append_line(self.timing, {"step": step, "elapsed_s": elapsed})
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)

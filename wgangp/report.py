@@ -1,8 +1,14 @@
 """What a run shows of itself at a step: one line of the log, one picture. Both are functions of the players and the
 step alone, so that a resumed run shows the same.
+
+A few passes of the networks are made at once. What takes seconds beside them, a certificate and drawing, is handed back
+as a function to be called later, in another thread: it has copies of what it needs, on the CPU.
 """
 
+import copy
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +31,7 @@ from wgangp.penalty import GradientPenalty, check_per_sample
 from wgangp.seeds import generator_for, noise
 from wgangp.step import critic_objective, generator_objective
 
-__all__ = ["lipschitz_report", "picture", "report"]
+__all__ = ["certificate", "lipschitz_report", "picture", "report"]
 
 PICTURED = 128  # samples in a picture, made from noise that stays the same; four times as many points in the plane
 LOOKED = 256  # points of each kind, at most, that a look at the Lipschitz constant takes
@@ -74,7 +80,8 @@ def lipschitz_report(
 ) -> dict[str, float]:
     """What train.lipschitz_every adds to a line of the log: the interval of the critic's Lipschitz constant, the slope
     that is expected of it, and on the line and in the plane the slopes on optimally coupled segments. Held-out samples.
-    The cheap part of scripts/lipschitz.py, which also climbs to the steepest point.
+    The cheap part of scripts/lipschitz.py, which also climbs to the steepest point. The upper end of the interval is
+    what `certificate` gives.
     """
     size = min(size, LOOKED)
     device = next(critic.parameters()).device
@@ -87,8 +94,6 @@ def lipschitz_report(
     except ValueError:  # batch norm, where clipping may have it: scores are no function of a point, and have no slope
         return {}
     values = {"largest_quotient": largest_quotient(critic, torch.cat([real, fake]))}
-    with suppress(ValueError):  # a critic with a norm layer: no bound, no number
-        values["certified_lipschitz"] = certified_lipschitz(critic, data.shape)
     if penalty.weight > 0 and penalty.target == 1 and gap >= 0:
         corrected = corrected_wasserstein(gap, penalty.weight)
         values |= {"corrected_wasserstein": corrected, "expected_slope": expected_slope(corrected, penalty.weight)}
@@ -96,6 +101,18 @@ def lipschitz_report(
         slopes = slope_statistics(critic, real, fake, generator=_random(seed, step, device), coupled=True)
         values |= _flat({"coupled": slopes["coupled"]})
     return values
+
+
+def certificate(critic: nn.Module, shape: tuple[int, ...]) -> Callable[[], dict[str, float]]:
+    """A function that gives certified_lipschitz of the critic as it is now; nothing for one that has no bound."""
+    critic = copy.deepcopy(critic).cpu()
+
+    def found() -> dict[str, float]:
+        with suppress(ValueError):  # a critic with a norm layer: no bound, no number
+            return {"certified_lipschitz": certified_lipschitz(critic, shape)}
+        return {}
+
+    return found
 
 
 def _random(seed: int, step: int, device: torch.device) -> torch.Generator:
@@ -113,17 +130,25 @@ def _parameter_gradient(name: str, objective: Tensor, module: nn.Module) -> dict
 
 def picture(
     folder: Path, generator: nn.Module, critic: nn.Module, data: Any, penalty: GradientPenalty, seed: int, step: int
-) -> None:
-    """samples/STEP.png from noise that stays the same, and curves.png of the log so far."""
+) -> Callable[[], None]:
+    """A function that draws samples/STEP.png from noise that stays the same, and curves.png of the log so far."""
     device = next(critic.parameters()).device
     path = folder / "samples" / f"{step:08d}.png"
     path.parent.mkdir(exist_ok=True)
     in_plane = tuple(data.shape) == (2,)
     with torch.no_grad():
-        fake = generator(noise(generator, 4 * PICTURED if in_plane else PICTURED, seed, 0, "picture", device))
+        fake = generator(noise(generator, 4 * PICTURED if in_plane else PICTURED, seed, 0, "picture", device)).cpu()
+    draw: Callable[[], None] | None = None
     if in_plane:
         real, _ = data.batch(0, len(fake), seed, "heldout", purpose="picture")
-        plots.value_surface(path, critic, real, fake, data.span, title=f"{step} generator updates")
+        what = (path, copy.deepcopy(critic).cpu(), real.cpu(), fake, data.span, f"{step} generator updates")
+        draw = partial(plots.value_surface, *what)
     elif len(data.shape) == 3:
-        plots.image_grid(path, fake, data.span)
-    plots.curves(folder / "curves.png", read_lines(folder / "metrics.jsonl"), penalty.target)
+        draw = partial(plots.image_grid, path, fake, data.span)
+
+    def drawn() -> None:
+        if draw:
+            draw()
+        plots.curves(folder / "curves.png", read_lines(folder / "metrics.jsonl"), penalty.target)
+
+    return drawn

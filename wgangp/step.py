@@ -38,13 +38,14 @@ def critic_objective(
     critic_loss     E loss + penalty; -wasserstein + penalty for the Wasserstein loss. Paper: equation 3
 
     Args:
-        critic: (B, *) -> (B,).
-        real, fake: (B, *); no gradient reaches what made them.
+        real, fake: (B, *), as many of each; no gradient reaches what made them.
         eps: what penalty.draw gives; (B,) in [0, 1] for interpolates.
     """
     real, fake = real.detach(), fake.detach()
-    # Apart, since a critic with batch norm sees one kind a batch; and in fp32, also under autocast.
-    score_real, score_fake = critic(real).to(real.dtype), critic(fake).to(real.dtype)
+    # One pass where each score is of its own sample; without a penalty there may be a batch norm: a kind a batch.
+    batches = [torch.cat([real, fake])] if penalty.weight > 0 else [real, fake]
+    scores = torch.cat([critic(batch) for batch in batches]).to(real.dtype)  # in fp32, also under autocast
+    score_real, score_fake = scores.chunk(2)
     penalised = penalty(critic, real, fake, eps).mean()
     return {
         "wasserstein": (score_real - score_fake).mean(),
@@ -80,8 +81,7 @@ def critic_step(
         optimizer: over the critic's parameters; nothing else moves.
         real, fake: (B, *); fake = G(z), with or without its graph.
         eps: what penalty.draw gives.
-        clip_weights: bound of every weight after the step (WGAN with clipping), or None.
-        clip_gradient_norm: threshold of the parameter gradient's norm, or None.
+        clip_weights, clip_gradient_norm: bound of every weight after the step, threshold of the gradient's norm.
         regularize_gradient_norm: adds this times ||grad_theta critic_loss||^2 to what is minimised.
         gradients: what computes (real, fake, eps) -> terms, gradients instead (see compiled.py).
 
@@ -146,3 +146,4 @@ def _descend(
     if clip_gradient_norm is not None:
         clip_by_norm_(parameters, clip_gradient_norm)
     optimizer.step()
+    optimizer.zero_grad()  # freed, so that they do not lie beside the next ones

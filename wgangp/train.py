@@ -3,7 +3,8 @@
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from wgangp.logs import Log, append_line, provenance, read_lines
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
 from wgangp.precision import autocast, products
-from wgangp.report import lipschitz_report, picture, report
+from wgangp.report import certificate, lipschitz_report, picture, report
 from wgangp.seeds import generator_for, noise
 from wgangp.step import Gradients, critic_step, generator_step
 
@@ -102,8 +103,10 @@ def train(
     log = Log(folder, step) if world.first else None
     synchronised = (generator, critic) if sync_batch_norm else ()
     unchecked: list[tuple[int, dict[str, Tensor]]] = []  # the terms of steps whose finiteness nobody looked at yet
+    pending: list[Future] = []  # what is written and drawn meanwhile, in this order
     with (
         closing(log) if log else nullcontext(),
+        ThreadPoolExecutor(1) as aside,
         products(precision),
         _stop_signals() as received,
         _progress(step, steps) as bar,
@@ -116,22 +119,24 @@ def train(
             saves = step % checkpoint_every == 0 or done or stop
             if logs or draws or saves:
                 _check_finite(unchecked, folder)
+                _settle(pending, wait=saves)  # a checkpoint has all lines before it
             if logs and log:
                 values = report(generator, critic, data, loss, penalty, seed, step, report_size)
                 _require_finite(step, values, folder)
                 if look:
                     values |= lipschitz_report(generator, critic, data, penalty, seed, step, report_size)
-                    _require_finite(step, values, folder)
-                log.write(step, values)
+                more = certificate(critic, data.shape) if look else dict
+                pending.append(aside.submit(_write, log, step, values, log.elapsed(), more, folder))
                 shown = {"wasserstein": "wasserstein", "penalty": "penalty", "slope": "slope_interpolates_mean"}
                 bar.set_postfix({label: f"{values[name]:.3f}" for label, name in shown.items()})
             if draws and world.first:
-                picture(folder, generator, critic, data, penalty, seed, step)
+                pending.append(aside.submit(picture(folder, generator, critic, data, penalty, seed, step)))
             if saves and world.first:
                 states = {name: part.state_dict() for name, part in stateful.items()}
                 about = {"step": step, "shape": list(data.shape), "span": list(data.span), "data": fingerprint}
                 save(folder / "checkpoints", step, {**about, **states})
             if done or stop:
+                _settle(pending, wait=True)
                 break
 
             if decay_steps is not None:
@@ -210,6 +215,20 @@ def _check_finite(unchecked: list[tuple[int, dict[str, Tensor]]], folder: Path) 
         for (step, terms), values in zip(unchecked, table, strict=True):
             _require_finite(step, dict(zip(terms, values, strict=True)), folder)
         unchecked.clear()
+
+
+def _write(
+    log: Log, step: int, values: dict[str, float], elapsed: float, more: Callable[[], dict[str, float]], folder: Path
+) -> None:
+    values = values | more()
+    _require_finite(step, values, folder)
+    log.write(step, values, elapsed)
+
+
+def _settle(pending: list[Future], wait: bool) -> None:
+    """Raise what went wrong meanwhile; forget what is done, or wait until all of it is."""
+    while pending and (wait or pending[0].done()):
+        pending.pop(0).result()
 
 
 def _require_finite(step: int, terms: dict[str, float], folder: Path) -> None:
