@@ -23,6 +23,8 @@ def main(cfg: DictConfig) -> None:
         options = config.train_options(cfg)
         device = config.device_of(local_device(cfg.device))
         with joined(device, cfg.train.rank_timeout) as world:
+            sizes = {name: cfg.train[name] for name in ("batch_size", "generator_batch_size")}
+            world.check(sizes, cfg.regularize.gradient_norm, cfg.train.sync_batch_norm and cfg.train.compile)
             with world.first_before_others():  # it may download the data
                 players = config.objects(cfg)
             with runs.claim(folder, cfg) if world.first else nullcontext():
@@ -34,7 +36,8 @@ def main(cfg: DictConfig) -> None:
             raise
         sys.exit(f"error: {error}")
     if step < options["steps"]:
-        print(f"stopped at step {step} of {options['steps']}; the same command goes on from there")
+        if world.first:
+            print(f"stopped at step {step} of {options['steps']}; the same command goes on from there")
         sys.exit(130)  # as after any Ctrl-C, so that a sweep ends too
     if not world.first:
         return

@@ -1,5 +1,6 @@
-"""One rank of a small float64 run: tests/rank.py FOLDER STEPS [points=WHERE] [norm] [sync] [compile] [slow]."""
+"""One rank of a small float64 run: tests/rank.py FOLDER STEPS [word ...]; main shows what the words do."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,9 @@ def main():
     if "compile" in how:
         really = torch.compile
         torch.compile = lambda f, **k: really(f, backend="aot_eager", fullgraph=True, dynamic=False)
+    if "differs" in how and os.environ["RANK"] == "1":  # from the other ranks
+        data.fingerprint = "another"
+    clip = {"clip_weights": 0.1, "clip_gradient_norm": 0.5, "decay_steps": 40} if "clipped" in how else {}
     points = next((word.split("=")[1] for word in how if word.startswith("points=")), "interpolates")
     players = [
         initialised(lambda: generator("norm" in how), 0, "generator"),
@@ -46,7 +50,7 @@ def main():
     ]
     optimizers = [torch.optim.Adam(player.parameters(), lr=1e-3, betas=(0.0, 0.9), fused=True) for player in players]
     never = dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "lipschitz_every"), 10**6)
-    with joined(torch.device("cpu"), timeout_s=6) as world:
+    with joined(torch.device("cpu"), timeout_s=60 if "patient" in how else 6) as world:
         reached = train(
             Path(folder),
             *players,
@@ -61,6 +65,7 @@ def main():
             report_size=16,
             generator_batch_size=32,
             **never,
+            **clip,
             compile="compile" in how,
             sync_batch_norm="sync" in how,
             world=world,

@@ -21,6 +21,8 @@ PAIRS = {
 }
 SETTINGS = {
     "two": (GradientPenalty(), 0.0),
+    "one": (GradientPenalty(sides="one"), 0.0),
+    "target 0": (GradientPenalty(target=0.0), 0.0),
     "one, perturbed": (GradientPenalty(sides="one", points="perturbed"), 0.0),
     "R1": (GradientPenalty(target=0.0, points="real"), 0.0),
     "at fake": (GradientPenalty(points="fake"), 0.0),
@@ -51,6 +53,7 @@ def compare(pair, setting):
         close(fast["critic"](real, fake, eps), terms, differentiate(terms["critic_loss"], critic, weight))
         terms = generator_objective(generator, critic, z, loss=loss)
         close(fast["generator"](z), terms, differentiate(terms["generator_loss"], generator, weight))
+        close(fast["fake"](z), {}, [generator(z).detach()])
     assert all(p.grad is None for p in (*critic.parameters(), *generator.parameters()))
 
 
@@ -60,6 +63,7 @@ def close(ours, terms, gradients):
     for a, b in zip(ours[1], gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
     assert sum(g.abs().sum() for g in gradients) > 0
+    assert not any(g.requires_grad for g in ours[1])  # no graph is kept for a backward that never comes
 
 
 @pytest.mark.slow
@@ -143,6 +147,41 @@ def test_a_gradient_that_agrees_to_rounding_is_used_from_the_first_batch_on(caps
     step = checked("critic", lambda: ({}, ours), lambda: calls.append(1) or ({}, gradients))
     assert step()[1] is ours and step()[1] is ours and calls == [1]
     assert "compiled the critic step in 0 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("setting", ["two", "one", "weak"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_penalty_that_is_lost_is_noticed_also_where_initial_slopes_are_small(pair, setting):
+    make_generator, make_critic, shape = PAIRS[pair]
+    penalty = {"two": GradientPenalty(), "one": GradientPenalty(sides="one"), "weak": GradientPenalty(0.1)}[setting]
+    generator, critic = make_generator(shape, width=8), make_critic(shape, width=8)
+    batch = torch.rand(8, *shape), torch.rand(8, *shape), torch.rand(8)
+    before = [p.clone() for p in critic.parameters()]
+    right, lost = (gradients_of(generator, critic, Wasserstein(), p)["critic"] for p in (penalty, GradientPenalty(0.0)))
+    with pytest.warns(UserWarning, match="critic step is not used: its gradients are .* off"):
+        checked("critic", lost, right, "bf16", critic)(*batch)
+    assert all(torch.equal(a, b) for a, b in zip(critic.parameters(), before, strict=True))
+
+
+def test_as_many_batches_are_checked_as_a_cuda_graph_takes_to_be_replayed(monkeypatch):
+    monkeypatch.setattr("wgangp.compiled.CHECKED", {"cpu": 3})
+    right, calls = [torch.ones(2)], []
+
+    def wrong_when_replayed():
+        calls.append(1)
+        return {}, [torch.ones(2) if len(calls) < 3 else torch.zeros(2)]
+
+    step = checked("critic", wrong_when_replayed, lambda: ({}, right))
+    step(), step()
+    with pytest.warns(UserWarning, match="not used"):
+        assert step()[1] is right
+    assert step()[1] is right and len(calls) == 3
+
+
+def test_a_precision_that_is_not_there_is_refused():
+    players = MLPGenerator((2,), width=2), MLPCritic((2,), width=2)
+    with pytest.raises(ValueError, match=r"precision = fp16: must be one of fp32, tf32, bf16"):
+        gradients_of(*players, Wasserstein(), GradientPenalty(), precision="fp16")
 
 
 def test_a_gradient_that_is_zero_in_both_is_no_error(capsys):

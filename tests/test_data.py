@@ -200,9 +200,11 @@ def test_a_folder_that_is_none_or_holds_a_broken_picture_is_refused(tmp_path):
     save(tmp_path / "a", [(8, 8)])
     with pytest.raises(ValueError, match="one picture is too few"):
         image_folder(str(tmp_path))
-    (tmp_path / "a" / "01.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"01.png cannot be read"):
-        image_folder(str(tmp_path))
+    whole = (tmp_path / "a" / "00.png").read_bytes()
+    for broken in (b"no picture", whole[:40], whole.replace(b"IDAT", b"I\0AT")):
+        (tmp_path / "a" / "01.png").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"01.png cannot be read.*Take it out"):
+            image_folder(str(tmp_path))
     for wrong in ({"size": 0}, {"workers": 0}):
         with pytest.raises(ValueError, match="must be >= 1"):
             image_folder(str(tmp_path), **wrong)

@@ -267,3 +267,17 @@ def test_the_generator_crops_eight_to_seven_below_and_right():
     generator(torch.randn(2, 128))
     assert full[0].shape[-2:] == (8, 8)
     assert torch.equal(seen[0], full[0][..., :7, :7])
+
+
+def test_synchronised_batch_norm_is_the_plain_one_also_in_bf16():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for dtype, atol in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)):
+            norm = layers.BatchNorm(8).to(torch.promote_types(dtype, torch.float32))
+            x = (3 + 0.5 * torch.randn(64, 8, 4, 4)).to(dtype)
+            plain = norm(x)
+            norm.synchronised = True
+            assert norm(x).dtype == plain.dtype == dtype
+            torch.testing.assert_close(norm(x), plain, atol=atol, rtol=0)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -67,6 +67,17 @@ class TestClaim:
         (tmp_path / "config.yaml").write_text(text.replace("  generator_batch_size: null\n", ""))
         claim(tmp_path, configure())
 
+    def test_a_folder_from_before_later_keys_goes_on_where_they_change_nothing(self, configure, tmp_path):
+        later = ("autocast:", "compile:", "precision:", "channels_last:", "sync_batch_norm:", "rank_timeout:")
+        claim(tmp_path, configure())
+        lines = (tmp_path / "config.yaml").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if not line.strip().startswith(later)]
+        assert len(kept) == len(lines) - len(later)
+        (tmp_path / "config.yaml").write_text("".join(kept))
+        claim(tmp_path, configure())
+        with pytest.raises(ValueError, match=r"train\.precision: fp32 there, bf16 now"):
+            claim(tmp_path, configure("train.precision=bf16"))
+
     def test_what_is_no_run_folder_is_left_alone(self, configure, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")
         with pytest.raises(ValueError, match="not empty and no run folder"):

@@ -195,6 +195,13 @@ def test_a_penalised_critic_scores_both_kinds_in_one_pass_and_another_a_kind_a_b
     torch.testing.assert_close(terms["wasserstein"], gap, rtol=1e-12, atol=1e-12)
 
 
+def test_batches_of_two_sizes_are_not_mixed_up():
+    _, critic = players()
+    real, fake = batch()
+    with pytest.raises((RuntimeError, ValueError)):
+        critic_objective(critic, real, fake[:10], penalty=GradientPenalty(points="real"))
+
+
 def test_gradients_are_freed_after_a_step():
     generator, critic = players()
     critic_step(critic, torch.optim.SGD(critic.parameters(), lr=0.1), *batch())

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from wgangp.logs import read_lines
 from wgangp.losses import Wasserstein
 from wgangp.seeds import generator_for, noise
 from wgangp.step import critic_step, generator_step
-from wgangp.train import train, update
+from wgangp.train import _as_parameters_lie, train, update
 
 TOY = ("networks.generator.width=8", "networks.critic.width=8", "train.batch_size=16", "train.report_size=16")
 EVERY = ("train.log_every=2", "train.sample_every=4", "train.checkpoint_every=2", "device=cpu")
@@ -441,6 +442,23 @@ def test_an_iteration_reads_no_number_from_the_device(go, tmp_path, points):
         update(0, **made, seed=0, gradients=gradients, clip_weights=0.01, **sizes)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReads():
         torch.ones(1).item()
+
+
+def test_what_a_fused_optimiser_remembers_takes_the_strides_of_its_parameter():
+    p = nn.Parameter(torch.randn(4, 3, 5, 5))
+    remembered = torch.optim.Adam([p], fused=True)
+    p.grad = torch.randn_like(p)
+    remembered.step()
+    q = nn.Parameter(p.detach().clone(memory_format=torch.channels_last))
+    optimizer = torch.optim.Adam([q], fused=True)
+    optimizer.load_state_dict(copy.deepcopy(remembered.state_dict()))
+    assert optimizer.state[q]["exp_avg"].stride() != q.stride(), "the trap is gone"
+    _as_parameters_lie(optimizer)
+    assert optimizer.state[q]["exp_avg"].stride() == q.stride()
+    q.grad = p.grad.clone(memory_format=torch.channels_last)
+    for each in (remembered, optimizer):
+        each.step()
+    torch.testing.assert_close(q, p)
 
 
 @pytest.mark.gpu

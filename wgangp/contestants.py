@@ -166,7 +166,7 @@ class Ours:
     def iteration(self) -> None:
         players = (self.generator, self.critic, self.optim_generator, self.optim_critic)
         sizes = {"batch_size": self.case.batch, "generator_batch_size": self.case.generator_batch}
-        more = {"seed": 0, "critic_steps": CRITIC_STEPS, "gradients": self.of, "precision": self.precision}
+        more = {"seed": 0, "critic_steps": CRITIC_STEPS, "gradients": self.of}
         update(self.step, *players, self.data, self.penalty, **sizes, **more)
         self.step += 1
 

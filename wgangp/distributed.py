@@ -2,11 +2,12 @@
 
 Batches, noise and eps are drawn whole on every rank (they are functions of seed, step and purpose), then sliced. The
 mean over the batch is the mean of the ranks' means, so one all-reduce of all gradients, flat, makes a step the one that
-a single process takes: with 1, 2 or 4 ranks the parameters agree to rounding. Nothing else is ever sent, but for a flag
-that asks whether to stop.
+a single process takes: with 1, 2 or 4 ranks the parameters agree to rounding. Nothing else is sent meanwhile, but for a
+flag that asks whether to stop.
 """
 
 import datetime
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from wgangp.step import Gradients
 
 __all__ = ["World", "check_plain", "joined", "local_device"]
+
+LOST = ("connection", "timed out", "timeout")  # what gloo, NCCL and the store say of a rank that does not answer
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class World:
 
     def slice(self, x: Tensor) -> Tensor:
         """This rank's rows of a batch that all ranks have whole."""
+        assert len(x) % self.size == 0, "see check"
         share = len(x) // self.size
         return x[self.rank * share : (self.rank + 1) * share]
 
@@ -50,7 +54,8 @@ class World:
             flat /= self.size
             parts = flat.split([x.numel() for x in (*found, *terms.values())])
             whole = [part.view(x.shape) for part, x in zip(parts, (*found, *terms.values()), strict=True)]
-            return dict(zip(terms, whole[len(found) :], strict=True)), whole[: len(found)]
+            of_terms = [term.clone() for term in whole[len(found) :]]  # so that who keeps one does not keep all of flat
+            return dict(zip(terms, of_terms, strict=True)), whole[: len(found)]
 
         return averaged
 
@@ -62,24 +67,30 @@ class World:
         dist.all_reduce(flag)
         return flag.item() > 0
 
-    def agree(self, step: int, what: str) -> None:
-        """Raise ValueError where the ranks are not at one step: one of them does not see the run folder."""
+    def agree(self, facts: dict[str, str]) -> None:
+        """Raise ValueError, on every rank, naming the facts that are not the same on all of them."""
         if self.size == 1:
             return
-        steps = torch.zeros(self.size, dtype=torch.int64)
-        steps[self.rank] = step
-        dist.all_reduce(steps)
-        if len(steps.unique()) > 1:
-            listed = ", ".join(f"rank {rank}: {at}" for rank, at in enumerate(steps.tolist()))
-            raise ValueError(f"{what} is not the same everywhere ({listed}): all ranks must see one file system")
+        digests = torch.zeros(self.size, len(facts), dtype=torch.int64)
+        for i, fact in enumerate(facts.values()):
+            digest = hashlib.sha256(fact.encode()).digest()
+            digests[self.rank, i] = int.from_bytes(digest[:8], "big", signed=True)
+        dist.all_reduce(digests)
+        differing = [name for name, column in zip(facts, digests.T, strict=True) if len(column.unique()) > 1]
+        if differing:
+            raise ValueError(
+                f"not the same on all {self.size} ranks: {', '.join(differing)}. They must see one run folder and the"
+                " same data, and be started by the same command"
+            )
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
-        """Rank 0 goes through this before the others do: what it downloads, they find."""
-        if self.size > 1 and not self.first:
+        """The first rank of each node goes through this before its others do: what it downloads, they find."""
+        first = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
+        if self.size > 1 and not first:
             dist.barrier()
         yield
-        if self.size > 1 and self.first:
+        if self.size > 1 and first:
             dist.barrier()
 
     def check(self, sizes: dict[str, int | None], regularize_gradient_norm: float, compiled_norm: bool) -> None:
@@ -117,38 +128,58 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[World]:
         device: this rank's.
         timeout_s: how long a rank waits for the others before it ends with an error. A rank that dies on the same
             network closes its connections, which ends the others at once; this is for one that hangs.
-    """
-    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        import submitit  # who starts us there: it knows the nodes
 
-        submitit.helpers.TorchDistributedEnvironment().export()
+    Raises:
+        ValueError: the others did not come. A rank that is lost later ends this process, with status 1.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
     try:
-        yield World(dist.get_rank(), size)
-    except RuntimeError as error:  # the connection, or the timeout
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the {size} ranks did not find each other within {timeout_s:g} s ({error}): start them with torchrun"
+        ) from error
+    rank = dist.get_rank()
+    try:
+        yield World(rank, size)
+    except RuntimeError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") or not any(word in str(error).lower() for word in LOST):
             raise
-        sys.exit(f"error: rank {dist.get_rank()} lost the others, one of them ended or hangs: {error}")
+        print(f"error: rank {rank} lost the others, one of them ended or hangs: {error}", file=sys.stderr, flush=True)
+        if device.type == "cuda":  # what waits in NCCL's queue never ends, and neither would a graceful exit
+            os._exit(1)
+        sys.exit(1)
     finally:
         dist.destroy_process_group()
 
 
 def local_device(device: str) -> str:
-    """The device of this rank: cuda means cuda:LOCAL_RANK."""
+    """The device of this rank: cuda means cuda:LOCAL_RANK; the only one there is, where each task is shown one."""
+    _from_slurm()
     if "LOCAL_RANK" in os.environ and (device == "cuda" or (device == "auto" and torch.cuda.is_available())):
-        return f"cuda:{os.environ['LOCAL_RANK']}"
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % max(torch.cuda.device_count(), 1)}"
     return device
+
+
+def _from_slurm() -> None:
+    """What torchrun would have set, for a task that Hydra's submitit launcher started."""
+    several = int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and several and "WORLD_SIZE" not in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment  # who starts us there: it knows the nodes
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def check_plain(*players: nn.Module) -> None:
     """Raise ValueError for a player that is wrapped for another kind of data parallelism."""
-    for player in players:
-        kinds = {kind.__name__ for kind in type(player).__mro__}
+    for module in (module for player in players for module in player.modules()):
+        kinds = {kind.__name__ for kind in type(module).__mro__}
         if "DistributedDataParallel" in kinds:
             raise ValueError(
                 "a player is wrapped in DistributedDataParallel: its hooks do not see gradients that come from"

@@ -27,6 +27,13 @@ NOT_COMPUTED = (  # keys that say where, how long and how often, and do not chan
     "train.lipschitz_every",
     "figure.data_root",
 )
+CAME_LATER = {  # keys that an older run folder does not have, with the value that changes nothing
+    "penalty.autocast": False,
+    "train.channels_last": False,
+    "train.compile": False,
+    "train.precision": "fp32",
+    "train.sync_batch_norm": False,
+}
 
 
 def run_name(experiment: str | None, overrides: list[str]) -> str:
@@ -78,7 +85,8 @@ def claim(folder: Path, cfg: DictConfig, key: str = "run_dir") -> Iterator[None]
 def _check_same(saved: Path, cfg: DictConfig, key: str) -> None:
     """Raise ValueError, with the differing keys, when a saved config computes something else."""
     if saved.exists():
-        old, new = _computed(OmegaConf.load(saved)), _computed(cfg)
+        old, new = CAME_LATER | _computed(OmegaConf.load(saved)), _computed(cfg)
+        old = {name: value for name, value in old.items() if name in new or name not in CAME_LATER}
         missing = "(no such key)"
         differing = [
             f"\n  {name}: {old.get(name, missing)} there, {new.get(name, missing)} now"

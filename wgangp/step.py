@@ -45,7 +45,7 @@ def critic_objective(
     # One pass where each score is of its own sample; without a penalty there may be a batch norm: a kind a batch.
     batches = [torch.cat([real, fake])] if penalty.weight > 0 else [real, fake]
     scores = torch.cat([critic(batch) for batch in batches]).to(real.dtype)  # in fp32, also under autocast
-    score_real, score_fake = scores.chunk(2)
+    score_real, score_fake = scores.split([len(real), len(fake)])
     penalised = penalty(critic, real, fake, eps).mean()
     return {
         "wasserstein": (score_real - score_fake).mean(),

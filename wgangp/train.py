@@ -1,5 +1,6 @@
 """The loop: report -> sample -> checkpoint -> done? -> step. What a step is stands in step.py."""
 
+import hashlib
 import math
 import signal
 import sys
@@ -19,7 +20,7 @@ from wgangp.distributed import World, check_plain
 from wgangp.logs import Log, append_line, provenance, read_lines
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
-from wgangp.precision import autocast, products
+from wgangp.precision import products
 from wgangp.report import certificate, lipschitz_report, picture, report
 from wgangp.seeds import generator_for, noise
 from wgangp.step import Gradients, critic_step, generator_step
@@ -78,11 +79,11 @@ def train(
     fingerprint = getattr(data, "fingerprint", "")
     computed = {"precision": precision, "compile": compile}
     gradients = gradients_of(generator, critic, loss, penalty, regularize_gradient_norm, **computed)
-    gradients = {name: world.reduced(each) for name, each in gradients.items()}
+    gradients |= {name: world.reduced(gradients[name]) for name in players}
     parts = (generator, critic, optim_generator, optim_critic, data, penalty)
     sizes = {"critic_steps": critic_steps, **given}
     clip = {"clip_weights": clip_weights, "clip_gradient_norm": clip_gradient_norm}
-    how = {"gradients": gradients, "precision": precision, "world": world}
+    how = {"gradients": gradients, "world": world}
 
     folder.mkdir(parents=True, exist_ok=True)
     state = load_latest(folder / "checkpoints", device)
@@ -92,7 +93,16 @@ def train(
         step = state["step"]
         for name, part in stateful.items():
             part.load_state_dict(state[name])
-    world.agree(step, f"the newest checkpoint in {folder}")
+        _as_parameters_lie(optim_generator, optim_critic)
+    computed |= {**clip, **sizes, "seed": seed, "steps": steps, "decay_steps": decay_steps, "penalty": penalty}
+    world.agree(
+        {
+            f"the newest checkpoint in {folder}": str(step),
+            "the data": f"{fingerprint} {data.shape}",
+            "the options": str(computed),
+            "the players' weights": _digest(generator, critic) if world.size > 1 else "",
+        }
+    )
     if step > 0 and step >= steps:
         return step
 
@@ -109,7 +119,7 @@ def train(
         ThreadPoolExecutor(1) as aside,
         products(precision),
         _stop_signals() as received,
-        _progress(step, steps) as bar,
+        _progress(step, steps, world) as bar,
     ):
         while True:
             done = step >= steps
@@ -119,7 +129,7 @@ def train(
             saves = step % checkpoint_every == 0 or done or stop
             if logs or draws or saves:
                 _check_finite(unchecked, folder)
-                _settle(pending, wait=saves)  # a checkpoint has all lines before it
+                _settle(pending, wait=saves or len(pending) > 2)  # a checkpoint has all lines before it
             if logs and log:
                 values = report(generator, critic, data, loss, penalty, seed, step, report_size)
                 _require_finite(step, values, folder)
@@ -165,7 +175,6 @@ def update(
     batch_size: int,
     generator_batch_size: int | None,
     gradients: dict[str, Gradients],  # see compiled.gradients_of
-    precision: str = "fp32",
     clip_weights: float | None = None,
     clip_gradient_norm: float | None = None,
     world: World = ALONE,  # this rank computes on its slice of the batch; everything is drawn whole
@@ -178,8 +187,7 @@ def update(
         eps = penalty.draw(real, generator_for(seed, k, "eps", device))
         z = world.slice(noise(generator, batch_size, seed, k, "critic", device))
         real, eps = world.slice(real), None if eps is None else world.slice(eps)
-        with torch.no_grad(), autocast(precision, device):
-            fake = generator(z).to(real.dtype)
+        _, (fake,) = gradients["fake"](z)
         clip = {"clip_weights": clip_weights, "clip_gradient_norm": clip_gradient_norm}
         terms |= critic_step(critic, optim_critic, real, fake, eps, gradients=gradients["critic"], **clip)
     z = world.slice(noise(generator, generator_batch_size or batch_size, seed, step, "generator", device))
@@ -192,6 +200,15 @@ def _decay(optimizers: tuple[torch.optim.Optimizer, ...], left: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * left
+
+
+def _as_parameters_lie(*optimizers: torch.optim.Optimizer) -> None:
+    """Give what an optimiser remembers the strides of its parameter: a fused one reads both with the same."""
+    for optimizer in optimizers:
+        for p, remembered in optimizer.state.items():
+            for name, value in remembered.items():
+                if isinstance(value, Tensor) and value.shape == p.shape:
+                    remembered[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
 
 
 def _check_record(folder: Path, state: dict[str, Any] | None, fingerprint: str) -> None:
@@ -242,8 +259,14 @@ def _require_finite(step: int, terms: dict[str, float], folder: Path) -> None:
             )
 
 
-def _progress(step: int, steps: int) -> tqdm:
-    return tqdm(initial=step, total=steps, unit="update", dynamic_ncols=True, disable=not sys.stderr.isatty())
+def _digest(*players: nn.Module) -> str:
+    numbers = (x.cpu().contiguous().numpy().tobytes() for player in players for x in player.state_dict().values())
+    return hashlib.sha256(b"".join(numbers)).hexdigest()
+
+
+def _progress(step: int, steps: int, world: World) -> tqdm:
+    shown = world.first and sys.stderr.isatty()
+    return tqdm(initial=step, total=steps, unit="update", dynamic_ncols=True, disable=not shown)
 
 
 @contextmanager

@@ -94,11 +94,14 @@ class Streamed:
             if key not in self.coming:
                 chosen = batch_indices(soon, size, len(self.paths[split]), seed, stream, torch.device("cpu"))
                 self.coming[key] = [self.pool.submit(self.read, self.paths[split][i]) for i in chosen.tolist()]
-        pictures = torch.stack([one.result() for one in self.coming.pop((k, size, seed, stream))]).to(self.device)
+        pictures = torch.stack([one.result() for one in self.coming.pop((k, size, seed, stream))])
         for late in [key for key in self.coming if key[1:] == (size, seed, stream) and not k < key[0] <= k + AHEAD]:
             del self.coming[late]
         chosen = batch_indices(k, size, len(self.paths[split]), seed, stream, torch.device("cpu"))
-        labels = self.labels[split][chosen].to(self.device)
+        labels = self.labels[split][chosen]
+        if self.device.type == "cuda":  # so that the copy is not waited for
+            pictures, labels = pictures.pin_memory(), labels.pin_memory()
+        pictures, labels = (x.to(self.device, non_blocking=True) for x in (pictures, labels))
         return _scaled(pictures, self.span, self.dequantize, seed, k, stream), labels
 
 
@@ -252,8 +255,8 @@ def _read(path: Path, size: int | None, shape: tuple[int, ...] | None) -> Tensor
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for a broken file
+        raise ValueError(f"{path} cannot be read: {error}. Take it out, or repair it") from error
     if size is not None:
         picture = center_crop(resize(picture, size), [size, size])
     x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -150,12 +150,13 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.synchronised:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=1e-5)
+        kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # as torch's own does, for bf16
         axes = [axis for axis in range(x.ndim) if axis != 1]
         along = (-1, *[1] * (x.ndim - 2))
         centred = x - _mean_of_all(x.mean(axes)).view(along)
         variance = _mean_of_all(centred.square().mean(axes))
         scale = self.weight * (variance + 1e-5).rsqrt()
-        return centred * scale.view(along) + self.bias.view(along)
+        return (centred * scale.view(along) + self.bias.view(along)).to(kind)
 
 
 class _SumOfAll(torch.autograd.Function):
