@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from wgangp.speed_report import width_of
+
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results: rendered from results/ by results/render.py -->\n", "<!-- /results -->"
 SPEED_BEGIN, SPEED_END = "<!-- speed: rendered from results/ by results/render.py -->\n", "<!-- /speed -->"
@@ -46,26 +48,34 @@ def table() -> str:
 
 def speed() -> str:
     """Ratios to the textbook of a critic step and a whole iteration, a column a case, with what they were run on."""
-    lines = (ROOT / "results" / "benchmark" / "cpu.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if "case" in record]
-    cases = list(dict.fromkeys(record["case"] for record in records))
-    found = {(record["variant"], record["case"]): record for record in records}
-    rows = [
-        f"| critic step / whole iteration, against the textbook | {' | '.join(cases)} |",
-        "|---|" + "---|" * len(cases),
-    ]
-    for variant in dict.fromkeys(record["variant"] for record in records):
-        cells = [
-            f"{r['critic_step_ratio']:.2f} / {r['iteration_ratio']:.2f}" if (r := found.get((variant, case))) else ""
-            for case in cases
+    parts = []
+    for path in sorted((ROOT / "results" / "benchmark").glob("*.jsonl")):
+        if path.stem not in ("cpu", "cuda"):  # an older one
+            continue
+        records = [record for record in map(json.loads, path.read_text().splitlines()) if "case" in record]
+        cases = list(dict.fromkeys(record["case"] for record in records))
+        found = {(record["variant"], record["case"]): record for record in records}
+        parts += [
+            f"| {path.stem}: critic step / whole iteration, against the textbook | {' | '.join(cases)} |",
+            "|---|" + "---|" * len(cases),
         ]
-        rows.append(f"| {variant} | {' | '.join(cells)} |")
-    about = records[0]
-    note = (
-        f"`{about['command']}` at {about['commit'][:7]}, {about['device']}, torch {about['torch']}: medians over"
-        f" {about['rounds']} rounds. {about['budget_says']} No GPU was at hand."
-    )
-    return "\n".join([*rows, "", note]) + "\n"
+        for variant in dict.fromkeys(record["variant"] for record in records):
+            cells = [
+                f"{r['critic_step_ratio']:.2f} / {r['iteration_ratio']:.2f}"
+                if (r := found.get((variant, case)))
+                else ""
+                for case in cases
+            ]
+            parts.append(f"| {variant} | {' | '.join(cells)} |")
+        about = records[0]
+        changed = " (changed)" if about["dirty"] else ""
+        parts += [
+            "",
+            f"`{about['command']}` at {about['commit'][:7]}{changed}, {about['device']}, torch {about['torch']}:"
+            f" medians over {about['rounds']} rounds. {width_of(about)}",
+            "",
+        ]
+    return "\n".join(parts[:-1]) + "\n"
 
 
 def rendered(readme: str) -> str:

@@ -33,21 +33,21 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"cases = {list(cfg.cases)}: at least one of {', '.join(benchmark.CASES)}")
     if cfg.rounds < 1:
         raise ValueError(f"rounds = {cfg.rounds}: must be >= 1")
-    if cfg.budget not in config.BUDGETS:
-        raise ValueError(f"budget = {cfg.budget}: must be one of {', '.join(config.BUDGETS)}")
     device = config.device_of(cfg.device)
+    budget = cfg.budget or ("paper" if device.type == "cuda" else "cpu")
+    if budget not in config.BUDGETS:
+        raise ValueError(f"budget = {budget}: must be one of {', '.join(config.BUDGETS)}, or null")
     folder = Path(cfg.out or ("runs/benchmark-smoke" if cfg.smoke else "results/benchmark"))
     folder.mkdir(parents=True, exist_ok=True)
-    says = "The CIFAR pairs have a quarter of the released width." if cfg.budget == "cpu" else "Widths as released."
-    about = {**provenance(device), "rounds": cfg.rounds, "budget_says": says}
+    about = {**provenance(device), "rounds": cfg.rounds, "budget": budget}
 
     records = []
     for name in tqdm(cfg.cases, desc="cases", disable=None):
         case = benchmark.CASES[name]
-        if cfg.budget == "cpu" and name.startswith("CIFAR"):
+        if budget == "cpu" and name.startswith("CIFAR"):
             case = replace(case, width=case.width // 4)
         if cfg.smoke:
-            case = replace(case, width=4, batch=8, generator_batch=None)
+            case = replace(case, width=16, batch=8, generator_batch=None)
         records += [{"case": name, **record, **about} for record in benchmark.measure(case, device, cfg.rounds)]
     if cfg.growth:
         records += [{**record, **about} for record in benchmark.growth(device, cfg.rounds, small=cfg.smoke)]

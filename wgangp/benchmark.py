@@ -9,7 +9,9 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,52 +39,64 @@ CASES = {  # widths as released; the CIFAR pairs at a quarter of it where budget
     "toy MLP": Case(MLPGenerator, MLPCritic, (2,), 256, 512),
     "MNIST DCGAN": Case(MNISTGenerator, MNISTCritic, (1, 28, 28), 50, 64),
     "CIFAR DCGAN": Case(CIFARGenerator, CIFARCritic, (3, 32, 32), 64, 128),
-    "CIFAR ResNet": Case(ResNetGenerator, ResNetCritic, (3, 32, 32), 64, 128, 128, (0.0, 0.9)),
+    "CIFAR ResNet": Case(ResNetGenerator, ResNetCritic, (3, 32, 32), 64, 128, 128, (0.0, 0.9), True),
 }
 VARIANTS: dict[str, dict[str, Any]] = {  # beside the textbook
     "eager": {},
     "eager, channels last": {"channels_last": True},
     "compiled": {"compile": True},
     "compiled, channels last": {"compile": True, "channels_last": True},
+    "tf32, channels last": {"compile": True, "precision": "tf32", "channels_last": True},
     "bf16, penalty in fp32": {"compile": True, "precision": "bf16"},
     "bf16": {"compile": True, "precision": "bf16", "autocast": True},
     "bf16, channels last": {"compile": True, "precision": "bf16", "autocast": True, "channels_last": True},
 }
+PARTS = ("critic_step", "unpenalised_step", "generator_step", "iteration")
 
 
 def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """One record a variant: seconds (median, and quartiles over rounds), ratios to the textbook, and the counts.
 
     Raises:
-        ValueError: a variant's gradients are further from float64 than its precision allows.
+        ValueError: a variant's gradients are further from float64 than its precision allows, or it was not compiled.
     """
-    variants: dict[str, Any] = {"textbook": Textbook(case, device)}
-    errors = {"textbook": _error(case, variants["textbook"], device, "fp32")}
-    floors: dict[str, dict[str, Callable[[], None]]] = {}
-    gflop = {"textbook": _gflop(variants["textbook"].critic_step)}
-    for name, how in VARIANTS.items():
-        if how.get("channels_last") and len(case.shape) == 1:
-            continue
+    variants: dict[str, Textbook | Ours] = {}
+    errors, memory, timed = {}, {}, {}
+    for name, how in {"textbook": {}, **VARIANTS}.items():
         precision = how.get("precision", "fp32")
-        with products(precision):
-            variants[name] = Ours(case, device, **how)
-            errors[name] = _error(case, variants[name], device, precision)
-            eager = Ours(case, device, **{**how, "compile": False})
-            floors[name] = {part: _products_of(getattr(eager, part)) for part in ("critic_step", "iteration")}
-            gflop[name] = _gflop(eager.critic_step)  # a compiler's own kernels are not seen by the counter
+        unfit = how.get("channels_last") and len(case.shape) == 1
+        if unfit or (precision == "tf32" and device.type != "cuda"):
+            continue
+        with products(precision), _no_fall_back(name):
+            before = _reserved(device)
+            variant = variants[name] = Textbook(case, device) if name == "textbook" else Ours(case, device, **how)
+            errors[name] = _error(case, variant, device, name, precision)
+            memory[name] = _peak_memory(variant, device, before)
+        timed |= {(name, part): _in(precision, getattr(variant, part)) for part in PARTS}
+
+    gflop = {"textbook": _gflop(variants["textbook"].critic_step)}
+    floors: dict[str, list[str]] = {}  # of each arithmetic, in all layouts: the fastest of them is the floor
+    for name, how in VARIANTS.items():
+        if name in variants:
+            precision = how.get("precision", "fp32")
+            kind = f"{precision} {how.get('autocast', False)}"
+            floors[name] = floors.setdefault(kind, [])
+            layout = f"floor: {kind} {how.get('channels_last', False)}"
+            with products(precision):
+                eager = Ours(case, device, **{**how, "compile": False})
+                gflop[name] = _gflop(eager.critic_step)  # a compiler's own kernels are not seen by the counter
+                if layout not in floors[name]:
+                    floors[name].append(layout)
+                    for part in ("critic_step", "iteration"):
+                        timed[layout, part] = _in(precision, _products_of(getattr(eager, part), device))
 
     records = []
-    parts = ("critic_step", "unpenalised_step", "generator_step", "iteration")
-    timed = {(name, part): getattr(v, part) for name, v in variants.items() for part in parts}
-    kinds = {name: name.replace("compiled", "eager") for name in floors}  # compiling leaves the products as they are
-    timed |= {(kinds[name], f"floor of {part}"): floors[name][part] for name in kinds for part in floors[name]}
     seconds = _interleaved(timed, device, rounds)
-    for name, variant in variants.items():
-        variant.optim_critic.zero_grad()  # so that memory is counted beyond parameters and the optimiser's state
-        kind = kinds.get(name, "eager")
-        of = {part: seconds[name, part] for part in parts}
-        floor = {part: seconds[kind, f"floor of {part}"] for part in ("critic_step", "iteration")}
-        ratio = {p: _median_ratio(of[p], seconds["textbook", p]) for p in parts}
+    for name in variants:
+        of = {part: seconds[name, part] for part in PARTS}
+        layouts = floors[name if name != "textbook" else "eager"]
+        floor = {part: _fastest([seconds[at, part] for at in layouts]) for part in ("critic_step", "iteration")}
+        ratio = {p: _median_ratio(of[p], seconds["textbook", p]) for p in PARTS}
         records.append(
             {
                 "variant": name,
@@ -96,7 +110,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any
                 "iteration_share_of_floor": _median_ratio(floor["iteration"], of["iteration"]),
                 "floor_of_critic_step_s": statistics.median(floor["critic_step"]),
                 "critic_step_gflop": gflop[name],
-                "peak_memory_mb": _peak_memory(variant.critic_step, device) / 1e6,
+                "peak_memory_mb": memory[name] / 1e6,
                 "rounds": rounds,
             }
         )
@@ -115,9 +129,13 @@ def growth(device: torch.device, rounds: int, small: bool = False) -> list[dict[
     records = []
     for way, cases in ways.items():
         for size, case in cases:
-            variants = {"textbook": Textbook(case, device)}
-            variants |= {name: Ours(case, device, **VARIANTS[name]) for name in ("eager", "compiled")}
-            timed = {(name, "critic_step"): v.critic_step for name, v in variants.items()}
+            timed = {}
+            with products("fp32"):
+                for name in ("textbook", "eager", "compiled"):
+                    with _no_fall_back(name):
+                        variant = Textbook(case, device) if name == "textbook" else Ours(case, device, **VARIANTS[name])
+                        _error(case, variant, device, name, "fp32")
+                    timed[name, "critic_step"] = _in("fp32", variant.critic_step)
             for (name, _), values in _interleaved(timed, device, rounds).items():
                 found = {"critic_step_s": statistics.median(values), "critic_step_quartiles_s": _quartiles(values)}
                 records.append({"grows": way, "size": size, "variant": name, **found})
@@ -156,20 +174,47 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _error(case: Case, variant: Any, device: torch.device, precision: str) -> float:
-    """||g - g64|| / ||g64|| of the critic's gradient on one batch; ValueError where it is too much."""
-    generator, critic = (copy.deepcopy(player).double() for player in case.players(device))
+def _in(precision: str, run: Callable[[], None]) -> Callable[[], None]:
+    """The same in a precision that is set for the process."""
+
+    def precisely() -> None:
+        with products(precision):
+            run()
+
+    return precisely
+
+
+@contextmanager
+def _no_fall_back(name: str) -> Iterator[None]:
+    """ValueError where a compiled step is not used: its row would be that of the eager one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the compiled .* is not used")
+        try:
+            yield
+        except UserWarning as warning:
+            raise ValueError(f"{name} cannot be measured: {warning}") from warning
+
+
+def _error(case: Case, variant: Textbook | Ours, device: torch.device, name: str, precision: str) -> float:
+    """||g - g64|| / ||g64|| of both players' gradients on one batch, the larger; ValueError where it is too much."""
+    players = (copy.deepcopy(player).double() for player in case.players(device))
+    generator, critic = players
+    of = gradients_of(generator, critic, Wasserstein(), GradientPenalty())
     real, z, eps = case.batch_of(device)
-    fake = generator(z.double()).detach()
-    exact = gradients_of(generator, critic, Wasserstein(), GradientPenalty())["critic"](
-        real.double(), fake, eps.double()
-    )[1]
-    found = variant.gradients(real, fake.float(), eps)
-    off = [a.double() - b for a, b in zip(found, exact, strict=True)]
-    error = (total_norm(off) / total_norm(exact)).item()
-    if not error <= TOLERANCE[precision]:
-        raise ValueError(f"the gradients of {variant} are {error:.2g} off those of float64: a fast wrong answer")
-    return error
+    fake = of["fake"](z.double())[1][0]
+    exact = [of["critic"](real.double(), fake, eps.double())[1], of["generator"](z.double())[1]]
+    found = [variant.gradients(real, fake.float(), eps), variant.generator_gradients(z)]
+    errors = []
+    for ours, right in zip(found, exact, strict=True):
+        off = [a.double() - b for a, b in zip(ours, right, strict=True)]
+        errors.append((total_norm(off) / total_norm(right)).item())
+    allowed = TOLERANCE[precision]
+    if not max(errors) <= allowed:
+        raise ValueError(
+            f"{name}: gradients are {max(errors):.2g} off those of float64, and {allowed:g} is allowed in {precision}:"
+            " a fast wrong answer is not timed"
+        )
+    return max(errors)
 
 
 class _Recorder(TorchDispatchMode):
@@ -193,19 +238,48 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
-def _products_of(run: Callable[[], None]) -> Callable[[], None]:
-    """The floor: only the products and convolutions of a step, at its shapes and strides, one after another."""
+def _products_of(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """The floor: only the products and convolutions of a step, at its shapes and strides, one after another.
+
+    In fp32 on a CPU each product of matrices by the faster of torch and oneDNN. On CUDA recorded and replayed.
+    """
     recorder = _Recorder()
     with recorder:
         run()
+    calls = [(partial(f, *args, **kwargs), count) for f, args, kwargs, count in recorder.calls.values()]
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        calls = [(_faster(product), count) for product, count in calls]
 
     @torch.no_grad()
     def replay() -> None:
-        for function, args, kwargs, count in recorder.calls.values():
+        for product, count in calls:
             for _ in range(count):
-                function(*args, **kwargs)
+                product()
 
-    return replay
+    if device.type != "cuda":
+        return replay
+    aside = torch.cuda.Stream(device)
+    with torch.cuda.stream(aside):  # what is set up at a first call cannot be recorded
+        replay()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replay()
+    return graph.replay
+
+
+def _faster(product: partial) -> partial:
+    """The product itself, or the same by oneDNN where that is one of matrices in fp32 and faster."""
+    from wgangp.onednn import LEAST
+
+    a, b = (product.args if product.func == torch.ops.aten.mm.default else product.args[1:])[:2]
+    named = product.func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    if not named or a.dtype != torch.float32 or min(*a.shape, b.shape[1]) < LEAST:
+        return product
+    other = partial(torch.ops.wgangp.onednn_mm.default, a, b)
+    with torch.no_grad():
+        best = {run: min(_seconds(run, 3, a.device) for _ in range(4)) for run in (product, other)}
+    return min(best, key=best.__getitem__)
 
 
 def _gflop(run: Callable[[], None]) -> float:
@@ -214,21 +288,49 @@ def _gflop(run: Callable[[], None]) -> float:
     return recorder.flop / 1e9
 
 
-def _peak_memory(run: Callable[[], None], device: torch.device) -> float:
-    """Bytes that a step has allocated at most, beyond what was there before it."""
+def _peak_memory(variant: Textbook | Ours, device: torch.device, before: int) -> float:
+    """Bytes that an iteration holds at most. On a CPU beyond parameters, the optimisers' state and data; on CUDA all
+    that was reserved since `before`, since what a recorded graph uses is reserved once and never seen again.
+    """
+    run = variant.iteration
+    _reserved(device)  # what the comparison of gradients took is given back
+    for _ in range(4):  # compiles, records
+        run()
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_reserved(device) - before
+    for optimizer in (variant.optim_critic, variant.optim_generator):
+        optimizer.zero_grad()
+    return _held(run)
+
+
+def _held(run: Callable[[], None]) -> int:
+    """Bytes that are allocated at most while run goes for the second time, from before the first on."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds, profile_memory=True, acc_events=True) as profile:
         run()
-        return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        with torch.profiler.record_function("second"):
+            run()
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    began = next(event.start_ns() for event in events if event.name() == "second")
     held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+    for event in events:
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held) if event.start_ns() >= began else held
     return peak
+
+
+def _reserved(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_reserved(device)
+
+
+def _fastest(of: list[list[float]]) -> list[float]:
+    return [min(values) for values in zip(*of, strict=True)]
 
 
 def _median_ratio(a: list[float], b: list[float]) -> float:

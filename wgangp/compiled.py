@@ -27,8 +27,9 @@ __all__ = ["checked", "gradients_of"]
 Player = Callable[..., Tensor]
 Terms = Callable[..., dict[str, Tensor]]  # player, batch -> what it minimises, and the parts
 
-# A ReLU that switches at rounding costs up to 1e-3 in fp32; a gradient in bf16 is 1e-2 off, whoever computes it.
-TOLERANCE = {"fp64": 1e-8, "fp32": 1e-2, "tf32": 2e-2, "bf16": 1e-1}
+# A ReLU that switches at rounding costs up to 1e-3 in fp32; a gradient in bf16 is up to 1e-1 off, whoever computes it,
+# and two of them twice that.
+TOLERANCE = {"fp64": 1e-8, "fp32": 1e-2, "tf32": 2e-2, "bf16": 2e-1}
 CHECKED = {"cpu": 1, "cuda": 3}  # batches: a CUDA graph warms up at the first, records at the second, replays after it
 
 
@@ -116,7 +117,7 @@ def checked(
                 said, result = error(batch, right)
             wrong = "" if result is not None else f"its gradients are {said} the eager ones"
         except Exception as failure:  # whatever the compiler raises
-            wrong = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+            wrong = f"{type(failure).__name__}: {' '.join(str(failure).splitlines()[:2])}"
         if wrong:
             warnings.warn(f"the compiled {name} step is not used: {wrong}. The run goes on in eager mode", stacklevel=2)
         elif seen == 1:

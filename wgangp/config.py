@@ -138,7 +138,7 @@ class Benchmark:
     cases: list[str] = MISSING
     rounds: int = MISSING
     growth: bool = MISSING
-    budget: str = MISSING
+    budget: str | None = MISSING
     smoke: bool = MISSING
     out: str | None = MISSING
     device: str = MISSING

@@ -20,7 +20,7 @@ from wgangp.train import update
 
 __all__ = ["CRITIC_STEPS", "Case", "Ours", "Textbook"]
 
-PICTURES = 2_000  # of noise: how long a step takes does not depend on what is on them
+PICTURES = {"cpu": 2_000, "cuda": 50_000}  # of noise; on CUDA workers load them, and start anew with every epoch
 CRITIC_STEPS = 5  # n_critic
 
 
@@ -35,6 +35,7 @@ class Case:
     width: int
     generator_batch: int | None = None
     betas: tuple[float, float] = (0.5, 0.9)
+    dequantize: bool = False
 
     def players(self, device: torch.device) -> tuple[nn.Module, nn.Module]:
         """Generator and critic, the same ones every time."""
@@ -45,14 +46,10 @@ class Case:
 
     def batch_of(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """real, z, eps of a critic step, always the same ones."""
-        random = torch.Generator().manual_seed(0)
+        random, latent = torch.Generator().manual_seed(0), self.generator(self.shape, width=1).latent_dim
         real = torch.rand(self.batch, *self.shape, generator=random)
-        z, eps = torch.randn(self.batch, self.latent, generator=random), torch.rand(self.batch, generator=random)
+        z, eps = torch.randn(self.batch, latent, generator=random), torch.rand(self.batch, generator=random)
         return real.to(device), z.to(device), eps.to(device)
-
-    @property
-    def latent(self) -> int:
-        return self.players(torch.device("cpu"))[0].latent_dim
 
 
 class Textbook:
@@ -81,6 +78,9 @@ class Textbook:
     def gradients(self, real: Tensor, fake: Tensor, eps: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(self.critic_loss(real, fake, eps), list(self.critic.parameters())))
 
+    def generator_gradients(self, z: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(-self.critic(self.generator(z)).mean(), list(self.generator.parameters())))
+
     def critic_step(self, weight: float = 10.0, real: Tensor | None = None, fake: Tensor | None = None) -> None:
         self.optim_critic.zero_grad()
         real, fake = self.real if real is None else real, self.fake if fake is None else fake
@@ -98,7 +98,7 @@ class Textbook:
 
     def iteration(self) -> None:
         for _ in range(CRITIC_STEPS):
-            real = next(self.batches)[0].to(self.device)
+            real = next(self.batches)[0].to(self.device, non_blocking=True)
             z = torch.randn(len(real), self.z.shape[1], device=self.device)
             self.critic_step(real=real, fake=self.generator(z).detach())
         self.generator_step()
@@ -106,7 +106,7 @@ class Textbook:
     def _batches(self) -> Iterator[Tensor]:
         workers = 4 if self.device.type == "cuda" else 0  # on a CPU they would run while other variants are timed
         loader = DataLoader(
-            _dataset(self.case.shape),
+            _dataset(self.case.shape, self.device),
             self.case.batch,
             shuffle=True,
             drop_last=True,
@@ -139,7 +139,7 @@ class Ours:
             torch.optim.Adam(player.parameters(), lr=1e-4, betas=case.betas, fused=True)
             for player in (self.generator, self.critic)
         )
-        self.data = _data(case.shape, device)
+        self.data = _data(case, device)
         self.real, self.z, self.eps = case.batch_of(device)
         self.fake = self.generator(self.z).detach()
         self.z_generator = torch.randn(case.generator_batch or case.batch, self.z.shape[1], device=device)
@@ -151,6 +151,9 @@ class Ours:
 
     def gradients(self, real: Tensor, fake: Tensor, eps: Tensor) -> list[Tensor]:
         return self.of["critic"](real, fake, eps)[1]
+
+    def generator_gradients(self, z: Tensor) -> list[Tensor]:
+        return self.of["generator"](z)[1]
 
     def critic_step(self, gradients: Any = None) -> None:
         gradients = gradients or self.of["critic"]
@@ -174,8 +177,8 @@ class Ours:
 class _Pictures(Dataset):
     """PIL pictures of noise, each through the usual transforms when it is asked for."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        pixels = torch.randint(256, (PICTURES, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    def __init__(self, shape: tuple[int, ...], count: int) -> None:
+        pixels = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         self.pictures = [transforms.functional.to_pil_image(x) for x in pixels]
         half = (0.5,) * shape[0]
         self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(half, half)])
@@ -187,23 +190,23 @@ class _Pictures(Dataset):
         return (self.transform(self.pictures[i]),)
 
 
-def _dataset(shape: tuple[int, ...]) -> Dataset:
+def _dataset(shape: tuple[int, ...], device: torch.device) -> Dataset:
     if len(shape) > 1:
-        return _Pictures(shape)
+        return _Pictures(shape, PICTURES[device.type])
     return TensorDataset(gaussians8().batch(0, 100_000, seed=0)[0])
 
 
-def _data(shape: tuple[int, ...], device: torch.device) -> Any:
+def _data(case: Case, device: torch.device) -> Any:
     """What wgangp.data makes of the same: points that are drawn, or uint8 pictures on the device."""
-    if len(shape) == 1:
+    if len(case.shape) == 1:
         return gaussians8(device)
-    random = torch.Generator().manual_seed(0)
-    splits = {
-        split: torch.randint(256, (PICTURES, *shape), dtype=torch.uint8, generator=random)
+    random, count = torch.Generator().manual_seed(0), PICTURES[device.type]
+    pictures = {
+        split: torch.randint(256, (count, *case.shape), dtype=torch.uint8, generator=random)
         for split in ("train", "heldout")
     }
-    labels = {split: torch.zeros(PICTURES, dtype=torch.int64) for split in splits}
-    return Images(splits, labels, device=device, span=(-1.0, 1.0))
+    labels = {split: torch.zeros(count, dtype=torch.int64) for split in pictures}
+    return Images(pictures, labels, case.dequantize, device, span=(-1.0, 1.0))
 
 
 def _textbook_layers(module: nn.Module) -> nn.Module:

@@ -45,8 +45,8 @@ class LeakyReLU(nn.Module):
         self.slope = slope
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = torch.where(x.detach() > 0, x.new_ones(()), x.new_full((), self.slope))
-        return x * mask
+        mask = x.detach() > 0  # a byte each; where there is a slope, 1 or slope each
+        return x * (mask.to(x.dtype).clamp_(min=self.slope) if self.slope else mask)
 
     def extra_repr(self) -> str:
         return f"slope={self.slope}"
