@@ -1,4 +1,4 @@
-"""Measure what ranks cost: python -m torch.distributed.run --standalone --nproc-per-node N scripts/scaling.py [FOLDER].
+"""Measure what ranks cost: torchrun --standalone --nproc-per-node N scripts/scaling.py [FOLDER].
 
 Run it for several N, one after another, with nothing else on the machine; each run adds its lines to FOLDER (default
 results/scaling) and writes the page there anew. On a CPU every rank has one thread.
@@ -29,7 +29,7 @@ DEVICES = (8, 64, 512)
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results/scaling")
-    device = torch.device(local_device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(local_device("auto" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         torch.set_num_threads(1)
     with joined(device, timeout_s=600) as world:
@@ -48,12 +48,13 @@ def measure(name: str, growing: bool, device: torch.device, world: World) -> dic
     ours = Ours(case, device)
     batch = case.batch * (world.size if growing else 1)
     players = (ours.generator, ours.critic, ours.optim_generator, ours.optim_critic)
-    gradients = {who: world.reduced(each) for who, each in ours.of.items()}
+    gradients = ours.of | {who: world.reduced(ours.of[who]) for who in ("critic", "generator")}
     sizes = {"critic_steps": CRITIC_STEPS, "batch_size": batch, "generator_batch_size": None}
     parameters = {who: sum(p.numel() for p in getattr(ours, who).parameters()) for who in ("critic", "generator")}
     flat, number = torch.zeros(parameters["critic"], device=device), torch.zeros(1, device=device)
 
-    def iteration(step: int) -> None:
+    def iteration(step: int) -> None:  # as in wgangp.train
+        world.any(False)
         update(step, *players, ours.data, ours.penalty, seed=0, gradients=gradients, world=world, **sizes)
 
     def all_reduce(x: torch.Tensor) -> None:
@@ -81,7 +82,8 @@ def measure(name: str, growing: bool, device: torch.device, world: World) -> dic
         **{f"{what}_all": values[2:] for what, values in found.items()},
         "critic_bytes": 4 * parameters["critic"],
         "generator_bytes": 4 * parameters["generator"],
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kind": device.type,
     }
 
 
@@ -93,31 +95,37 @@ def clock(device: torch.device) -> float:
 
 def page(records: list[dict[str, Any]]) -> str:
     """README.md: what was measured, and what it predicts."""
+    lines = ["<!-- written by scripts/scaling.py -->", "# What ranks cost", ""]
+    for kind in dict.fromkeys(record["kind"] for record in records):
+        lines += table([record for record in records if record["kind"] == kind])
+    return "\n".join(lines) + "\n"
+
+
+def table(records: list[dict[str, Any]]) -> list[str]:
+    """What was measured on one kind of device, the newest record of each setting, and what it predicts."""
+    newest = {(r["case"], r["grows"], r["ranks"]): r for r in records}
+    commits = dict.fromkeys(f"{r['commit'] or 'unknown'}"[:7] + (" (changed)" if r["dirty"] else "") for r in records)
     about = records[-1]
+    where = f"one thread a rank, {about['cores']} cores, gloo over loopback; more ranks than cores share them"
     lines = [
-        "<!-- written by scripts/scaling.py -->",
-        "# What ranks cost",
-        "",
-        f"- **Run**: `torchrun --nproc-per-node N {about['command']}` at {(about['commit'] or 'unknown')[:7]}"
-        f"{' (changed)' if about['dirty'] else ''}; one thread a rank, {about['cores']} cores, gloo over loopback,"
-        f" torch {about['torch']}; medians of {ROUNDS}. More ranks than cores share them.",
+        f"- **Run**: `torchrun --standalone --nproc-per-node N scripts/scaling.py` at {', '.join(commits)};"
+        f" {where if about['kind'] == 'cpu' else 'one GPU a rank, ' + about['device'] + ', NCCL'}; torch"
+        f" {about['torch']}; medians of {ROUNDS}.",
         "",
         "| case | ranks | batch, all ranks | iteration, ms | samples/s against one rank"
         " | MB sent a rank and iteration | one all-reduce, ms | all-reduces, of the iteration |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    newest = {(r["case"], r["grows"], r["ranks"]): r for r in records}
     for (case, grows, ranks), r in sorted(newest.items()):
         alone = newest.get((case, grows, 1))
         speed = f"{r['batch'] / r['iteration_s'] / (alone['batch'] / alone['iteration_s']):.2f}" if alone else ""
         sent = 2 * (ranks - 1) / ranks * (CRITIC_STEPS * r["critic_bytes"] + r["generator_bytes"]) / 1e6
-        share = (CRITIC_STEPS + r["generator_bytes"] / r["critic_bytes"]) * r["all_reduce_s"] / r["iteration_s"]
+        share = (CRITIC_STEPS + r["generator_bytes"] / r["critic_bytes"]) * r["all_reduce_s"] + r["one_number_s"]
         lines.append(
             f"| {case} | {ranks} | {r['batch']} | {1e3 * r['iteration_s']:.1f} | {speed} | {sent:.1f} |"
-            f" {1e3 * r['all_reduce_s']:.2f} | {share:.0%} |"
+            f" {1e3 * r['all_reduce_s']:.2f} | {share / r['iteration_s']:.0%} |"
         )
-    lines += ["", *prediction(newest)]
-    return "\n".join(lines) + "\n"
+    return [*lines, "", *prediction(newest), ""]
 
 
 def prediction(newest: dict[tuple[str, bool, int], dict[str, Any]]) -> list[str]:
@@ -139,7 +147,7 @@ def prediction(newest: dict[tuple[str, bool, int], dict[str, Any]]) -> list[str]
         shares = []
         for n in DEVICES:
             sent = 2 * (n - 1) / n * (CRITIC_STEPS * two["critic_bytes"] + two["generator_bytes"])
-            waits = (CRITIC_STEPS + 1) * 2 * (n - 1) * latency
+            waits = (CRITIC_STEPS + 2) * 2 * (n - 1) * latency  # with the one that asks whether to stop
             shares.append(f"{one['iteration_s'] / (one['iteration_s'] + sent * per_byte + waits):.0%}")
         lines.append(f"| {case} | " + " | ".join(shares) + " |")
     return lines

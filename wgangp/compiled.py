@@ -92,7 +92,7 @@ def checked(
     has none (one-sided, say), so the critic's gradients are compared with all its parameters doubled, too.
     """
     chosen: list[Gradients] = []
-    seen = 0
+    seen, what = 0, "samples" if name == "fake" else "gradients"
 
     def error(batch: tuple[Tensor, ...], right: list[Tensor]) -> tuple[str, Any]:
         result = fast(*batch)
@@ -115,13 +115,13 @@ def checked(
                     said, result = error(batch, eager(*batch)[1])
             if result is not None:
                 said, result = error(batch, right)
-            wrong = "" if result is not None else f"its gradients are {said} the eager ones"
+            wrong = "" if result is not None else f"its {what} are {said} the eager ones"
         except Exception as failure:  # whatever the compiler raises
             wrong = f"{type(failure).__name__}: {' '.join(str(failure).splitlines()[:2])}"
         if wrong:
             warnings.warn(f"the compiled {name} step is not used: {wrong}. The run goes on in eager mode", stacklevel=2)
         elif seen == 1:
-            print(f"compiled the {name} step in {time.monotonic() - began:.0f} s; its gradients are {said}")
+            print(f"compiled the {name} step in {time.monotonic() - began:.0f} s; its {what} are {said} the eager ones")
         if wrong or seen == CHECKED.get(right[0].device.type, 1):
             chosen.append(eager if wrong else fast)
         return (terms, right) if wrong else result  # never eager where fast will be used: a resumed run sees the same
