@@ -112,7 +112,7 @@ def table(records: list[dict[str, Any]]) -> list[str]:
         f" {where if about['kind'] == 'cpu' else 'one GPU a rank, ' + about['device'] + ', NCCL'}; torch"
         f" {about['torch']}; medians of {ROUNDS}.",
         "",
-        "| case | ranks | batch, all ranks | iteration, ms | samples/s against one rank"
+        "| case | batch, all ranks together | ranks | iteration, ms | samples/s against one rank"
         " | MB sent a rank and iteration | one all-reduce, ms | all-reduces, of the iteration |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -121,8 +121,9 @@ def table(records: list[dict[str, Any]]) -> list[str]:
         speed = f"{r['batch'] / r['iteration_s'] / (alone['batch'] / alone['iteration_s']):.2f}" if alone else ""
         sent = 2 * (ranks - 1) / ranks * (CRITIC_STEPS * r["critic_bytes"] + r["generator_bytes"]) / 1e6
         share = (CRITIC_STEPS + r["generator_bytes"] / r["critic_bytes"]) * r["all_reduce_s"] + r["one_number_s"]
+        batch = f"{r['batch']}, {'grows' if grows else 'stays'}"
         lines.append(
-            f"| {case} | {ranks} | {r['batch']} | {1e3 * r['iteration_s']:.1f} | {speed} | {sent:.1f} |"
+            f"| {case} | {batch} | {ranks} | {1e3 * r['iteration_s']:.1f} | {speed} | {sent:.1f} |"
             f" {1e3 * r['all_reduce_s']:.2f} | {share / r['iteration_s']:.0%} |"
         )
     return [*lines, "", *prediction(newest), ""]

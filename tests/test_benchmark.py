@@ -10,6 +10,7 @@ from conftest import ROOT
 from wgangp import benchmark, speed_report
 from wgangp.benchmark import CASES, measure
 from wgangp.contestants import Case, Ours, Textbook
+from wgangp.floor import gflop_of, products_of
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.precision import products
 
@@ -58,14 +59,14 @@ def test_arithmetic_is_counted_and_the_textbook_has_a_pass_of_zeros_more():
     batch, width = 32, 512
     case = Case(MLPGenerator, partial(MLPCritic, depth=8), (2,), batch, width)
     unit = 2 * batch * 7 * width**2 / 1e9
-    assert benchmark._gflop(Ours(case, CPU).critic_step) / unit == pytest.approx(10, rel=0.01)
-    assert benchmark._gflop(Textbook(case, CPU).critic_step) / unit == pytest.approx(12, rel=0.01)
+    assert gflop_of(Ours(case, CPU).critic_step) / unit == pytest.approx(10, rel=0.01)
+    assert gflop_of(Textbook(case, CPU).critic_step) / unit == pytest.approx(12, rel=0.01)
 
 
 def test_the_floor_runs_every_product_of_the_step_as_often_as_the_step_does():
     step = Ours(SMALL["CIFAR DCGAN"], CPU).critic_step
-    floor = benchmark._products_of(step, CPU)
-    assert benchmark._gflop(floor) == benchmark._gflop(step) > 0
+    floor = products_of(step, CPU)
+    assert gflop_of(floor) == gflop_of(step) > 0
 
 
 def test_peak_memory_is_what_is_held_at_once():

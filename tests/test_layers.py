@@ -12,7 +12,7 @@ FLOORS = [  # a module may import from those above it in this list, not from its
     {"logs", "plots", "compiled", "distributed"},
     {"report"},
     {"train", "config", "runs"},
-    {"figures", "contestants", "speed_report"},
+    {"figures", "contestants", "floor", "speed_report"},
     {"benchmark"},
 ]
 LEAVES = {"networks": set(), "data": {"seeds"}}  # and what these may see of the rest

@@ -8,7 +8,6 @@ timed before its gradients were compared with float64.
 import copy
 import math
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from wgangp.compiled import TOLERANCE, gradients_of
 from wgangp.contestants import CRITIC_STEPS, Case, Ours, Textbook
+from wgangp.floor import gflop_of, products_of, seconds_of
 from wgangp.gradients import total_norm
 from wgangp.losses import Wasserstein
 from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
@@ -32,8 +30,6 @@ from wgangp.penalty import GradientPenalty
 from wgangp.precision import products
 
 __all__ = ["CASES", "VARIANTS", "growth", "measure"]
-
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")  # the arithmetic that counts
 
 CASES = {  # widths as released; the CIFAR pairs at a quarter of it where budget=cpu
     "toy MLP": Case(MLPGenerator, MLPCritic, (2,), 256, 512),
@@ -74,7 +70,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any
             memory[name] = _peak_memory(variant, device, before)
         timed |= {(name, part): _in(precision, getattr(variant, part)) for part in PARTS}
 
-    gflop = {"textbook": _gflop(variants["textbook"].critic_step)}
+    gflop = {"textbook": gflop_of(variants["textbook"].critic_step)}
     floors: dict[str, list[str]] = {}  # of each arithmetic, in all layouts: the fastest of them is the floor
     for name, how in VARIANTS.items():
         if name in variants:
@@ -84,11 +80,11 @@ def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any
             layout = f"floor: {kind} {how.get('channels_last', False)}"
             with products(precision):
                 eager = Ours(case, device, **{**how, "compile": False})
-                gflop[name] = _gflop(eager.critic_step)  # a compiler's own kernels are not seen by the counter
+                gflop[name] = gflop_of(eager.critic_step)  # a compiler's own kernels are not seen by the counter
                 if layout not in floors[name]:
                     floors[name].append(layout)
                     for part in ("critic_step", "iteration"):
-                        timed[layout, part] = _in(precision, _products_of(getattr(eager, part), device))
+                        timed[layout, part] = _in(precision, products_of(getattr(eager, part), device))
 
     records = []
     seconds = _interleaved(timed, device, rounds)
@@ -150,28 +146,14 @@ def _interleaved(
     for key, run in timed.items():
         run()  # compiles, allocates
         run()
-        repeats[key] = max(1, math.ceil(0.05 / _seconds(run, 1, device)))
+        repeats[key] = max(1, math.ceil(0.05 / seconds_of(run, 1, device)))
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
     order = list(timed)
     for _ in range(rounds):
         order = [*order[1:], order[0]]
         for key in order:
-            seconds[key].append(_seconds(timed[key], repeats[key], device))
+            seconds[key].append(seconds_of(timed[key], repeats[key], device))
     return seconds
-
-
-def _seconds(run: Callable[[], None], repeats: int, device: torch.device) -> float:
-    _wait(device)
-    began = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    _wait(device)
-    return (time.perf_counter() - began) / repeats
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _in(precision: str, run: Callable[[], None]) -> Callable[[], None]:
@@ -215,77 +197,6 @@ def _error(case: Case, variant: Textbook | Ours, device: torch.device, name: str
             " a fast wrong answer is not timed"
         )
     return max(errors)
-
-
-class _Recorder(TorchDispatchMode):
-    """Remembers every product of matrices and every convolution, its arguments, and how often it came.
-
-    flop is the sum of the formulas of torch's FLOP counter, whose own mode cannot look into a second derivative.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flop = 0
-        self.calls: dict[str, list[Any]] = {}
-
-    def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if function.overloadpacket.__name__ in PRODUCTS:
-            like = [(a.shape, a.stride(), a.dtype) if isinstance(a, Tensor) else a for a in args]
-            call = self.calls.setdefault(f"{function} {like}", [function, args, kwargs or {}, 0])
-            call[3] += 1
-            self.flop += flop_registry[function.overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-def _products_of(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """The floor: only the products and convolutions of a step, at its shapes and strides, one after another.
-
-    In fp32 on a CPU each product of matrices by the faster of torch and oneDNN. On CUDA recorded and replayed.
-    """
-    recorder = _Recorder()
-    with recorder:
-        run()
-    calls = [(partial(f, *args, **kwargs), count) for f, args, kwargs, count in recorder.calls.values()]
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        calls = [(_faster(product), count) for product, count in calls]
-
-    @torch.no_grad()
-    def replay() -> None:
-        for product, count in calls:
-            for _ in range(count):
-                product()
-
-    if device.type != "cuda":
-        return replay
-    aside = torch.cuda.Stream(device)
-    with torch.cuda.stream(aside):  # what is set up at a first call cannot be recorded
-        replay()
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replay()
-    return graph.replay
-
-
-def _faster(product: partial) -> partial:
-    """The product itself, or the same by oneDNN where that is one of matrices in fp32 and faster."""
-    from wgangp.onednn import LEAST
-
-    a, b = (product.args if product.func == torch.ops.aten.mm.default else product.args[1:])[:2]
-    named = product.func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
-    if not named or a.dtype != torch.float32 or min(*a.shape, b.shape[1]) < LEAST:
-        return product
-    other = partial(torch.ops.wgangp.onednn_mm.default, a, b)
-    with torch.no_grad():
-        best = {run: min(_seconds(run, 3, a.device) for _ in range(4)) for run in (product, other)}
-    return min(best, key=best.__getitem__)
-
-
-def _gflop(run: Callable[[], None]) -> float:
-    with _Recorder() as recorder:
-        run()
-    return recorder.flop / 1e9
 
 
 def _peak_memory(variant: Textbook | Ours, device: torch.device, before: int) -> float:
