@@ -7,7 +7,7 @@ batch norm. Of the generators, CIFAR's has it in every mode, MNIST's in "wgan" m
 
 from torch import Tensor, nn
 
-from wgangp.networks.layers import BatchNorm, Conv2d, ConvTranspose2d, LeakyReLU, ReLU, check_shape, check_sizes, linear
+from wgangp.networks.layers import BatchNorm, Conv2d, ConvTranspose2d, LeakyReLU, check_shape, check_sizes, linear
 
 __all__ = ["CIFARCritic", "CIFARGenerator", "MNISTCritic", "MNISTGenerator"]
 
@@ -22,9 +22,9 @@ class MNISTGenerator(nn.Module):
         check_shape("the MNIST generator", MNIST, shape)
         check_sizes(latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
-        self.input = nn.Sequential(linear(latent_dim, 4 * width * 4 * 4), *_norm(norm, 4 * width * 4 * 4), ReLU())
-        self.to_8 = nn.Sequential(ConvTranspose2d(4 * width, 2 * width), *_norm(norm, 2 * width), ReLU())
-        self.to_14 = nn.Sequential(ConvTranspose2d(2 * width, width), *_norm(norm, width), ReLU())
+        self.input = nn.Sequential(linear(latent_dim, 4 * width * 4 * 4), *_norm(norm, 4 * width * 4 * 4), nn.ReLU())
+        self.to_8 = nn.Sequential(ConvTranspose2d(4 * width, 2 * width), *_norm(norm, 2 * width), nn.ReLU())
+        self.to_14 = nn.Sequential(ConvTranspose2d(2 * width, width), *_norm(norm, width), nn.ReLU())
         self.to_28 = nn.Sequential(ConvTranspose2d(width, 1), nn.Sigmoid())
 
     def forward(self, z: Tensor) -> Tensor:
@@ -41,10 +41,10 @@ class CIFARGenerator(nn.Module):
         check_shape("the CIFAR generator", CIFAR, shape)
         check_sizes(latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
-        self.input = nn.Sequential(linear(latent_dim, 4 * width * 4 * 4), *_norm(norm, 4 * width * 4 * 4), ReLU())
+        self.input = nn.Sequential(linear(latent_dim, 4 * width * 4 * 4), *_norm(norm, 4 * width * 4 * 4), nn.ReLU())
         self.layers = nn.Sequential(
-            *(ConvTranspose2d(4 * width, 2 * width), *_norm(norm, 2 * width), ReLU()),  # 8 x 8
-            *(ConvTranspose2d(2 * width, width), *_norm(norm, width), ReLU()),  # 16 x 16
+            *(ConvTranspose2d(4 * width, 2 * width), *_norm(norm, 2 * width), nn.ReLU()),  # 8 x 8
+            *(ConvTranspose2d(2 * width, width), *_norm(norm, width), nn.ReLU()),  # 16 x 16
             *(ConvTranspose2d(width, 3), nn.Tanh()),  # 32 x 32
         )
 

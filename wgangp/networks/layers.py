@@ -33,7 +33,8 @@ class LeakyReLU(nn.Module):
 
     Values and gradients at finite x are those of nn.LeakyReLU, bit for bit but for the sign of a zero. But the mask
     here is no function of x, so the double backward of the penalty does not send a pass of zeros (the second
-    derivative) back through the whole network.
+    derivative) back through the whole network. Generators, which nobody differentiates twice, have torch's own: a mask
+    takes time and memory.
     """
 
     lipschitz = 1.0  # for certified_lipschitz, which cannot see through the mask

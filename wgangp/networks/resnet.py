@@ -35,7 +35,7 @@ class ResNetGenerator(nn.Module):
         self.latent_dim, self.width = latent_dim, width
         self.input = linear(latent_dim, width * 4 * 4)
         self.blocks = nn.Sequential(*(_Up(width) for _ in range(3)))  # 8 x 8, 16 x 16, 32 x 32
-        self.output = nn.Sequential(BatchNorm(width), ReLU(), Conv2d(width, 3, kernel=3, gain=1.0), nn.Tanh())
+        self.output = nn.Sequential(BatchNorm(width), nn.ReLU(), Conv2d(width, 3, kernel=3, gain=1.0), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
         return self.output(self.blocks(self.input(z).view(-1, self.width, 4, 4)))
@@ -63,8 +63,8 @@ class _Up(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.main = nn.Sequential(
-            *(BatchNorm(width), ReLU(), UpsampleConv(width, width)),
-            *(BatchNorm(width), ReLU(), Conv2d(width, width, kernel=3)),
+            *(BatchNorm(width), nn.ReLU(), UpsampleConv(width, width)),
+            *(BatchNorm(width), nn.ReLU(), Conv2d(width, width, kernel=3)),
         )
         self.shortcut = Conv2d(width, width, kernel=1, gain=1.0)
 
