@@ -144,7 +144,7 @@ def test_the_benchmark_runs_in_a_smoke_size_and_keeps_what_was_measured(
     for record in records:
         assert record["critic_step_s"] > 0 and record["commit"] and record["budget"] == "cpu"
         if "case" in record:
-            assert record["gradient_error"] > 0 and 0 < record["penalty_share"] < 1
+            assert record["gradient_error"] > 0 and record["penalty_share"] < 1
             assert record["peak_memory_mb"] > 0 and record["critic_step_gflop"] > 0
     textbook = [r for r in records if r.get("variant") == "textbook" and "case" in r]
     assert all(r["critic_step_ratio"] == r["iteration_ratio"] == 1 for r in textbook)
