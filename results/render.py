@@ -8,7 +8,7 @@ from wgangp.speed_report import width_of
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results: rendered from results/ by results/render.py -->\n", "<!-- /results -->"
 SPEED_BEGIN, SPEED_END = "<!-- speed: rendered from results/ by results/render.py -->\n", "<!-- /speed -->"
-RUNS = ("toy", "mnist")
+RUNS = ("toy", "mnist", "cifar_dcgan", "cifar_resnet")
 
 
 def table() -> str:
