@@ -196,8 +196,11 @@ def _compile(function: Gradients, device: torch.device) -> Gradients:
 def _how(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         return {"mode": "reduce-overhead"}  # CUDA graphs: one launch a step, static buffers
-    if not torch.backends.mkldnn.is_available():
-        return {}
-    from wgangp.onednn import OneDNN  # here: it imports the compiler, which takes a second
+    # Memory layouts stay as train.channels_last has them: by itself the compiler turns each convolution channels last,
+    # and keeps what it saves in both layouts.
+    options: dict[str, Any] = {"layout_optimization": False}
+    if torch.backends.mkldnn.is_available():
+        from wgangp.onednn import OneDNN  # here: it imports the compiler, which takes a second
 
-    return {"options": {"post_grad_custom_post_pass": OneDNN()}}
+        options["post_grad_custom_post_pass"] = OneDNN()
+    return {"options": options}
