@@ -73,13 +73,15 @@ def test_compiled_gradients_are_the_eager_ones_for_every_penalty(setting):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "pair, backend", [("mnist", "inductor"), ("cifar_dcgan", "aot_eager"), ("cifar_resnet", "aot_eager")]
-)
-def test_compiled_gradients_are_the_eager_ones_for_every_network(pair, backend, request):
-    if backend == "aot_eager":
-        request.getfixturevalue("quick_compile")
-    compare(pair, "two")
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair != "mlp"])
+def test_compiled_gradients_are_the_eager_ones_for_every_penalty_and_network(pair, setting, quick_compile):
+    compare(pair, setting)
+
+
+@pytest.mark.slow
+def test_compiled_gradients_are_the_eager_ones_through_the_whole_compiler():
+    compare("mnist", "two")
 
 
 @pytest.mark.slow
