@@ -2,28 +2,26 @@ import math
 
 import pytest
 import torch
-from conftest import Linear, smooth_critic
+from helpers import Linear, smooth_critic
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from wgangp import NormalizedGradientDescent, clip_by_norm_, gradient_norm, gradient_norm_penalty, total_norm
+from wgangp import clip_by_norm_, gradient_norm, gradient_norm_penalty, total_norm
 from wgangp.networks.layers import ReLU
 
-SHAPES = [(), (3,), (2, 3), (2, 3, 4), (2, 3, 2, 2)]  # of one point: tensors of rank 1 to 5
+SHAPES = [(), (3,), (2, 3), (2, 3, 4), (2, 3, 2, 2)]  # of one point, so batches have rank 1 to 5
 
 
 def points(*shape):
     return torch.randn(5, *shape, dtype=torch.float64)
 
 
-def parameters_with_gradient(*shapes):
-    out = []
-    for shape in shapes:
-        p = nn.Parameter(torch.randn(shape, dtype=torch.float64))
-        p.grad = torch.randn(shape, dtype=torch.float64)
-        out.append(p)
-    return out
+def parameters_with_gradients(*shapes):
+    parameters = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    return parameters
 
 
 class TestGradientNorm:
@@ -39,7 +37,7 @@ class TestGradientNorm:
         critic = Linear(shape)
         torch.testing.assert_close(gradient_norm(critic, points(*shape)), critic.w.detach().norm().expand(5))
 
-    def test_takes_scores_in_a_column(self):
+    def test_accepts_scores_in_a_column(self):
         critic = Linear((3,))
         x = points(3)
         torch.testing.assert_close(gradient_norm(lambda x: critic(x).unsqueeze(1), x), gradient_norm(critic, x))
@@ -50,7 +48,7 @@ class TestGradientNorm:
         rows = jacobian[torch.arange(5), torch.arange(5)].flatten(1).norm(dim=1)
         torch.testing.assert_close(gradient_norm(critic, x), rows)
 
-    def test_leaves_the_points_and_the_critic_alone(self):
+    def test_does_not_change_the_points_or_the_critic(self):
         critic, x = smooth_critic(3), points(3)
         gradient_norm(critic, x)
         assert not x.requires_grad and all(p.grad is None for p in critic.parameters())
@@ -58,7 +56,7 @@ class TestGradientNorm:
         gradient_norm(critic, x * 2, create_graph=True).sum().backward()
         assert x.grad is None
 
-    def test_works_under_no_grad_and_keeps_no_graph_unless_asked(self):
+    def test_works_under_no_grad_and_keeps_a_graph_only_if_asked(self):
         critic, x = smooth_critic(3), points(3)
         with torch.no_grad():
             assert not gradient_norm(critic, x).requires_grad
@@ -74,12 +72,12 @@ class TestGradientNorm:
         assert gradient.isfinite().all()
 
     def test_derivatives_of_every_order_are_finite_where_the_critic_is_flat(self):
-        """A root of a sum of squares is NaN here from the first derivative on, vector_norm from the second."""
+        """The plain root of a sum of squares has a first derivative of NaN here, and vector_norm a second one."""
         critic, x = nn.Sequential(nn.Linear(3, 4), ReLU(), nn.Linear(4, 1)).double(), points(3).abs()
         with torch.no_grad():
             critic[0].weight.abs_()
             critic[0].bias.zero_()
-        x[0] *= -1  # no unit is on for this sample alone
+        x[0] *= -1  # for this sample no unit is active
         slope = gradient_norm(critic, x, create_graph=True)
         assert slope[0] == 0 and slope[1:].gt(0).all()
         value = (slope - 1).square().sum()
@@ -93,34 +91,34 @@ class TestGradientNorm:
         assert gradient_norm(lambda x: bias.expand(len(x)), points(3)).eq(0).all()
 
     @pytest.mark.parametrize("score", [lambda x: x.sum(), lambda x: x, lambda x: x[1:].sum(1)])
-    def test_refuses_what_is_not_one_score_a_sample(self, score):
-        with pytest.raises(ValueError, match="one score a sample"):
+    def test_raises_if_there_is_not_one_score_per_sample(self, score):
+        with pytest.raises(ValueError, match="one score per sample"):
             gradient_norm(score, points(3))
 
-    def test_refuses_scores_without_a_graph(self):
+    def test_raises_if_the_scores_have_no_graph(self):
         with pytest.raises(ValueError, match="no graph"):
             gradient_norm(lambda x: x.detach().sum(1), points(3))
 
 
 class TestTotalNorm:
     @pytest.mark.parametrize("order", [1.0, 2.0, 3.0, math.inf])
-    def test_is_the_norm_of_one_long_vector(self, order):
+    def test_is_the_norm_of_all_tensors_as_one_vector(self, order):
         tensors = [torch.randn(3, 2), torch.randn(()), torch.randn(4)]
         long = torch.cat([t.flatten() for t in tensors])
         torch.testing.assert_close(total_norm([*tensors, None], order), torch.linalg.vector_norm(long, order))
 
-    def test_of_nothing_is_zero(self):
+    def test_of_no_tensors_is_zero(self):
         assert total_norm([]) == 0
         assert total_norm([None]) == 0
 
-    def test_refuses_what_is_no_norm(self):
+    def test_raises_if_p_is_below_one(self):
         with pytest.raises(ValueError, match="p >= 1"):
             total_norm([torch.ones(2)], 0.5)
 
 
 class TestClipByNorm:
-    def test_leaves_a_short_gradient_bit_for_bit(self):
-        parameters = parameters_with_gradient((3, 2), (4,))
+    def test_does_not_change_a_gradient_within_the_threshold(self):
+        parameters = parameters_with_gradients((3, 2), (4,))
         before = [p.grad.clone() for p in parameters]
         norm = total_norm(before)
         for threshold in (norm.item(), 2 * norm.item(), math.inf):
@@ -128,79 +126,33 @@ class TestClipByNorm:
             assert all(torch.equal(p.grad, b) for p, b in zip(parameters, before, strict=True))
 
     @given(st.floats(1e-3, 1e3), st.floats(1e-3, 1.0))
-    def test_scales_a_long_one_to_the_threshold_exactly(self, size, share):
-        parameters = parameters_with_gradient((3, 2), (4,))
+    def test_scales_a_larger_gradient_exactly_to_the_threshold(self, size, share):
+        parameters = parameters_with_gradients((3, 2), (4,))
         for p in parameters:
             p.grad.mul_(size)
         before = [p.grad.clone() for p in parameters]
         norm = total_norm(before)
         threshold = share * norm.item()
         assert clip_by_norm_(iter(parameters), threshold) == norm
-        # 1e-6 in the denominator, as in torch.nn.utils.clip_grad_norm_, is off by more than this
+        # torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm, which would be a larger error than this
         torch.testing.assert_close(total_norm(p.grad for p in parameters).item(), threshold, rtol=1e-12, atol=0)
         for p, b in zip(parameters, before, strict=True):
             torch.testing.assert_close(p.grad, b * share, rtol=1e-12, atol=0)
 
-    def test_passes_over_parameters_without_gradient_and_a_zero_gradient(self):
+    def test_ignores_missing_gradients_and_keeps_a_zero_gradient(self):
         parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
         parameters[0].grad = torch.zeros(2)
         assert clip_by_norm_(parameters, 1.0) == 0
         assert parameters[0].grad.eq(0).all() and parameters[1].grad is None
 
     @pytest.mark.parametrize("threshold", [0.0, -1.0, math.nan])
-    def test_refuses_a_threshold_that_is_none(self, threshold):
+    def test_raises_if_the_threshold_is_not_positive(self, threshold):
         with pytest.raises(ValueError, match="max_norm"):
-            clip_by_norm_(parameters_with_gradient((2,)), threshold)
-
-
-class TestNormalizedGradientDescent:
-    @given(st.floats(1e-6, 1e6), st.floats(1e-4, 10))
-    def test_every_step_has_length_lr_along_the_gradient(self, size, lr):
-        parameters = parameters_with_gradient((3, 2), (4,))
-        before = [p.detach().clone() for p in parameters]
-        for p in parameters:
-            p.grad.mul_(size)
-        NormalizedGradientDescent(parameters, lr).step()
-        moved = [b - p.detach() for p, b in zip(parameters, before, strict=True)]
-        torch.testing.assert_close(total_norm(moved).item(), lr, rtol=1e-9, atol=0)
-        along = sum((m * p.grad).sum() for p, m in zip(parameters, moved, strict=True))
-        torch.testing.assert_close(along, lr * total_norm(p.grad for p in parameters))
-
-    def test_the_norm_is_that_of_all_groups_together(self):
-        a, b = parameters_with_gradient((3,), (4,))
-        norm, before = total_norm([a.grad, b.grad]), b.detach().clone()
-        NormalizedGradientDescent([{"params": [a]}, {"params": [b], "lr": 0.5}], lr=0.1).step()
-        torch.testing.assert_close(before - b.detach(), 0.5 * b.grad / norm)
-
-    def test_a_zero_gradient_moves_nothing(self):
-        p = nn.Parameter(torch.ones(3))
-        p.grad = torch.zeros(3)
-        NormalizedGradientDescent([p, nn.Parameter(torch.ones(1))], lr=0.1).step()
-        assert torch.equal(p.detach(), torch.ones(3))
-
-    def test_goes_to_a_minimum_and_around_it(self):
-        p = nn.Parameter(torch.tensor([3.0, -4.0]))
-        optimizer = NormalizedGradientDescent([p], lr=0.1)
-
-        def closure():
-            optimizer.zero_grad()
-            loss = p.square().sum()
-            loss.backward()
-            return loss
-
-        assert optimizer.step(closure).item() == pytest.approx(25)
-        for _ in range(100):
-            optimizer.step(closure)
-        assert p.detach().norm() < 0.1 + 1e-5
-
-    @pytest.mark.parametrize("lr", [0.0, -0.1])
-    def test_refuses_a_step_of_no_length(self, lr):
-        with pytest.raises(ValueError, match="lr"):
-            NormalizedGradientDescent([nn.Parameter(torch.ones(1))], lr)
+            clip_by_norm_(parameters_with_gradients((2,)), threshold)
 
 
 class TestGradientNormPenalty:
-    def test_of_a_quadratic_is_known_with_its_gradient(self):
+    def test_of_a_quadratic_has_the_known_value_and_gradient(self):
         a = torch.randn(4, 4, dtype=torch.float64)
         hessian = a @ a.T
         theta = torch.randn(4, dtype=torch.float64, requires_grad=True)
@@ -215,7 +167,7 @@ class TestGradientNormPenalty:
         assert gradient_norm_penalty(used.square().sum(), [used, unused], 1.0) == 8
 
     @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
-    def test_refuses_a_weight_that_is_none(self, weight):
+    def test_raises_if_the_weight_is_negative_or_not_finite(self, weight):
         theta = torch.ones(2, requires_grad=True)
         with pytest.raises(ValueError, match="weight"):
             gradient_norm_penalty(theta.sum(), [theta], weight)

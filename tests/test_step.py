@@ -1,44 +1,41 @@
+"""Algorithm 1: the terms of a step, its two halves, and its options."""
+
 import copy
+import inspect
 
 import pytest
 import torch
-from conftest import Linear, smooth_critic
+from helpers import Linear, smooth_critic
 from torch import nn
 
-from wgangp import GradientPenalty, critic_step, generator_step, total_norm
-from wgangp.losses import Wasserstein
+from wgangp import GradientPenalty, clip_weights_, critic_step, generator_step, total_norm
 from wgangp.networks.dcgan import MNISTCritic
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
-from wgangp.step import critic_objective, generator_objective
+from wgangp.step import critic_gradients, critic_objective, descend, generator_gradients, generator_objective
 
-OFF = GradientPenalty(weight=0.0)
+NO_PENALTY = GradientPenalty(weight=0.0)
 
 
-def players(width=16):
+def build_networks(width=16):
     return MLPGenerator((2,), width=width).double(), MLPCritic((2,), width=width).double()
 
 
-def batch(n=32):
-    return torch.randn(n, 2, dtype=torch.float64) + 2, torch.randn(n, 2, dtype=torch.float64)
+def draw_batch(size=32):
+    """real, fake (B, 2)"""
+    return torch.randn(size, 2, dtype=torch.float64) + 2, torch.randn(size, 2, dtype=torch.float64)
 
 
-def weights(module):
-    return [p.detach().clone() for p in module.parameters()]
+def copy_weights(network):
+    return [p.detach().clone() for p in network.parameters()]
 
 
-def same(module, before):
-    return all(torch.equal(p.detach(), b) for p, b in zip(module.parameters(), before, strict=True))
+def has_weights(network, weights):
+    return all(torch.equal(p.detach(), w) for p, w in zip(network.parameters(), weights, strict=True))
 
 
-def test_the_wasserstein_loss_is_equation_2_one_value_a_sample():
-    real, fake = torch.randn(5), torch.randn(5)
-    assert torch.equal(Wasserstein().critic(real, fake), fake - real)
-    assert torch.equal(Wasserstein().generator(fake), -fake)
-
-
-def test_the_critic_objective_is_equation_3():
-    _, critic = players()
-    real, fake = batch()
+def test_critic_objective_is_equation_3():
+    _, critic = build_networks()
+    real, fake = draw_batch()
     eps = torch.rand(32, dtype=torch.float64)
     terms = critic_objective(critic, real, fake, eps)
     torch.testing.assert_close(terms["wasserstein"], critic(real).mean() - critic(fake).mean())
@@ -46,113 +43,189 @@ def test_the_critic_objective_is_equation_3():
     torch.testing.assert_close(terms["critic_loss"], terms["penalty"] - terms["wasserstein"])
 
 
-def test_the_critic_objective_reaches_the_critic_and_not_the_generator():
-    generator, critic = players()
-    real, _ = batch()
+def test_critic_objective_reaches_the_critic_and_not_the_generator():
+    generator, critic = build_networks()
+    real, _ = draw_batch()
     critic_objective(critic, real, generator(torch.randn(32, 2, dtype=torch.float64)))["critic_loss"].backward()
     assert all(p.grad is None for p in generator.parameters())
     assert all(p.grad is not None for p in critic.parameters())
 
 
-def test_the_steps_follow_the_gradient_of_their_objective():
+@pytest.mark.parametrize("penalty", [GradientPenalty(), NO_PENALTY], ids=["penalty", "no penalty"])
+def test_terms_come_in_a_fixed_order(penalty):
+    generator, critic = build_networks()
+    (real, fake), z = draw_batch(), torch.randn(32, 2, dtype=torch.float64)
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (generator, critic)]
+    for terms in (
+        critic_objective(critic, real, fake, penalty=penalty),
+        critic_gradients(critic, real, fake, penalty=penalty)[0],
+        critic_step(critic, optimizers[1], real, fake, penalty=penalty),
+    ):
+        assert list(terms) == ["wasserstein", "penalty", "critic_loss"]
+        assert all(term.shape == () for term in terms.values())
+    for terms in (
+        generator_objective(generator, critic, z),
+        generator_gradients(generator, critic, z)[0],
+        generator_step(generator, critic, optimizers[0], z),
+    ):
+        assert list(terms) == ["generator_loss"] and terms["generator_loss"].shape == ()
+
+
+def test_steps_follow_the_gradient_of_their_objective():
     """One plain gradient step, against autograd on the formula: the gradient is compared, not the loss."""
-    generator, critic = players()
-    (real, fake), z = batch(), torch.randn(32, 2, dtype=torch.float64)
+    generator, critic = build_networks()
+    (real, fake), z = draw_batch(), torch.randn(32, 2, dtype=torch.float64)
     eps = torch.rand(32, dtype=torch.float64)
-    before = copy.deepcopy(critic), copy.deepcopy(generator)
+    old_critic, old_generator = copy.deepcopy(critic), copy.deepcopy(generator)
     critic_step(critic, torch.optim.SGD(critic.parameters(), lr=0.1), real, fake, eps)
-    generator_step(generator, before[0], torch.optim.SGD(generator.parameters(), lr=0.1), z)
+    generator_step(generator, old_critic, torch.optim.SGD(generator.parameters(), lr=0.1), z)
 
     x_hat = (eps[:, None] * real + (1 - eps[:, None]) * fake).requires_grad_()
-    (gradient,) = torch.autograd.grad(before[0](x_hat).sum(), x_hat, create_graph=True)
-    loss = before[0](fake).mean() - before[0](real).mean() + 10 * ((gradient.norm(dim=1) - 1) ** 2).mean()
-    expected = torch.autograd.grad(loss, list(before[0].parameters()), materialize_grads=True)
-    for new, old, g in zip(critic.parameters(), before[0].parameters(), expected, strict=True):
+    (gradient,) = torch.autograd.grad(old_critic(x_hat).sum(), x_hat, create_graph=True)
+    loss = old_critic(fake).mean() - old_critic(real).mean() + 10 * ((gradient.norm(dim=1) - 1) ** 2).mean()
+    expected = torch.autograd.grad(loss, list(old_critic.parameters()), materialize_grads=True)
+    for new, old, g in zip(critic.parameters(), old_critic.parameters(), expected, strict=True):
         torch.testing.assert_close(new, old - 0.1 * g)
-    expected = torch.autograd.grad(-before[0](before[1](z)).mean(), list(before[1].parameters()))
-    for new, old, g in zip(generator.parameters(), before[1].parameters(), expected, strict=True):
+    expected = torch.autograd.grad(-old_critic(old_generator(z)).mean(), list(old_generator.parameters()))
+    for new, old, g in zip(generator.parameters(), old_generator.parameters(), expected, strict=True):
         torch.testing.assert_close(new, old - 0.1 * g)
 
 
-def test_a_critic_step_raises_wasserstein_and_moves_only_the_critic():
-    generator, critic = players()
-    real, _ = batch()
+OPTIONS = {
+    "plain": {},
+    "gradient clipped": {"clip_gradient_norm": 0.1},
+    "regularized": {"regularize_gradient_norm": 0.05},
+    "both": {"clip_gradient_norm": 0.1, "regularize_gradient_norm": 0.05},
+}
+
+
+def split(options):
+    """The options of the gradients, and the positional arguments after the optimizer of descend."""
+    options = dict(options)
+    clip = options.pop("clip_gradient_norm", None)
+    return options, [] if clip is None else [clip]
+
+
+@pytest.mark.parametrize("clip_weights", [None, 0.05])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_critic_step_is_its_two_halves_and_weight_clipping_bit_for_bit(options, clip_weights):
+    _, critic = build_networks()
+    other = copy.deepcopy(critic)
+    optimizers = [torch.optim.Adam(c.parameters(), lr=0.01, betas=(0.0, 0.9)) for c in (critic, other)]
+    gradient_options, clip = split(options)
+    for _ in range(3):
+        (real, fake), eps = draw_batch(), torch.rand(32, dtype=torch.float64)
+        terms = critic_step(critic, optimizers[0], real, fake, eps, clip_weights=clip_weights, **options)
+        expected, gradients = critic_gradients(other, real, fake, eps, **gradient_options)
+        descend(other, gradients, optimizers[1], *clip)
+        if clip_weights is not None:
+            clip_weights_(other, clip_weights)
+        assert list(terms) == list(expected)
+        assert all(torch.equal(terms[name], expected[name]) for name in terms)
+        assert has_weights(critic, copy_weights(other))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_generator_step_is_its_two_halves_bit_for_bit(options):
+    generator, critic = build_networks()
+    other = copy.deepcopy(generator)
+    optimizers = [torch.optim.Adam(g.parameters(), lr=0.01, betas=(0.0, 0.9)) for g in (generator, other)]
+    gradient_options, clip = split(options)
+    for _ in range(3):
+        z = torch.randn(32, 2, dtype=torch.float64)
+        terms = generator_step(generator, critic, optimizers[0], z, **options)
+        expected, gradients = generator_gradients(other, critic, z, **gradient_options)
+        descend(other, gradients, optimizers[1], *clip)
+        assert list(terms) == list(expected) == ["generator_loss"]
+        assert torch.equal(terms["generator_loss"], expected["generator_loss"])
+        assert has_weights(generator, copy_weights(other))
+
+
+@pytest.mark.parametrize("step", [critic_step, generator_step])
+def test_steps_do_not_take_gradients(step):
+    """Such an argument would silently override penalty and loss. Use `descend` for gradients of your own."""
+    assert "gradients" not in inspect.signature(step).parameters
+
+
+def test_critic_step_raises_wasserstein_and_updates_only_the_critic():
+    generator, critic = build_networks()
+    real, _ = draw_batch()
     fake = generator(torch.randn(32, 2, dtype=torch.float64))  # with its graph, on purpose
-    before = weights(critic), weights(generator)
+    before = copy_weights(critic), copy_weights(generator)
     optimizer = torch.optim.SGD(critic.parameters(), lr=1e-3)
-    first = critic_step(critic, optimizer, real, fake, penalty=OFF)
-    second = critic_objective(critic, real, fake, penalty=OFF)
+    first = critic_step(critic, optimizer, real, fake, penalty=NO_PENALTY)
+    second = critic_objective(critic, real, fake, penalty=NO_PENALTY)
     assert second["wasserstein"] > first["wasserstein"]
-    assert not same(critic, before[0]) and same(generator, before[1])
+    assert not has_weights(critic, before[0]) and has_weights(generator, before[1])
     assert all(p.grad is None for p in generator.parameters())
     assert all(not term.requires_grad for term in first.values())
 
 
-def test_a_critic_step_lowers_its_objective_with_the_penalty():
-    _, critic = players()
-    (real, fake), eps = batch(), torch.rand(32, dtype=torch.float64)
+def test_critic_step_with_the_penalty_lowers_its_objective():
+    _, critic = build_networks()
+    (real, fake), eps = draw_batch(), torch.rand(32, dtype=torch.float64)
     first = critic_step(critic, torch.optim.SGD(critic.parameters(), lr=1e-3), real, fake, eps)
     assert critic_objective(critic, real, fake, eps)["critic_loss"] < first["critic_loss"]
 
 
-def test_a_generator_step_raises_its_score_and_moves_only_the_generator():
-    generator, critic = players()
+def test_generator_step_raises_the_score_and_updates_only_the_generator():
+    generator, critic = build_networks()
     z = torch.randn(32, 2, dtype=torch.float64)
-    before = weights(critic), weights(generator)
+    before = copy_weights(critic), copy_weights(generator)
     first = generator_step(generator, critic, torch.optim.SGD(generator.parameters(), lr=1e-3), z)
     assert generator_objective(generator, critic, z)["generator_loss"] < first["generator_loss"]
-    assert same(critic, before[0]) and not same(generator, before[1])
+    assert has_weights(critic, before[0]) and not has_weights(generator, before[1])
     assert all(p.grad is None for p in critic.parameters())  # not even computed
 
 
-def test_the_clip_bound_holds_after_every_step():
-    _, critic = players()
+def test_weights_are_within_the_bound_after_every_critic_step():
+    _, critic = build_networks()
     optimizer = torch.optim.RMSprop(critic.parameters(), lr=0.05)
     for _ in range(5):
-        critic_step(critic, optimizer, *batch(), penalty=OFF, clip_weights=0.01)
+        critic_step(critic, optimizer, *draw_batch(), penalty=NO_PENALTY, clip_weights=0.01)
         assert max(p.abs().max() for p in critic.parameters()) <= 0.01
 
 
-def test_clipping_the_gradient_bounds_the_step():
-    generator, critic = players()
-    before = weights(critic), weights(generator)
-    real, fake = batch()
+def test_clip_gradient_norm_bounds_the_length_of_a_step():
+    generator, critic = build_networks()
+    before = copy_weights(critic), copy_weights(generator)
+    real, fake = draw_batch()
     critic_step(critic, torch.optim.SGD(critic.parameters(), lr=1.0), real, fake, clip_gradient_norm=1e-3)
     z = torch.randn(32, 2, dtype=torch.float64)
     generator_step(generator, critic, torch.optim.SGD(generator.parameters(), lr=1.0), z, clip_gradient_norm=1e-3)
-    for module, old in zip((critic, generator), before, strict=True):
-        moved = total_norm(p.detach() - b for p, b in zip(module.parameters(), old, strict=True))
-        torch.testing.assert_close(moved.item(), 1e-3, rtol=1e-9, atol=0)
+    for network, old in zip((critic, generator), before, strict=True):
+        length = total_norm(p.detach() - b for p, b in zip(network.parameters(), old, strict=True))
+        torch.testing.assert_close(length.item(), 1e-3, rtol=1e-9, atol=0)
 
 
-def test_regularising_adds_the_squared_norm_of_the_gradient():
-    """The step with it, against finite differences of J + weight ||grad J||^2 on a smooth critic."""
+def test_regularize_gradient_norm_adds_the_squared_norm_of_the_gradient():
+    """The step, against finite differences of J + weight ||grad J||^2 on a smooth critic."""
     critic = smooth_critic(2, width=4)
-    (real, fake), eps, weight = batch(8), torch.rand(8, dtype=torch.float64), 0.05
+    (real, fake), eps, weight = draw_batch(8), torch.rand(8, dtype=torch.float64), 0.05
     before = copy.deepcopy(critic)
     critic_step(critic, torch.optim.SGD(critic.parameters(), lr=1.0), real, fake, eps, regularize_gradient_norm=weight)
 
-    def total():
+    def regularized_objective():
         parameters = list(before.parameters())
         terms = critic_objective(before, real, fake, eps)
         gradients = torch.autograd.grad(terms["critic_loss"], parameters, materialize_grads=True)
         return (terms["critic_loss"] + weight * total_norm(gradients) ** 2).item()
 
     for old, new in zip(before.parameters(), critic.parameters(), strict=True):
-        taken = (old - new).detach().view(-1)
+        gradient = (old - new).detach().view(-1)
         flat = old.detach().view(-1)
         for i in range(len(flat)):
             value, h = flat[i].item(), 1e-6
-            around = []
+            values = []
             for sign in (1, -1):
                 flat[i] = value + sign * h
-                around.append(total())
+                values.append(regularized_objective())
             flat[i] = value
-            assert taken[i].item() == pytest.approx((around[0] - around[1]) / (2 * h), rel=1e-4, abs=1e-6)
+            assert gradient[i].item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("mu, weight", [((0.6, -0.8), 10.0), ((3.0, 4.0), 10.0), ((0.5, 0.0), 0.5)])
-def test_a_linear_critic_trained_against_a_shift_has_the_norm_in_closed_form(mu, weight):
+def test_linear_critic_of_a_shifted_distribution_converges_to_the_closed_form(mu, weight):
     """||w|| = 1 + ||mu|| / (2 weight), along mu: the optimum of -w.mu + weight (||w|| - 1)^2."""
     mu = torch.tensor(mu, dtype=torch.float64)
     critic = Linear((2,))
@@ -163,8 +236,8 @@ def test_a_linear_critic_trained_against_a_shift_has_the_norm_in_closed_form(mu,
     torch.testing.assert_close(critic.w.detach(), mu / mu.norm() * (1 + mu.norm() / (2 * weight)))
 
 
-def test_the_fused_optimiser_takes_the_same_path_on_convolutions():
-    """autograd.grad hands a convolution's weight gradient over with strides of its own, which fused Adam misreads."""
+def test_fused_optimizer_gives_the_same_convolutions_as_the_plain_one():
+    """The gradient of a convolution has other strides than its weight. Fused Adam would misread it."""
     real, fake, eps = torch.rand(4, 1, 28, 28).double(), torch.rand(4, 1, 28, 28).double(), torch.rand(4).double()
     critics = [MNISTCritic((1, 28, 28), width=4).double()]
     critics.append(copy.deepcopy(critics[0]))
@@ -174,51 +247,47 @@ def test_the_fused_optimiser_takes_the_same_path_on_convolutions():
             critic_step(critic, optimizer, real, fake, eps)
     for a, b in zip(*(critic.parameters() for critic in critics), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-    assert any(p.stride() != g.stride() for p, g in _raw_gradients(critics[0], real, fake)), "the trap is gone"
-
-
-def _raw_gradients(critic, real, fake):
-    loss = critic_objective(critic, real, fake)["critic_loss"]
-    parameters = list(critic.parameters())
-    return zip(parameters, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True)
+    _, gradients = critic_gradients(critics[0], real, fake)
+    strides_differ = (p.stride() != g.stride() for p, g in zip(critics[0].parameters(), gradients, strict=True))
+    assert any(strides_differ), "all strides are equal, so this test does not test the copy in descend any more"
 
 
 @pytest.mark.parametrize("weight, batches", [(10.0, [64, 32]), (0.0, [32, 32])])
-def test_a_penalised_critic_scores_both_kinds_in_one_pass_and_another_a_kind_a_batch(weight, batches):
-    _, critic = players()
-    seen = []
-    critic.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    real, fake = batch()
+def test_real_and_fake_samples_share_a_pass_only_if_there_is_a_penalty(weight, batches):
+    _, critic = build_networks()
+    sizes = []
+    critic.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    real, fake = draw_batch()
     terms = critic_objective(critic, real, fake, penalty=GradientPenalty(weight))
-    assert seen == batches
+    assert sizes == batches
     gap = critic(real).mean() - critic(fake).mean()
     torch.testing.assert_close(terms["wasserstein"], gap, rtol=1e-12, atol=1e-12)
 
 
-def test_batches_of_two_sizes_are_not_mixed_up():
-    _, critic = players()
-    real, fake = batch()
+def test_batches_of_different_sizes_raise():
+    _, critic = build_networks()
+    real, fake = draw_batch()
     with pytest.raises((RuntimeError, ValueError)):
         critic_objective(critic, real, fake[:10], penalty=GradientPenalty(points="real"))
 
 
 def test_gradients_are_freed_after_a_step():
-    generator, critic = players()
-    critic_step(critic, torch.optim.SGD(critic.parameters(), lr=0.1), *batch())
-    generator_step(generator, critic, torch.optim.SGD(generator.parameters(), lr=0.1), batch()[0])
+    generator, critic = build_networks()
+    critic_step(critic, torch.optim.SGD(critic.parameters(), lr=0.1), *draw_batch())
+    generator_step(generator, critic, torch.optim.SGD(generator.parameters(), lr=0.1), draw_batch()[0])
     assert all(p.grad is None for p in (*critic.parameters(), *generator.parameters()))
 
 
-def test_frozen_parameters_stay():
-    _, critic = players()
+def test_frozen_parameters_are_not_updated():
+    _, critic = build_networks()
     critic.layers[0].weight.requires_grad_(False)
     before = critic.layers[0].weight.clone()
-    critic_step(critic, torch.optim.SGD(critic.parameters(), lr=0.1), *batch())
+    critic_step(critic, torch.optim.SGD(critic.parameters(), lr=0.1), *draw_batch())
     assert torch.equal(critic.layers[0].weight, before)
 
 
-def test_any_critic_and_any_points_do():
-    """The steps know nothing of a point's shape: here, one-hot text."""
+def test_steps_work_with_samples_of_any_shape():
+    """Here: one-hot text (B, length, letters)."""
     generator = nn.Sequential(nn.Linear(3, 20), nn.Unflatten(1, (4, 5)), nn.Softmax(-1))
     critic = nn.Sequential(nn.Flatten(), nn.Linear(20, 1), nn.Flatten(0))
     real, fake = torch.eye(5)[torch.randint(5, (6, 4))], generator(torch.randn(6, 3))

@@ -1,8 +1,17 @@
-"""What critic and generator minimise. A loss is two functions of scores; each gives one value a sample.
+"""The losses of critic and generator, as functions of the critic's outputs. Each returns named terms, one value per
+sample.
 
-Another loss is another small class with the same two methods (the non-saturating one: softplus(-real) + softplus(fake)
-for the critic, softplus(-fake) for the generator).
+A loss is a small class with two methods and one attribute:
+
+    critic(real, fake, *y)     real, fake: what the critic returned for real and fake samples. The terms include
+                               "critic_loss", which the critic minimizes; the others are logged beside it
+    generator(fake, *y)        the terms include "generator_loss", which the generator minimizes
+    critic_options             keyword arguments for the critic's forward, for a loss that needs more than scores
+
+y is (labels,) if the networks have classes, and () otherwise.
 """
+
+from typing import Any
 
 from torch import Tensor
 
@@ -10,12 +19,18 @@ __all__ = ["Wasserstein"]
 
 
 class Wasserstein:
-    """The critic raises D(x) - D(x~), the generator raises D(x~). Paper: equation 2."""
+    """The Wasserstein loss: the critic maximizes E D(x) - E D(x~), the generator maximizes E D(x~). Paper: equation 2.
 
-    def critic(self, real: Tensor, fake: Tensor) -> Tensor:
-        """D(x~) - D(x) (B,), from the scores of real and fake samples (B,)."""
-        return fake - real
+    x are real samples, x~ generated ones. Terms: wasserstein = D(x) - D(x~), critic_loss = -wasserstein,
+    generator_loss = -D(x~).
+    """
 
-    def generator(self, fake: Tensor) -> Tensor:
-        """-D(x~) (B,), from the scores of fake samples (B,)."""
-        return -fake
+    critic_options: dict[str, Any] = {}  # noqa: RUF012 - read only
+
+    def critic(self, real: Tensor, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
+        """Return wasserstein and critic_loss, each (B,), from the scores of real and fake samples (B,)."""
+        return {"wasserstein": real - fake, "critic_loss": fake - real}
+
+    def generator(self, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
+        """Return generator_loss (B,), from the scores of fake samples (B,)."""
+        return {"generator_loss": -fake}

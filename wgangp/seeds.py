@@ -1,7 +1,7 @@
 """Randomness as a function of (seed, step, purpose).
 
-Every draw of a run comes from a generator that is made for it, so nothing has to be saved to resume, and the global
-generators are never touched.
+Every random draw of a run comes from a random number generator that is made for this one draw. Nothing about it has to
+be saved to resume a run, and the global random number generators of torch are never used.
 """
 
 import hashlib
@@ -10,31 +10,46 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["generator_for", "initialised", "noise"]
+__all__ = ["draw_latent", "initialize", "rng_for"]
 
 
-def generator_for(seed: int, step: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator on device, the same for the same three, another one for any other.
+def rng_for(seed: int, step: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a new random number generator whose state is a function of seed, step and purpose.
 
-    On a CPU torch keeps 32 bits of a seed. So of n generators about n^2 / 2^33 pairs coincide: some hundreds of the two
-    million that a run of 200,000 updates makes, at unrelated steps.
+    On a CPU, torch keeps 32 bits of a seed. Of n random number generators, about n^2 / 2^33 pairs are therefore
+    equal: a few hundred pairs, at unrelated steps, of the two million that a run of 200,000 updates makes.
     """
     digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def initialised(make: Callable[[], nn.Module], seed: int, name: str) -> nn.Module:
-    """What make() builds, its initial weights a function of (seed, name): the global generator is set for it, and set
-    back.
+def initialize(build: Callable[[], nn.Module], seed: int, name: str) -> nn.Module:
+    """Call build() and return the module, with initial weights that are a function of (seed, name).
+
+    The state of the global random number generator is restored afterwards.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(generator_for(seed, 0, f"init/{name}").get_state())
-        return make()
+        torch.set_rng_state(rng_for(seed, 0, f"init/{name}").get_state())
+        return build()
 
 
-def noise(
+def draw_latent(
     generator: nn.Module, size: int, seed: int, step: int, purpose: str, device: torch.device | str = "cpu"
-) -> Tensor:
-    """z ~ N(0, I) (size, generator.latent_dim), a function of (seed, step, purpose)."""
-    random = generator_for(seed, step, f"z/{purpose}", device)
-    return torch.randn(size, generator.latent_dim, generator=random, device=device)
+) -> tuple[Tensor, ...]:
+    """Draw what a generator network takes: (z,), or (z, y) if the network has classes.
+
+    Args:
+        generator: a network with the attribute latent_dim, and with the attribute classes if it takes labels.
+
+    Returns:
+        z ~ N(0, I) (size, latent_dim); y (size,), uniform in 0 ... classes - 1. Both are functions of (seed, step,
+        purpose).
+
+    Paper: released gan_cifar_resnet.py, whose generator step draws uniform labels.
+    """
+    rng = rng_for(seed, step, f"z/{purpose}", device)
+    z = torch.randn(size, generator.latent_dim, generator=rng, device=device)
+    classes = getattr(generator, "classes", 0)
+    if not classes:
+        return (z,)
+    return z, torch.randint(classes, (size,), generator=rng_for(seed, step, f"y/{purpose}", device), device=device)

@@ -1,64 +1,142 @@
-"""Algorithm 1 as functions of tensors: no config, no logging, no device, no randomness of its own.
+"""Algorithm 1 as functions of tensors: no config, no logging, no device, no random numbers of its own.
 
     repeat
         n_critic times:  critic_step(real, fake = G(z), eps)       lines 4-9
         once:            generator_step(z)                         lines 10-11
 
-Who calls them draws the numbers, so that a resumed, a compiled and a spread-out run see the same ones.
+A step has two halves: `critic_gradients` or `generator_gradients` computes, `descend` updates. The training loop calls
+the halves, because the first half may be compiled or averaged over ranks. The two steps are for your own loop.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from wgangp.gradients import clip_by_norm_, gradient_norm_penalty
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty, clip_weights_
 
-__all__ = ["critic_objective", "critic_step", "differentiate", "generator_objective", "generator_step"]
+__all__ = [
+    "critic_gradients",
+    "critic_objective",
+    "critic_step",
+    "descend",
+    "generator_gradients",
+    "generator_objective",
+    "generator_step",
+]
 
-Gradients = Callable[..., tuple[dict[str, Tensor], list[Tensor]]]  # a batch -> terms (), gradients by the parameters
-PENALTY, LOSS = GradientPenalty(), Wasserstein()  # the paper's
+PENALTY, LOSS = GradientPenalty(), Wasserstein()  # those of the paper
+Terms = dict[str, Tensor]  # name -> mean over the batch ()
 
 
 def critic_objective(
+    critic: Callable[..., Any],
+    real: Tensor,
+    fake: Tensor,
+    eps: Tensor | None = None,
+    *y: Tensor,
+    penalty: GradientPenalty = PENALTY,
+    loss: Wasserstein = LOSS,
+) -> Terms:
+    """Compute the terms of the critic on one batch: those of the loss, the penalty, and the objective critic_loss.
+
+        critic_loss = E loss + E weight (||grad D(x^)|| - target)^2           Paper: equation 3
+
+    For the Wasserstein loss there is also wasserstein = E D(x) - E D(x~), without the penalty. It is the critic's
+    estimate of the distance; for a critic with the Lipschitz constant L it can be L times too large.
+
+    Args:
+        critic: (x, *y) -> scores (B,), or what the loss reads.
+        real, fake: (B, *), the same number of each. No gradient reaches the network that made them.
+        eps: the result of penalty.draw; (B,) in [0, 1] for interpolates.
+        y: labels (B,), of both the real and the fake samples, if the critic has classes.
+
+    Returns:
+        the terms, each a mean over the batch (), in the precision of real.
+    """
+    real, fake = real.detach(), fake.detach()
+    # With a penalty each score depends on its own sample alone, so that one pass over both is exact. Without one the
+    # critic may have batch norm, and real and fake samples must go through it separately.
+    if penalty.weight > 0:
+        outputs = critic(torch.cat([real, fake]), *(torch.cat([labels, labels]) for labels in y), **loss.critic_options)
+        of_real, of_fake = (tree_map(lambda x: x[: len(real)], outputs), tree_map(lambda x: x[len(real) :], outputs))
+    else:
+        of_real, of_fake = (critic(x, *y, **loss.critic_options) for x in (real, fake))
+    terms = loss.critic(_to(of_real, real.dtype), _to(of_fake, real.dtype), *y)
+    means = {name: term.mean() for name, term in terms.items()}
+    means["penalty"] = penalty(lambda x: critic(x, *y), real, fake, eps).mean()
+    means["critic_loss"] = means.pop("critic_loss") + means["penalty"]  # pop: it stands last
+    return means
+
+
+def generator_objective(
+    generator: Callable[..., Tensor], critic: Callable[..., Any], z: Tensor, *y: Tensor, loss: Wasserstein = LOSS
+) -> Terms:
+    """Compute the terms of the generator on noise z (B, latent_dim) and labels y (B,): means over the batch ()."""
+    outputs = _to(critic(generator(z, *y), *y, **loss.critic_options), z.dtype)
+    return {name: term.mean() for name, term in loss.generator(outputs, *y).items()}
+
+
+def critic_gradients(
     critic: nn.Module,
     real: Tensor,
     fake: Tensor,
     eps: Tensor | None = None,
-    *,
+    *y: Tensor,
     penalty: GradientPenalty = PENALTY,
     loss: Wasserstein = LOSS,
-) -> dict[str, Tensor]:
-    """What the critic minimises on one batch, and its parts, each a mean over the batch ().
-
-    wasserstein     E D(x) - E D(x~), without the penalty: the critic's estimate, times its Lipschitz constant
-    penalty         E weight (||grad D(x^)|| - target)^2
-    critic_loss     E loss + penalty; -wasserstein + penalty for the Wasserstein loss. Paper: equation 3
+    regularize_gradient_norm: float = 0.0,
+) -> tuple[Terms, list[Tensor]]:
+    """The first half of a critic step: the terms of `critic_objective`, and the gradient of critic_loss.
 
     Args:
-        real, fake: (B, *), as many of each; no gradient reaches what made them.
-        eps: what penalty.draw gives; (B,) in [0, 1] for interpolates.
+        regularize_gradient_norm: weight of ||grad_theta critic_loss||^2, which is added to critic_loss.
+
+    Returns:
+        the terms (), detached; one gradient per trainable parameter of the critic.
     """
-    real, fake = real.detach(), fake.detach()
-    # One pass where each score is of its own sample; without a penalty there may be a batch norm: a kind a batch.
-    batches = [torch.cat([real, fake])] if penalty.weight > 0 else [real, fake]
-    scores = torch.cat([critic(batch) for batch in batches]).to(real.dtype)  # in fp32, also under autocast
-    score_real, score_fake = scores.split([len(real), len(fake)])
-    penalised = penalty(critic, real, fake, eps).mean()
-    return {
-        "wasserstein": (score_real - score_fake).mean(),
-        "penalty": penalised,
-        "critic_loss": loss.critic(score_real, score_fake).mean() + penalised,
-    }
+    terms = critic_objective(critic, real, fake, eps, *y, penalty=penalty, loss=loss)
+    return _detach(terms), _differentiate(terms["critic_loss"], critic, regularize_gradient_norm)
 
 
-def generator_objective(
-    generator: nn.Module, critic: nn.Module, z: Tensor, *, loss: Wasserstein = LOSS
-) -> dict[str, Tensor]:
-    """What the generator minimises on noise z (B, latent_dim): generator_loss (), the mean over the batch."""
-    return {"generator_loss": loss.generator(critic(generator(z)).to(z.dtype)).mean()}
+def generator_gradients(
+    generator: nn.Module,
+    critic: nn.Module,
+    z: Tensor,
+    *y: Tensor,
+    loss: Wasserstein = LOSS,
+    regularize_gradient_norm: float = 0.0,
+) -> tuple[Terms, list[Tensor]]:
+    """The first half of a generator step, as `critic_gradients`. The critic gets no gradients."""
+    terms = generator_objective(generator, critic, z, *y, loss=loss)
+    return _detach(terms), _differentiate(terms["generator_loss"], generator, regularize_gradient_norm)
+
+
+def descend(
+    network: nn.Module,
+    gradients: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    clip_gradient_norm: float | None = None,
+) -> None:
+    """The second half of a step: theta <- optimizer(theta, gradient), for the parameters of one network.
+
+    Args:
+        gradients: one per trainable parameter of the network.
+        clip_gradient_norm: threshold of the norm of all gradients together.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    for p, gradient in zip(parameters, gradients, strict=True):
+        # A fused optimizer reads the gradient with the strides of the parameter. The gradient of a convolution may
+        # have other strides.
+        p.grad = gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
+    if clip_gradient_norm is not None:
+        clip_by_norm_(parameters, clip_gradient_norm)
+    optimizer.step()
+    optimizer.zero_grad()  # frees the memory before the next gradients are computed
 
 
 def critic_step(
@@ -67,36 +145,30 @@ def critic_step(
     real: Tensor,
     fake: Tensor,
     eps: Tensor | None = None,
-    *,
+    *y: Tensor,
     penalty: GradientPenalty = PENALTY,
     loss: Wasserstein = LOSS,
     clip_weights: float | None = None,
     clip_gradient_norm: float | None = None,
     regularize_gradient_norm: float = 0.0,
-    gradients: Gradients | None = None,
-) -> dict[str, Tensor]:
-    """One update of the critic. Paper: Algorithm 1, lines 4-9.
+) -> Terms:
+    """Update the critic once. Paper: Algorithm 1, lines 4-9.
 
     Args:
-        optimizer: over the critic's parameters; nothing else moves.
-        real, fake: (B, *); fake = G(z), with or without its graph.
-        eps: what penalty.draw gives.
-        clip_weights, clip_gradient_norm: bound of every weight after the step, threshold of the gradient's norm.
-        regularize_gradient_norm: adds this times ||grad_theta critic_loss||^2 to what is minimised.
-        gradients: what computes (real, fake, eps) -> terms, gradients instead (see compiled.py).
+        optimizer: of the critic's parameters. Nothing else is updated.
+        real, fake, eps, y: as in `critic_objective`; fake = G(z), with or without its graph.
+        clip_weights: bound of every weight after the update.
+        clip_gradient_norm, regularize_gradient_norm: as in `descend` and `critic_gradients`.
 
     Returns:
-        the terms of `critic_objective` before the step, detached ().
+        the terms of `critic_objective` before the update, detached ().
     """
-    if gradients is None:
-        terms = critic_objective(critic, real, fake, eps, penalty=penalty, loss=loss)
-        found = differentiate(terms["critic_loss"], critic, regularize_gradient_norm)
-    else:
-        terms, found = gradients(real, fake, eps)
-    _descend(critic, found, optimizer, clip_gradient_norm)
+    objective = {"penalty": penalty, "loss": loss, "regularize_gradient_norm": regularize_gradient_norm}
+    terms, gradients = critic_gradients(critic, real, fake, eps, *y, **objective)
+    descend(critic, gradients, optimizer, clip_gradient_norm)
     if clip_weights is not None:
         clip_weights_(critic, clip_weights)
-    return {name: term.detach() for name, term in terms.items()}
+    return terms
 
 
 def generator_step(
@@ -104,46 +176,34 @@ def generator_step(
     critic: nn.Module,
     optimizer: torch.optim.Optimizer,
     z: Tensor,
-    *,
+    *y: Tensor,
     loss: Wasserstein = LOSS,
     clip_gradient_norm: float | None = None,
     regularize_gradient_norm: float = 0.0,
-    gradients: Gradients | None = None,
-) -> dict[str, Tensor]:
-    """One update of the generator; generator_loss before it, detached (). Paper: Algorithm 1, lines 10-11.
+) -> Terms:
+    """Update the generator once, as `critic_step` does the critic. Paper: Algorithm 1, lines 10-11.
 
     Args:
-        optimizer: over the generator's parameters; nothing else moves, and the critic's gradients are not computed.
-        z: noise (B, latent_dim).
-        clip_gradient_norm, regularize_gradient_norm: as in `critic_step`, for the generator's gradient.
-        gradients: what computes (z) -> terms, gradients instead.
+        optimizer: of the generator's parameters. Nothing else is updated.
+        z, y: noise (B, latent_dim), labels (B,).
     """
-    if gradients is None:
-        terms = generator_objective(generator, critic, z, loss=loss)
-        found = differentiate(terms["generator_loss"], generator, regularize_gradient_norm)
-    else:
-        terms, found = gradients(z)
-    _descend(generator, found, optimizer, clip_gradient_norm)
-    return {name: term.detach() for name, term in terms.items()}
+    objective = {"loss": loss, "regularize_gradient_norm": regularize_gradient_norm}
+    terms, gradients = generator_gradients(generator, critic, z, *y, **objective)
+    descend(generator, gradients, optimizer, clip_gradient_norm)
+    return terms
 
 
-def differentiate(objective: Tensor, player: nn.Module, regularize_gradient_norm: float = 0.0) -> list[Tensor]:
-    """grad_theta (objective + weight ||grad_theta objective||^2), for each trainable parameter of the player."""
-    parameters = [p for p in player.parameters() if p.requires_grad]
+def _differentiate(objective: Tensor, network: nn.Module, regularize_gradient_norm: float) -> list[Tensor]:
+    """grad_theta (objective + weight ||grad_theta objective||^2), one per trainable parameter of the network."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
     if regularize_gradient_norm:
         objective = objective + gradient_norm_penalty(objective, parameters, regularize_gradient_norm)
     return list(torch.autograd.grad(objective, parameters, materialize_grads=True))
 
 
-def _descend(
-    player: nn.Module, gradients: list[Tensor], optimizer: torch.optim.Optimizer, clip_gradient_norm: float | None
-) -> None:
-    """theta <- optimizer(theta, gradient), for the player's parameters and no others."""
-    parameters = [p for p in player.parameters() if p.requires_grad]
-    for p, gradient in zip(parameters, gradients, strict=True):
-        # A fused optimiser reads the gradient with the parameter's strides; a convolution's comes with its own.
-        p.grad = gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
-    if clip_gradient_norm is not None:
-        clip_by_norm_(parameters, clip_gradient_norm)
-    optimizer.step()
-    optimizer.zero_grad()  # freed, so that they do not lie beside the next ones
+def _to(outputs: Any, dtype: torch.dtype) -> Any:
+    return tree_map(lambda x: x.to(dtype), outputs)  # scores in float32, also under autocast
+
+
+def _detach(terms: Terms) -> Terms:
+    return {name: term.detach() for name, term in terms.items()}
