@@ -8,7 +8,8 @@ from wgangp import checkpoint
 STATE = {"step": 3, "weights": {"w": torch.arange(1000.0)}, "pair": (0.0, 0.9), "list": [1, None, "a"]}
 
 
-def saved(folder, *steps):
+def save_steps(folder, *steps):
+    """Save one checkpoint per step; returns their paths."""
     return [checkpoint.save(folder, step, {**STATE, "step": step}) for step in steps]
 
 
@@ -18,19 +19,19 @@ def flip_a_bit(path):
     path.write_bytes(data)
 
 
-def test_what_is_saved_is_loaded(tmp_path):
-    saved(tmp_path / "new", 3)
+def test_saved_state_is_loaded(tmp_path):
+    save_steps(tmp_path / "new", 3)
     state = checkpoint.load_latest(tmp_path / "new")
     assert torch.equal(state["weights"]["w"], STATE["weights"]["w"])
     assert {k: v for k, v in state.items() if k != "weights"} == {k: v for k, v in STATE.items() if k != "weights"}
 
 
-def test_where_there_is_none_there_is_none(tmp_path):
+def test_folder_without_checkpoints_returns_none(tmp_path):
     assert checkpoint.load_latest(tmp_path / "nowhere") is None
 
 
-def test_two_are_kept_and_the_newest_is_loaded(tmp_path):
-    saved(tmp_path, 9, 10, 100)
+def test_two_checkpoints_are_kept_and_the_newest_is_loaded(tmp_path):
+    save_steps(tmp_path, 9, 10, 100)
     assert checkpoint.load_latest(tmp_path)["step"] == 100
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "step_00000010.pt",
@@ -40,8 +41,8 @@ def test_two_are_kept_and_the_newest_is_loaded(tmp_path):
     ]
 
 
-def test_anybody_can_check_it(tmp_path):
-    (path,) = saved(tmp_path, 5)
+def test_sha256sum_accepts_a_checkpoint(tmp_path):
+    (path,) = save_steps(tmp_path, 5)
     subprocess.run(["sha256sum", "-c", f"{path.name}.sha256"], cwd=tmp_path, check=True, capture_output=True)
 
 
@@ -57,57 +58,57 @@ def test_anybody_can_check_it(tmp_path):
         lambda path: path.with_suffix(".pt.sha256").write_bytes(b"\xff\xfe"),
     ],
 )
-def test_a_damaged_one_is_said_and_the_one_before_it_taken(tmp_path, capsys, damage):
-    _, newest = saved(tmp_path, 1, 2)
+def test_damaged_checkpoint_is_reported_and_the_previous_one_is_loaded(tmp_path, capsys, damage):
+    _, newest = save_steps(tmp_path, 1, 2)
     damage(newest)
     assert checkpoint.load_latest(tmp_path)["step"] == 1
     assert "step_00000002.pt is damaged" in capsys.readouterr().err
-    assert newest.exists()  # nothing is thrown away
+    assert newest.exists()  # it is not deleted
 
 
-def test_a_damaged_one_does_not_push_out_a_good_one(tmp_path, capsys):
-    _, newest = saved(tmp_path, 1, 5)
+def test_damaged_checkpoint_does_not_displace_an_undamaged_one(tmp_path, capsys):
+    _, newest = save_steps(tmp_path, 1, 5)
     flip_a_bit(newest)
-    saved(tmp_path, 2, 3)
+    save_steps(tmp_path, 2, 3)
     assert checkpoint.load_latest(tmp_path)["step"] == 3
-    saved(tmp_path, 6)
+    save_steps(tmp_path, 6)
     assert checkpoint.load_latest(tmp_path)["step"] == 6
     flip_a_bit(tmp_path / "step_00000006.pt")
-    assert checkpoint.load_latest(tmp_path)["step"] == 3  # still there to fall back on
-    saved(tmp_path, 5, 6)  # mended by passing there again
+    assert checkpoint.load_latest(tmp_path)["step"] == 3  # the undamaged checkpoint was not deleted
+    save_steps(tmp_path, 5, 6)  # training passes these steps again
     assert len(list(tmp_path.glob("*.pt"))) == 2
 
 
-def test_when_all_are_damaged_it_says_so_and_does_not_begin_again(tmp_path, capsys):
-    for path in saved(tmp_path, 1, 2):
+def test_load_raises_if_all_checkpoints_are_damaged(tmp_path, capsys):
+    for path in save_steps(tmp_path, 1, 2):
         flip_a_bit(path)
     with pytest.raises(ValueError, match=r"every checkpoint .* is damaged"):
         checkpoint.load_latest(tmp_path)
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
-    saved(tmp_path, 1)
+def test_full_disk_does_not_change_existing_files(tmp_path, monkeypatch):
+    save_steps(tmp_path, 1)
     before = sorted(tmp_path.iterdir())
 
-    def full(state, path):
+    def write_half(state, path):
         path.write_bytes(b"half")
         raise RuntimeError("No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(torch, "save", write_half)
     with pytest.raises(RuntimeError, match="No space"):
-        saved(tmp_path, 2)
+        save_steps(tmp_path, 2)
     assert sorted(tmp_path.iterdir()) == before
     assert checkpoint.load_latest(tmp_path)["step"] == 1
 
 
 @pytest.mark.parametrize("bad", [torch.tensor([1.0, float("nan")]), torch.tensor(float("inf"))])
-def test_values_that_are_not_finite_are_not_saved(tmp_path, bad):
-    with pytest.raises(ValueError, match=r"step 7: state\['critic'\]\['w'\] holds values that are not finite"):
+def test_state_that_is_not_finite_is_not_saved(tmp_path, bad):
+    with pytest.raises(ValueError, match=r"step 7: state\['critic'\]\['w'\] has values that are not finite"):
         checkpoint.save(tmp_path, 7, {"critic": {"w": bad}})
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_but_plain_data_is_loaded(tmp_path):
+def test_checkpoint_with_other_objects_than_plain_data_raises(tmp_path):
     path = tmp_path / "step_00000001.pt"
     torch.save({"step": 1, "evil": torch.nn.Linear(1, 1)}, path)
     checkpoint.write_atomic(path.with_suffix(".pt.sha256"), checkpoint._sha256(path) + "  x\n")
@@ -115,7 +116,7 @@ def test_nothing_but_plain_data_is_loaded(tmp_path):
         checkpoint.load_latest(tmp_path)
 
 
-def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_text_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     checkpoint.write_atomic(path, "old")
 

@@ -1,4 +1,4 @@
-"""Ranks on gloo, as processes of their own: tests/rank.py is what each of them runs, in float64."""
+"""Several ranks on gloo, each a process that runs tests/rank.py in float64."""
 
 import os
 import signal
@@ -6,28 +6,31 @@ import socket
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from wgangp.checkpoint import load_latest
-from wgangp.distributed import World, check_plain, joined, local_device
+from wgangp.compiled import Computation
+from wgangp.distributed import World, check_not_wrapped, join_ranks, local_device
 from wgangp.logs import read_lines
 from wgangp.networks.mlp import MLPCritic
 
 CPU = torch.device("cpu")
 
 
-def start(ranks, folder, steps, *how):
-    """The processes of a run, as torchrun would start them, without its agent: nobody else ends them."""
+STEPS = 8
+
+
+def start(ranks, folder, steps, *words):
+    """Start the processes of a run as torchrun does, but without its agent, which would end them together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(ROOT / "tests" / "rank.py"), str(folder), str(steps), *how]
+    command = [sys.executable, str(ROOT / "tests" / "rank.py"), str(folder), str(steps), *words]
     rendezvous = {
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
@@ -41,64 +44,64 @@ def start(ranks, folder, steps, *how):
 
 
 def finish(processes):
-    found = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), found
-    return [out for out, _ in found]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return [out for out, _ in outputs]
 
 
 def parameters(folder):
     state = load_latest(folder / "checkpoints", CPU)
-    return {f"{who}.{name}": x for who in ("generator", "critic") for name, x in state[who].items()}
+    return {f"{key}.{name}": x for key in ("generator", "critic") for name, x in state[key].items()}
 
 
-def furthest(a, b):
+def largest_difference(a, b):
     a, b = parameters(a), parameters(b)
     assert a.keys() == b.keys() and all(x.dtype == torch.float64 for x in a.values())
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """alone("points=real") -> the folder of 20 updates of one process."""
-    made = {}
+def one_process(tmp_path_factory):
+    """one_process("points=real") -> the folder of a run of one process."""
+    folders = {}
 
-    def of(*how):
-        if how not in made:
-            made[how] = tmp_path_factory.mktemp("alone")
-            finish(start(1, made[how], 20, *how))
-        return made[how]
+    def folder_of(*words):
+        if words not in folders:
+            folders[words] = tmp_path_factory.mktemp("one_process")
+            finish(start(1, folders[words], STEPS, *words))
+        return folders[words]
 
-    return of
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks, how", [(2, ()), (4, ()), (2, ("points=perturbed", "clipped")), (2, ("compile",))])
-def test_any_number_of_ranks_trains_the_same_parameters(ranks, how, alone, tmp_path):
-    said = finish(start(ranks, tmp_path, 20, *how))
-    assert [f"rank {rank} of {ranks} reached 20" in out for rank, out in enumerate(said)] == [True] * ranks
-    assert furthest(tmp_path, alone(*(word for word in how if word != "compile"))) < 1e-10
-    assert read_lines(tmp_path / "provenance.jsonl")[0]["ranks"] == ranks  # one line: rank 0 alone writes
-    theirs, ours = (read_lines(folder / "metrics.jsonl")[-1] for folder in (tmp_path, alone()))
-    if not how:
-        assert theirs == pytest.approx(ours, rel=1e-6)
+    return folder_of
 
 
 @pytest.mark.slow
-def test_batch_norm_is_the_exception_and_the_same_when_synchronised(alone, tmp_path):
-    finish(start(2, tmp_path / "apart", 20, "norm"))
-    finish(start(2, tmp_path / "together", 20, "norm", "sync"))
-    assert furthest(tmp_path / "apart", alone("norm")) > 1e-4
-    assert furthest(tmp_path / "together", alone("norm")) < 1e-10
+@pytest.mark.parametrize("ranks, words", [(2, ()), (4, ()), (2, ("points=perturbed", "clipped")), (2, ("compile",))])
+def test_every_number_of_ranks_trains_the_same_parameters(ranks, words, one_process, tmp_path):
+    outputs = finish(start(ranks, tmp_path, STEPS, *words))
+    assert [f"rank {rank} of {ranks} reached {STEPS}" in out for rank, out in enumerate(outputs)] == [True] * ranks
+    assert largest_difference(tmp_path, one_process(*(word for word in words if word != "compile"))) < 1e-10
+    assert read_lines(tmp_path / "provenance.jsonl")[0]["ranks"] == ranks  # one line: only rank 0 writes
+    several, single = (read_lines(folder / "metrics.jsonl")[-1] for folder in (tmp_path, one_process()))
+    if not words:
+        assert several == pytest.approx(single, rel=1e-6)
 
 
 @pytest.mark.slow
-def test_a_run_is_resumed_on_another_number_of_ranks(alone, tmp_path):
-    for ranks, steps in ((2, 6), (1, 12), (4, 20)):
+def test_batch_norm_differs_between_ranks_unless_it_is_synchronized(one_process, tmp_path):
+    finish(start(2, tmp_path / "slices", STEPS, "norm"))
+    finish(start(2, tmp_path / "whole", STEPS, "norm", "sync"))
+    assert largest_difference(tmp_path / "slices", one_process("norm")) > 1e-4
+    assert largest_difference(tmp_path / "whole", one_process("norm")) < 1e-10
+
+
+@pytest.mark.slow
+def test_run_can_be_resumed_with_another_number_of_ranks(one_process, tmp_path):
+    for ranks, steps in ((2, 3), (1, 5), (4, STEPS)):
         finish(start(ranks, tmp_path, steps))
-    assert furthest(tmp_path, alone()) < 1e-10
+    assert largest_difference(tmp_path, one_process()) < 1e-10
 
 
-def begun(folder, processes):
+def wait_for_log(folder, processes):
     """Wait until the run has written its first line."""
     until = time.monotonic() + 120
     while not read_lines(folder / "metrics.jsonl"):
@@ -108,18 +111,19 @@ def begun(folder, processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how, word, within", [(signal.SIGKILL, "patient", 10), (signal.SIGSTOP, "", 25)])
+@pytest.mark.parametrize("number, word, limit_s", [(signal.SIGKILL, "patient", 10), (signal.SIGSTOP, "", 25)])
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_dies_or_hangs_ends_the_others_with_an_error_in_time(how, word, within, victim, tmp_path):
+def test_rank_that_dies_or_hangs_ends_the_others_with_an_error(number, word, limit_s, victim, tmp_path):
     processes = start(2, tmp_path, 10**6, "slow", word)
     try:
-        begun(tmp_path, processes)
-        processes[victim].send_signal(how)
-        began = time.monotonic()
-        _, said = processes[1 - victim].communicate(timeout=60)
-        assert time.monotonic() - began < within  # at once, not after 60 s; or after 6 s
+        wait_for_log(tmp_path, processes)
+        processes[victim].send_signal(number)
+        start_time = time.monotonic()
+        _, message = processes[1 - victim].communicate(timeout=60)
+        # A death is noticed at once and not after the timeout of 60 s, a rank that hangs after its timeout of 6 s.
+        assert time.monotonic() - start_time < limit_s
         assert processes[1 - victim].returncode == 1
-        assert f"error: rank {1 - victim} lost the others, one of them ended or hangs" in said
+        assert f"error: rank {1 - victim} cannot reach another rank, which ended or hangs" in message
     finally:
         for process in processes:
             process.kill()
@@ -127,57 +131,63 @@ def test_a_rank_that_dies_or_hangs_ends_the_others_with_an_error_in_time(how, wo
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_stops_all_of_them_at_one_step_and_saves(tmp_path):
+def test_signal_to_one_rank_stops_all_ranks_at_the_same_step_and_saves(tmp_path):
     processes = start(2, tmp_path, 10**6, "slow")
-    begun(tmp_path, processes)
+    wait_for_log(tmp_path, processes)
     processes[1].send_signal(signal.SIGTERM)
-    said = finish(processes)
-    steps = {out.split("reached ")[1].strip() for out in said}
+    outputs = finish(processes)
+    steps = {out.split("reached ")[1].strip() for out in outputs}
     assert len(steps) == 1 and load_latest(tmp_path / "checkpoints", CPU)["step"] == int(steps.pop()) > 0
 
 
 @pytest.mark.slow
-def test_ranks_that_are_not_one_run_are_refused_on_all_of_them(tmp_path):
-    processes = start(2, tmp_path, 20, "differs")
+def test_ranks_with_different_data_are_refused_on_every_rank(tmp_path):
+    processes = start(2, tmp_path, STEPS, "differs")
     for process in processes:
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 1 and "not the same on all 2 ranks: the data. They must see one run folder" in said
+        _, message = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "not the same on all 2 ranks: the data. All ranks must see the same run folder" in message
 
 
-def test_what_agrees_is_not_refused_and_what_differs_is_named(monkeypatch):
-    facts = {"the data": "a", "the options": "b"}
+def test_values_that_differ_between_ranks_are_named(monkeypatch):
+    values = {"the data": "a", "the options": "b"}
     monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x[1].copy_(x[0]))
-    World(0, 2).agree(facts)
+    World(0, 2).require_equal(values)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x[1, 0].copy_(x[0, 0]))
-    with pytest.raises(ValueError, match=r"on all 2 ranks: the options\. They"):
-        World(0, 2).agree(facts)
+    with pytest.raises(ValueError, match=r"on all 2 ranks: the options\. All"):
+        World(0, 2).require_equal(values)
 
 
 @pytest.mark.parametrize("local_rank, order", [("0", ["in", "barrier"]), ("1", ["barrier", "in"])])
-def test_the_first_rank_of_a_node_goes_before_its_others(local_rank, order, monkeypatch):
-    happened = []
+def test_first_rank_of_a_node_runs_before_its_other_ranks(local_rank, order, monkeypatch):
+    events = []
     monkeypatch.setenv("LOCAL_RANK", local_rank)
-    monkeypatch.setattr("torch.distributed.barrier", lambda: happened.append("barrier"))
+    monkeypatch.setattr("torch.distributed.barrier", lambda: events.append("barrier"))
     with World(2, 4).first_before_others():
-        happened.append("in")
-    assert happened == order
+        events.append("in")
+    assert events == order
 
 
-def test_what_is_kept_of_a_step_does_not_keep_the_gradients(monkeypatch):
+@pytest.mark.parametrize("name", ["critic_gradients", "generator_gradients"])
+def test_averaged_terms_do_not_keep_the_memory_of_the_gradients(name, monkeypatch):
+    def compute():
+        return {"loss": torch.tensor(3.0)}, [torch.ones(10, 10)]
+
     monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x.mul_(2))
-    gradients = World(0, 2).reduced(lambda: ({"loss": torch.tensor(3.0)}, [torch.ones(10, 10)]))
-    terms, (found,) = gradients()
-    assert terms["loss"] == 3 and terms["loss"].untyped_storage().nbytes() == 4 and found.eq(1).all()
+    average = World(0, 2).average(Computation(compute, compute, compute))
+    terms, (gradient,) = getattr(average, name)()
+    assert terms["loss"] == 3 and terms["loss"].untyped_storage().nbytes() == 4 and gradient.eq(1).all()
+    assert average.sample is compute  # samples are not averaged
 
 
 @pytest.mark.slow
-def test_tasks_of_slurm_become_ranks(tmp_path):
+def test_slurm_tasks_become_ranks(tmp_path):
     pytest.importorskip("submitit")
     slurm = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "1"}
     slurm |= {"SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), f"run_dir={tmp_path / 'run'}", "device=cpu"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    said = finish(
+    outputs = finish(
         [
             subprocess.Popen(
                 [*command, "train.steps=2"],
@@ -187,33 +197,33 @@ def test_tasks_of_slurm_become_ranks(tmp_path):
             for rank in range(2)
         ]
     )
-    assert [out.count("finished: 2 generator updates") for out in said] == [1, 0]
+    assert [out.count("finished: 2 generator updates") for out in outputs] == [1, 0]
     assert read_lines(tmp_path / "run" / "provenance.jsonl")[0]["ranks"] == 2
 
 
-def test_ranks_that_do_not_come_are_said(monkeypatch):
+def test_missing_ranks_are_an_error_after_the_timeout(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"2 ranks did not find each other within 1 s .* torchrun"), joined(CPU, 1):
+    with pytest.raises(ValueError, match=r"2 ranks did not connect within 1 s .* torchrun"), join_ranks(CPU, 1):
         pass
 
 
 @pytest.mark.slow
-def test_torchrun_trains_one_run_into_one_folder(tmp_path):
+def test_torchrun_trains_one_run_in_one_folder(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     small = ["train.steps=3", "train.report_size=64", "data=gaussians25", "device=cpu"]
-    done = subprocess.run(
+    run = subprocess.run(
         [*command, str(ROOT / "scripts" / "train.py"), f"run_dir={tmp_path / 'run'}", *small],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished: 3 generator updates") == 1
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("finished: 3 generator updates") == 1
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     refused = subprocess.run(
@@ -223,52 +233,60 @@ def test_torchrun_trains_one_run_into_one_folder(tmp_path):
         text=True,
         timeout=300,
     )
-    assert refused.returncode == 1 and "train.batch_size = 5: must be a multiple of the 2 ranks" in refused.stderr
+    assert (
+        refused.returncode == 1
+        and "train.batch_size = 5: must be a multiple of the number of ranks, 2" in refused.stderr
+    )
     assert not (tmp_path / "odd" / "metrics.jsonl").exists()
 
 
 def test_slices_are_the_batch_in_order():
-    x = torch.arange(12).view(6, 2)
-    assert torch.equal(torch.cat([World(rank, 3).slice(x) for rank in range(3)]), x)
-    assert World().slice(x).equal(x)
+    x, y = torch.arange(12).view(6, 2), torch.arange(6)
+    slices = [World(rank, 3).slice(x, None, y) for rank in range(3)]
+    assert torch.equal(torch.cat([part[0] for part in slices]), x)
+    assert torch.equal(torch.cat([part[2] for part in slices]), y)
+    assert all(part[1] is None for part in slices)
+    assert World().slice(x)[0].equal(x)
 
 
-def test_what_cannot_be_spread_over_ranks_is_refused():
-    with pytest.raises(ValueError, match="batch_size = 10: must be a multiple of the 4 ranks"):
+def test_settings_that_do_not_work_with_ranks_are_refused():
+    with pytest.raises(ValueError, match="batch_size = 10: must be a multiple of the number of ranks, 4"):
         World(0, 4).check({"batch_size": 10}, 0.0, False)
-    with pytest.raises(ValueError, match=r"regularize\.gradient_norm: the squared norm of a mean"):
+    with pytest.raises(
+        ValueError, match=r"regularize\.gradient_norm does not work with several ranks: the squared norm of a mean"
+    ):
         World(0, 2).check({"batch_size": 10}, 0.1, False)
-    with pytest.raises(ValueError, match=r"sync_batch_norm with train\.compile"):
+    with pytest.raises(ValueError, match=r"sync_batch_norm does not work with train\.compile"):
         World(0, 2).check({"batch_size": 10}, 0.0, True)
     World(0, 1).check({"batch_size": 5, "generator_batch_size": None}, 0.1, True)
 
 
-def test_other_kinds_of_data_parallelism_are_refused_with_the_reason():
-    """Real ones, and ones that only a part of a player is wrapped in."""
-    check_plain(MLPCritic((2,), width=2))
+def test_wrapped_networks_are_refused_with_the_reason():
+    """Whole networks that are wrapped, and networks of which a part is wrapped."""
+    check_not_wrapped(MLPCritic((2,), width=2))
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         replicated = torch.nn.parallel.DistributedDataParallel(MLPCritic((2,), width=2))
         sharded = MLPCritic((2,), width=2)
         fully_shard(sharded.layers[0], mesh=init_device_mesh("cpu", (1,)))
         for wrapped, reason in ((replicated, "come from autograd.grad"), (sharded, "second-order graph")):
-            for player in (wrapped, torch.nn.Sequential(wrapped)):
+            for network in (wrapped, torch.nn.Sequential(wrapped)):
                 with pytest.raises(ValueError, match=reason):
-                    check_plain(MLPCritic((2,), width=2), player)
+                    check_not_wrapped(MLPCritic((2,), width=2), network)
     finally:
         torch.distributed.destroy_process_group()
 
 
 def test_without_torchrun_there_is_one_rank(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined(CPU, 1) as world:
+    with join_ranks(CPU, 1) as world:
         assert (world.rank, world.size, world.first) == (0, 1, True)
         assert world.any(True) and not world.any(False)
-        gradients = SimpleNamespace()
-        assert world.reduced(gradients) is gradients
+        computation = Computation(None, None, None)
+        assert world.average(computation) is computation
 
 
-def test_each_rank_has_a_device_of_its_own(monkeypatch):
+def test_every_rank_has_its_own_device(monkeypatch):
     assert local_device("cuda") == "cuda" and local_device("auto") == "auto"
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
@@ -276,5 +294,5 @@ def test_each_rank_has_a_device_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert local_device("auto") == "cuda:3"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # where each task is shown its own
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # every task sees only its own device
     assert local_device("cuda") == "cuda:0"

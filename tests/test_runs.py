@@ -3,22 +3,22 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from wgangp import config, runs
-from wgangp.runs import NOT_COMPUTED, run_name
+from wgangp import config
+from wgangp.runs import MOVED, NOT_COMPUTED, claim_folder, run_name
 
 
 class TestRunName:
-    def test_is_the_experiment_and_its_overrides_in_one_order(self):
+    def test_is_the_experiment_and_its_sorted_overrides(self):
         assert run_name(None, []) == "toy"
         assert run_name("mnist", ["experiment=mnist", "seed=3", "penalty.weight=1"]) == "mnist+penalty.weight-1+seed-3"
         assert run_name(None, ["b=1", "a=2"]) == run_name(None, ["a=2", "b=1"])
 
-    def test_leaves_out_what_changes_no_number(self):
+    def test_leaves_out_keys_that_do_not_change_a_number(self):
         overrides = [f"{key}=7" for key in NOT_COMPUTED]
         assert run_name(None, overrides) == "toy"
         assert run_name(None, ["train.critic_steps=7"]) != "toy"
 
-    def test_is_a_name_that_a_folder_can_have_however_long_the_command(self):
+    def test_is_a_short_and_unique_folder_name_for_any_command(self):
         name = run_name(None, ["optim.betas=[0.5, 0.9]", "+optim.x=a/b c", "~penalty"])
         assert re.fullmatch(r"[\w.+-]+", name)
         long = ["networks.generator.width=64", "networks.critic.width=64", "optim.betas=[0.0,0.99]", "data=swiss_roll"]
@@ -27,47 +27,48 @@ class TestRunName:
 
 
 def claim(folder, cfg):
-    """What a run does: have the folder, and leave its config there."""
-    with runs.claim(folder, cfg):
+    """Claim a folder and write the config, as a run does."""
+    with claim_folder(folder, cfg):
         (folder / "config.yaml").write_text(config.train_options(cfg)["config"])
 
 
-class TestClaim:
-    def test_a_second_process_is_kept_out_until_the_first_ends(self, configure, tmp_path):
-        with runs.claim(tmp_path, configure()), pytest.raises(ValueError, match="in use by another process"):
+class TestClaimFolder:
+    def test_raises_while_another_process_holds_the_lock(self, configure, tmp_path):
+        with claim_folder(tmp_path, configure()), pytest.raises(ValueError, match="in use by another process"):
             claim(tmp_path, configure())
         claim(tmp_path, configure())
 
-    def test_a_folder_of_another_config_is_refused_and_the_keys_are_named(self, configure, tmp_path):
+    def test_raises_for_another_config_and_names_the_keys(self, configure, tmp_path):
         claim(tmp_path, configure())
         before = (tmp_path / "config.yaml").read_text()
         with pytest.raises(
-            ValueError, match=r"(?s)another config.*penalty\.weight: 10\.0 there, 1\.0 now.*seed: 0 there"
+            ValueError,
+            match=r"(?s)another config.*penalty\.weight: 10\.0 in the folder, 1\.0 now.*seed: 0 in the folder",
         ):
             claim(tmp_path, configure("penalty.weight=1.0", "seed=5"))
         assert (tmp_path / "config.yaml").read_text() == before
-        claim(tmp_path, configure())  # and the lock was given back
+        claim(tmp_path, configure())  # the lock was released
 
-    def test_keys_that_change_no_number_do_not_matter(self, configure, tmp_path):
+    def test_accepts_other_values_of_keys_that_do_not_change_a_number(self, configure, tmp_path):
         claim(tmp_path, configure())
-        with runs.claim(tmp_path, configure("train.steps=7", "train.log_every=3", "device=cpu", "run_dir=x")):
-            assert OmegaConf.load(tmp_path / "config.yaml").train.steps == 4000  # until something is computed
+        with claim_folder(tmp_path, configure("train.steps=7", "train.log_every=3", "device=cpu", "run_dir=x")):
+            assert OmegaConf.load(tmp_path / "config.yaml").train.steps == 4000  # the caller writes the new config
 
-    def test_a_budget_is_what_it_stands_for(self, configure, tmp_path):
+    def test_compares_the_values_that_a_budget_chooses(self, configure, tmp_path):
         assert run_name("cifar_dcgan", ["experiment=cifar_dcgan", "budget=cpu"]) == "cifar_dcgan+budget-cpu"
         claim(tmp_path, configure("experiment=cifar_dcgan", "budget=cpu"))
-        widths = [f"networks.{player}.width=32" for player in ("generator", "critic")]
+        widths = [f"networks.{name}.width=32" for name in ("generator", "critic")]
         claim(tmp_path, configure("experiment=cifar_dcgan", *widths))
-        with pytest.raises(ValueError, match=r"networks.critic.width: 32 there, 128 now"):
+        with pytest.raises(ValueError, match=r"networks.critic.width: 32 in the folder, 128 now"):
             claim(tmp_path, configure("experiment=cifar_dcgan"))
 
-    def test_a_key_that_came_later_is_no_other_config_where_it_is_null(self, configure, tmp_path):
+    def test_accepts_a_missing_key_that_is_null_now(self, configure, tmp_path):
         claim(tmp_path, configure())
         text = (tmp_path / "config.yaml").read_text()
         (tmp_path / "config.yaml").write_text(text.replace("  generator_batch_size: null\n", ""))
         claim(tmp_path, configure())
 
-    def test_a_folder_from_before_later_keys_goes_on_where_they_change_nothing(self, configure, tmp_path):
+    def test_accepts_a_folder_that_is_older_than_some_keys_if_they_have_their_default(self, configure, tmp_path):
         later = ("autocast:", "compile:", "precision:", "channels_last:", "sync_batch_norm:", "rank_timeout:")
         claim(tmp_path, configure())
         lines = (tmp_path / "config.yaml").read_text().splitlines(keepends=True)
@@ -75,23 +76,30 @@ class TestClaim:
         assert len(kept) == len(lines) - len(later)
         (tmp_path / "config.yaml").write_text("".join(kept))
         claim(tmp_path, configure())
-        with pytest.raises(ValueError, match=r"train\.precision: fp32 there, bf16 now"):
+        with pytest.raises(ValueError, match=r"train\.precision: fp32 in the folder, bf16 now"):
             claim(tmp_path, configure("train.precision=bf16"))
 
-    def test_what_is_no_run_folder_is_left_alone(self, configure, tmp_path):
+    def test_raises_for_other_folders_and_does_not_change_them(self, configure, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")
-        with pytest.raises(ValueError, match="not empty and no run folder"):
+        with pytest.raises(ValueError, match="not empty and not a run folder"):
             claim(tmp_path, configure())
         assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
         for folder in (tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "run"):
-            with pytest.raises(ValueError, match="cannot be made"):
+            with pytest.raises(ValueError, match="cannot be created"):
                 claim(folder, configure())
 
-    def test_a_run_that_died_before_its_config_was_there_goes_on(self, configure, tmp_path):
+    def test_accepts_a_run_that_was_killed_before_it_wrote_its_config(self, configure, tmp_path):
         (tmp_path / "config.yaml.tmp").write_text("half")
         claim(tmp_path, configure())
 
+    def test_accepts_an_integer_in_place_of_the_same_float(self, configure, tmp_path):
+        claim(tmp_path, configure("penalty.weight=10"))
+        claim(tmp_path, configure("penalty.weight=10.0"))
 
-def test_numbers_that_yaml_cannot_tell_apart_are_one_config(configure, tmp_path):
-    claim(tmp_path, configure("penalty.weight=10"))
-    claim(tmp_path, configure("penalty.weight=10.0"))
+    def test_accepts_the_old_name_of_a_class_that_was_moved(self, configure, tmp_path):
+        (old,) = MOVED
+        claim(tmp_path, configure("optim=normalized"))
+        text = (tmp_path / "config.yaml").read_text()
+        assert MOVED[old] in text
+        (tmp_path / "config.yaml").write_text(text.replace(MOVED[old], old))
+        claim(tmp_path, configure("optim=normalized"))

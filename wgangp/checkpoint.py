@@ -1,8 +1,8 @@
 """Checkpoints that survive a crash, a full disk and a flipped bit.
 
-One file of plain tensors and numbers, step_00001000.pt, and beside it its sha256 in the format of `sha256sum -c`. A
-file is written under a temporary name, synced, and renamed; the newest two that are undamaged are kept, and loading
-falls back on the older one when the newer is damaged.
+A checkpoint is one file of plain tensors and numbers, step_00001000.pt. The file beside it holds its sha256, in the
+format of `sha256sum -c`. A file is written under a temporary name, synced to the disk, and renamed. The newest two
+undamaged checkpoints are kept. If the newest is damaged, the older one is loaded.
 """
 
 import hashlib
@@ -19,21 +19,26 @@ KEEP = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write state (tensors, numbers, strings, and lists, tuples and dicts of them) as the checkpoint of a step.
+    """Write the checkpoint of a step and return its path.
+
+    Args:
+        state: tensors, numbers and strings, and lists, tuples and dicts of them.
 
     Raises:
-        ValueError: a tensor in it is not finite; nothing is written then.
-        RuntimeError, OSError: the disk is full or not writable; what was there before is as it was.
+        ValueError: a tensor in it is not finite. Nothing is written.
+        RuntimeError, OSError: the disk is full or not writable. The existing files are unchanged.
     """
     for name in _not_finite(state):
-        raise ValueError(f"step {step}: {name} holds values that are not finite; no checkpoint of it is written")
+        raise ValueError(
+            f"step {step}: {name} has values that are not finite, so no checkpoint was written. Try a lower optim.lr"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}.pt"
     temporary = _temporary(path)
     try:
         torch.save(state, temporary)
         digest = _sha256(temporary)
-        write_atomic(_digest_of(path), f"{digest}  {path.name}\n")  # first: no checkpoint without its digest
+        write_atomic(_digest_of(path), f"{digest}  {path.name}\n")  # first: a checkpoint never lacks its sha256
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -48,29 +53,29 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def load_latest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The state of the newest undamaged checkpoint, or None where there is none.
+    """Return the state of the newest undamaged checkpoint, or None if there are no checkpoints.
 
-    Nothing is changed. A damaged one is said so on stderr, and the next older one is taken.
+    No file is changed. A damaged checkpoint is reported on stderr, and the next older one is loaded.
 
     Raises:
-        ValueError: there are checkpoints, and all are damaged.
+        ValueError: there are checkpoints, but all of them are damaged.
     """
     paths = _newest_first(folder)
     for path in paths:
         problem = _damage(path)
         if problem is None:
             return torch.load(path, map_location=device, weights_only=True)
-        print(f"warning: checkpoint {path} is damaged ({problem}): trying the one before it", file=sys.stderr)
+        print(f"warning: checkpoint {path} is damaged ({problem}): the one before it is tried", file=sys.stderr)
     if paths:
         raise ValueError(
-            f"every checkpoint in {folder} is damaged: put back a copy of step_*.pt with its .sha256, or begin again in"
+            f"every checkpoint in {folder} is damaged: restore a copy of step_*.pt with its .sha256, or start again in"
             " another folder with run_dir="
         )
     return None
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a small text file so that a crash leaves either the old one or the new one, never half of it."""
+    """Write a small text file. After a crash the file is either the old one or the new one, never a part of it."""
     temporary = _temporary(path)
     try:
         with temporary.open("w") as file:
@@ -87,7 +92,7 @@ def _damage(path: Path) -> str | None:
         expected, actual = _digest_of(path).read_bytes(), _sha256(path)
     except OSError as error:
         return str(error)
-    return None if expected.startswith(actual.encode()) else "its sha256 differs from the one beside it"
+    return None if expected.startswith(actual.encode()) else "its sha256 differs from the one in the file beside it"
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -1,15 +1,16 @@
-"""What an iteration computes, eager or compiled, in a precision: fakes, and both players' gradients for step.py.
+"""How one training iteration is computed: eagerly or compiled, and at which precision.
 
-Compiling the critic alone does not work with a penalty (its second derivatives are refused, or silently lost), so the
-whole of "objective, and its gradient by the parameters" is compiled. A compiled gradient is used only after it was
-compared with the eager one, on the first batch; else the run goes on in eager mode, and says so.
+Compiling the critic alone does not work with a penalty: its second derivatives are refused, or silently lost. So the
+whole of "objective, and its gradient with respect to the parameters" is compiled. At the first batch the compiled
+gradients are compared with the eager ones. If they differ, or if the compiler fails, a warning is printed and the run
+uses the eager ones.
 """
 
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,20 +21,34 @@ from wgangp.gradients import total_norm
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
 from wgangp.precision import autocast, check_precision
-from wgangp.step import Gradients, critic_objective, differentiate, generator_objective
+from wgangp.step import critic_gradients, critic_objective, generator_gradients, generator_objective
 
-__all__ = ["checked", "gradients_of"]
+__all__ = ["Computation", "build_computation", "verify"]
 
-Player = Callable[..., Tensor]
-Terms = Callable[..., dict[str, Tensor]]  # player, batch -> what it minimises, and the parts
+Gradients = Callable[..., tuple[dict[str, Tensor], list[Tensor]]]  # a batch -> terms (), one gradient per parameter
+Objective = Callable[..., dict[str, Tensor]]  # network, batch -> terms
 
-# A ReLU that switches at rounding costs up to 1e-3 in fp32; a gradient in bf16 is up to 1e-1 off, whoever computes it,
-# and two of them twice that.
+# The largest relative error of a compiled gradient. A ReLU that changes sign because of rounding costs up to 1e-3 in
+# fp32. A gradient in bf16 has an error of up to 1e-1, eager or compiled, so two of them differ by up to twice that.
 TOLERANCE = {"fp64": 1e-8, "fp32": 1e-2, "tf32": 2e-2, "bf16": 2e-1}
-CHECKED = {"cpu": 1, "cuda": 3}  # batches: a CUDA graph warms up at the first, records at the second, replays after it
+VERIFIED = {"cpu": 1, "cuda": 3}  # batches; a CUDA graph warms up at the first, records the second, replays the third
 
 
-def gradients_of(
+@dataclass(frozen=True)
+class Computation:
+    """The three computations of a training iteration.
+
+    sample                 (z, *y) -> fake samples (B, *), without a graph
+    critic_gradients       (real, fake, eps, *y) -> the terms (), one gradient per trainable parameter of the critic
+    generator_gradients    (z, *y) -> the terms (), one gradient per trainable parameter of the generator
+    """
+
+    sample: Callable[..., Tensor]
+    critic_gradients: Gradients
+    generator_gradients: Gradients
+
+
+def build_computation(
     generator: nn.Module,
     critic: nn.Module,
     loss: Wasserstein,
@@ -42,118 +57,151 @@ def gradients_of(
     *,
     precision: str = "fp32",
     compile: bool = False,
-) -> dict[str, Gradients]:
-    """What `critic_step` and `generator_step` take as gradients=, under "critic" and "generator"; and under "fake" what
-    maps noise (B, latent_dim) to no terms and [fakes (B, *)], without a graph.
+) -> Computation:
+    """Build the computations of a training iteration for two networks, a loss and a penalty.
 
     Args:
-        precision: fp32, tf32 or bf16, in which forward passes (and so their derivatives) are computed; the penalty is
-            in fp32 unless penalty.autocast. tf32 is set by who calls, for the process (precision.products).
-        compile: one graph a step, compiled at the first batch, there compared with the eager gradients, and not used
-            where they differ or the compiler fails. A batch of another size is compiled again, unchecked. On CUDA the
-            graphs are recorded and replayed (CUDA graphs).
+        precision: fp32, tf32 or bf16, for the forward passes and their derivatives. The penalty is computed in fp32
+            unless penalty.autocast is set. tf32 has to be switched on by the caller (`precision.product_precision`).
+        compile: compile each computation into one graph at the first batch. It is compared with the eager result
+            there (see `verify`). A batch of another size is compiled again, without a comparison. On CUDA the graphs
+            are recorded and replayed (CUDA graphs).
 
     Raises:
-        ValueError: a precision that is unknown, or that the critic's device does not have.
+        ValueError: the precision is unknown, or not available on the device of the critic.
     """
     device = next(critic.parameters()).device
     check_precision(precision, device)
 
-    def critic_terms(critic: Player, *batch: Tensor) -> dict[str, Tensor]:
+    def sample(z: Tensor, *y: Tensor) -> Tensor:
         with autocast(precision, device):
-            return critic_objective(critic, *batch, penalty=penalty, loss=loss)
+            return generator(z, *y).to(z.dtype)
 
-    def generator_terms(generator: Player, z: Tensor) -> dict[str, Tensor]:
+    def eager_critic(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
         with autocast(precision, device):
-            return generator_objective(generator, critic, z, loss=loss)
+            return critic_gradients(
+                critic, *batch, penalty=penalty, loss=loss, regularize_gradient_norm=regularize_gradient_norm
+            )
 
-    def fakes(z: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def eager_generator(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
         with autocast(precision, device):
-            return {}, [generator(z).to(z.dtype)]
+            return generator_gradients(
+                generator, critic, *batch, loss=loss, regularize_gradient_norm=regularize_gradient_norm
+            )
 
-    players = {
-        "critic": (critic, critic_terms, "critic_loss", regularize_gradient_norm),
-        "generator": (generator, generator_terms, "generator_loss", regularize_gradient_norm),
-    }
-    eager = {name: _eager(*parts) for name, parts in players.items()} | {"fake": torch.no_grad()(fakes)}
+    eager = Computation(torch.no_grad()(sample), eager_critic, eager_generator)
     if not compile:
         return eager
-    fast = {name: _compiled(*parts) for name, parts in players.items()} | {"fake": _compile(fakes, device)}
-    return {name: checked(name, fast[name], eager[name], precision, critic) for name in fast}
+
+    def critic_terms(network: Callable[..., Tensor], *batch: Tensor) -> dict[str, Tensor]:
+        with autocast(precision, device):
+            return critic_objective(network, *batch, penalty=penalty, loss=loss)
+
+    def generator_terms(network: Callable[..., Tensor], *batch: Tensor) -> dict[str, Tensor]:
+        with autocast(precision, device):
+            return generator_objective(network, critic, *batch, loss=loss)
+
+    fast_critic = _compile_gradients(critic, critic_terms, "critic_loss", regularize_gradient_norm)
+    fast_generator = _compile_gradients(generator, generator_terms, "generator_loss", regularize_gradient_norm)
+    return Computation(
+        sample=_verify_samples(_compile(sample, device), eager.sample, precision),
+        critic_gradients=verify("critic", fast_critic, eager_critic, precision, double=critic),
+        generator_gradients=verify("generator", fast_generator, eager_generator, precision),
+    )
 
 
-def checked(
-    name: str, fast: Gradients, eager: Gradients, precision: str = "fp32", critic: nn.Module | None = None
+def verify(
+    name: str, fast: Gradients, eager: Gradients, precision: str = "fp32", double: nn.Module | None = None
 ) -> Gradients:
-    """fast, if at the first batches its gradients are those of eager to within TOLERANCE; else eager, with a warning.
+    """Return a function that uses fast if its gradients agree with eager at the first batches, and eager otherwise.
 
-    The error is ||fast - eager|| / ||eager||, of all parameters together. What it is there for, a second-order part
-    that is lost, makes it large where the penalty has a part in the gradient. Initial slopes may be so small that it
-    has none (one-sided, say), so the critic's gradients are compared with all its parameters doubled, too.
+    The error is ||fast - eager|| / ||eager||, of all gradients together. It must be at most TOLERANCE. The error that
+    matters is a lost second-order part, which is large wherever the penalty contributes to the gradient.
+
+    Args:
+        name: of the step, for messages.
+        double: a network whose gradients are also compared with all its parameters doubled. Initial slopes may be so
+            small that the penalty contributes nothing to the gradient (one-sided penalty, for example).
     """
+    return _verified(name, "gradients", fast, eager, precision, double)
+
+
+def _verify_samples(fast: Callable[..., Tensor], eager: Callable[..., Tensor], precision: str) -> Callable[..., Tensor]:
+    """As `verify`, for the samples of the generator."""
+
+    def as_gradients(sample: Callable[..., Tensor]) -> Gradients:
+        return lambda *batch: ({}, [sample(*batch)])
+
+    verified = _verified("sample", "samples", as_gradients(fast), as_gradients(eager), precision, None)
+    return lambda *batch: verified(*batch)[1][0]
+
+
+def _verified(
+    name: str, quantity: str, fast: Gradients, eager: Gradients, precision: str, double: nn.Module | None
+) -> Gradients:
     chosen: list[Gradients] = []
-    seen, what = 0, "samples" if name == "fake" else "gradients"
+    batches = 0
 
-    def error(batch: tuple[Tensor, ...], right: list[Tensor]) -> tuple[str, Any]:
+    def compare(batch: tuple[Tensor, ...], expected: list[Tensor]) -> tuple[str, Any]:
+        """The relative error as text, and the result of fast; None in place of the result if the error is too large."""
         result = fast(*batch)
-        off = total_norm([a - b for a, b in zip(result[1], right, strict=True)]).item()
-        relative = off / max(total_norm(right).item(), torch.finfo(right[0].dtype).tiny)
-        allowed = TOLERANCE["fp64" if right[0].dtype == torch.float64 else precision]
-        return f"{relative:.2g} off", result if relative <= allowed else None
+        difference = total_norm([a - b for a, b in zip(result[1], expected, strict=True)]).item()
+        relative = difference / max(total_norm(expected).item(), torch.finfo(expected[0].dtype).tiny)
+        allowed = TOLERANCE["fp64" if expected[0].dtype == torch.float64 else precision]
+        return f"{relative:.2g}", result if relative <= allowed else None
 
-    def first(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-        nonlocal seen
+    def choose(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+        nonlocal batches
         if chosen:
             return chosen[0](*batch)
-        seen += 1
-        began = time.monotonic()
-        terms, right = eager(*batch)
+        batches += 1
+        start = time.monotonic()
+        terms, expected = eager(*batch)
         try:
-            said, result = "", ()
-            if name == "critic" and critic is not None and seen == 1:
-                with _doubled(critic):
-                    said, result = error(batch, eager(*batch)[1])
+            error, result = "", ()
+            if double is not None and batches == 1:
+                with _doubled(double):
+                    error, result = compare(batch, eager(*batch)[1])
             if result is not None:
-                said, result = error(batch, right)
-            wrong = "" if result is not None else f"its {what} are {said} the eager ones"
-        except Exception as failure:  # whatever the compiler raises
-            wrong = f"{type(failure).__name__}: {' '.join(str(failure).splitlines()[:2])}"
-        if wrong:
-            warnings.warn(f"the compiled {name} step is not used: {wrong}. The run goes on in eager mode", stacklevel=2)
-        elif seen == 1:
-            print(f"compiled the {name} step in {time.monotonic() - began:.0f} s; its {what} are {said} the eager ones")
-        if wrong or seen == CHECKED.get(right[0].device.type, 1):
-            chosen.append(eager if wrong else fast)
-        return (terms, right) if wrong else result  # never eager where fast will be used: a resumed run sees the same
+                error, result = compare(batch, expected)
+            problem = "" if result is not None else f"its {quantity} differ from the eager ones by {error} (relative)"
+        except Exception as failure:  # the compiler raises many types
+            problem = f"{type(failure).__name__}: {' '.join(str(failure).splitlines()[:2])}"
+        if problem:
+            warnings.warn(
+                f"the compiled {name} step is not used: {problem}. The run continues in eager mode", stacklevel=2
+            )
+        elif batches == 1:
+            seconds = time.monotonic() - start
+            print(f"compiled the {name} step in {seconds:.0f} s; relative error of its {quantity}: {error}")
+        if problem or batches == VERIFIED.get(expected[0].device.type, 1):
+            chosen.append(eager if problem else fast)
+        return (terms, expected) if problem else result  # not the eager result if fast is used: resumed runs agree
 
-    return first
+    return choose
 
 
 @contextmanager
-def _doubled(player: nn.Module) -> Iterator[None]:
-    before = [p.data for p in player.parameters()]
+def _doubled(network: nn.Module) -> Iterator[None]:
+    """All parameters of the network are doubled inside of the with block."""
+    before = [p.data for p in network.parameters()]
     try:
-        for p in player.parameters():
-            p.data = 2 * p.data  # another tensor: what a graph remembers of the old one stays
+        for p in network.parameters():
+            p.data = 2 * p.data  # a new tensor: graphs that were recorded with the old one stay valid
         yield
     finally:
-        for p, value in zip(player.parameters(), before, strict=True):
+        for p, value in zip(network.parameters(), before, strict=True):
             p.data = value
 
 
-def _eager(player: nn.Module, terms_of: Terms, minimised: str, regularize_gradient_norm: float) -> Gradients:
-    def gradients(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-        terms = terms_of(player, *batch)
-        found = differentiate(terms[minimised], player, regularize_gradient_norm)
-        return {name: term.detach() for name, term in terms.items()}, found
+def _compile_gradients(
+    network: nn.Module, terms_of: Objective, minimized: str, regularize_gradient_norm: float
+) -> Gradients:
+    """Compile batch -> terms, gradients of terms[minimized] with respect to the parameters of the network."""
 
-    return gradients
-
-
-def _compiled(player: nn.Module, terms_of: Terms, minimised: str, regularize_gradient_norm: float) -> Gradients:
     def objective(parameters: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = terms_of(partial(functional_call, player, parameters), *batch)
-        return terms[minimised], terms
+        terms = terms_of(lambda *x, **options: functional_call(network, parameters, x, options), *batch)
+        return terms[minimized], terms
 
     def regularized(parameters: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         gradients, (value, terms) = grad_and_value(objective, has_aux=True)(parameters, *batch)
@@ -161,43 +209,42 @@ def _compiled(player: nn.Module, terms_of: Terms, minimised: str, regularize_gra
 
     whole = regularized if regularize_gradient_norm else objective
 
-    def differentiated(parameters: dict[str, Tensor], *batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-        found, (_, terms) = grad_and_value(whole, has_aux=True)(parameters, *batch)
-        return terms, list(found.values())
+    def differentiate(parameters: dict[str, Tensor], *batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+        gradients, (_, terms) = grad_and_value(whole, has_aux=True)(parameters, *batch)
+        return terms, list(gradients.values())
 
-    step = _compile(differentiated, next(player.parameters()).device)
+    compiled = _compile(differentiate, next(network.parameters()).device)
 
     def gradients(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-        return step({name: p.detach() for name, p in player.named_parameters() if p.requires_grad}, *batch)
+        return compiled({name: p.detach() for name, p in network.named_parameters() if p.requires_grad}, *batch)
 
     return gradients
 
 
-def _compile(function: Gradients, device: torch.device) -> Gradients:
-    """One graph of what function computes, with nothing left to differentiate; on CUDA recorded and replayed."""
-    # torch counts recompilations a code object, and gives up at eight: a sweep in one process needs one a step.
+def _compile(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """Compile a function into one graph that keeps nothing for a backward pass; on CUDA it is recorded and replayed."""
+    # torch counts recompilations per code object and gives up at eight. A sweep in one process needs a code object
+    # per step.
     function.__code__ = function.__code__.replace()
-    compiled: list[Gradients] = []
+    compiled: list[Callable[..., Any]] = []
 
-    @torch.no_grad()  # else a graph is kept for a backward that never comes, with the weights of the other player
-    def call(*batch: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
-        if not compiled:  # here, and not before: what fails is said, and falls back
-            compiled.append(torch.compile(function, fullgraph=True, dynamic=False, **_how(device)))
+    @torch.no_grad()  # otherwise a graph is kept for a backward pass that never comes, with the other network's weights
+    def call(*batch: Any) -> Any:
+        if not compiled:  # at the first call, so that `verify` sees an error of the compiler
+            compiled.append(torch.compile(function, fullgraph=True, dynamic=False, **_options(device)))
         if device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()  # what the last replay gave may be overwritten, hence the clones
-        terms, found = compiled[0](*batch)
-        if device.type == "cuda":
-            return {name: term.clone() for name, term in terms.items()}, [x.clone() for x in found]
-        return terms, found
+            torch.compiler.cudagraph_mark_step_begin()  # the next replay overwrites its outputs, hence the clones
+            return torch.utils._pytree.tree_map(torch.clone, compiled[0](*batch))
+        return compiled[0](*batch)
 
     return call
 
 
-def _how(device: torch.device) -> dict[str, Any]:
+def _options(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
-        return {"mode": "reduce-overhead"}  # CUDA graphs: one launch a step, static buffers
-    # Memory layouts stay as train.channels_last has them: by itself the compiler turns each convolution channels last,
-    # and keeps what it saves in both layouts.
+        return {"mode": "reduce-overhead"}  # CUDA graphs: one launch per step, static buffers
+    # Memory layouts stay as train.channels_last sets them. By default the compiler converts every convolution to
+    # channels last, and keeps what it saves for the backward pass in both layouts.
     options: dict[str, Any] = {"layout_optimization": False}
     if torch.backends.mkldnn.is_available():
         from wgangp.onednn import OneDNN  # here: it imports the compiler, which takes a second

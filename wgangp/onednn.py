@@ -1,7 +1,7 @@
-"""On a CPU, float32 products of matrices inside compiled steps by oneDNN, instead of the BLAS of torch's build.
+"""On a CPU, float32 matrix products inside compiled steps are computed by oneDNN instead of the BLAS of torch's build.
 
-That is MKL, which leaves AVX-512 unused on processors of another maker: 205 against 459 GFLOP/s for 256 x 512 x 512 on
-two cores of an AMD EPYC. torch itself takes oneDNN for matrices in bf16, and for convolutions; not for these.
+That BLAS is MKL, which does not use AVX-512 on processors of other makers: 205 against 459 GFLOP/s for 256 x 512 x 512
+on two cores of an AMD EPYC. torch itself uses oneDNN for convolutions and for bf16 matrix products, but not for these.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 
 __all__ = ["OneDNN"]
 
-LEAST = 32  # rows, columns and inner size of a product that is worth the call
+LEAST = 32  # the smallest number of rows, columns and inner size for which the call is worth its overhead
 
 
 @torch.library.custom_op("wgangp::onednn_mm", mutates_args=())
@@ -24,7 +24,7 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 
 class OneDNN(CustomGraphPass):
-    """Replaces mm and addmm in the graph of a whole step, when nothing is left to differentiate in it."""
+    """A compiler pass that replaces mm and addmm in the graph of a step. The graph must not be differentiated again."""
 
     def __call__(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
@@ -34,18 +34,18 @@ class OneDNN(CustomGraphPass):
                 bias, a, b = node.args
             else:
                 continue
-            made, sizes = node.meta["val"], (*a.meta["val"].shape, b.meta["val"].shape[1])
-            if made.dtype != torch.float32 or made.device.type != "cpu" or min(sizes) < LEAST:
+            value, sizes = node.meta["val"], (*a.meta["val"].shape, b.meta["val"].shape[1])
+            if value.dtype != torch.float32 or value.device.type != "cpu" or min(sizes) < LEAST:
                 continue
             with graph.inserting_before(node):
                 result = graph.call_function(torch.ops.wgangp.onednn_mm.default, (a, b))
-                result.meta["val"] = made
+                result.meta["val"] = value
                 if bias is not None:
                     result = graph.call_function(torch.ops.aten.add.Tensor, (result, bias))
-                    result.meta["val"] = made
+                    result.meta["val"] = value
             node.replace_all_uses_with(result)
             graph.erase_node(node)
 
     def uuid(self) -> bytes:
-        """What a cache of compiled graphs knows this by."""
+        """Identify this pass in the cache of compiled graphs."""
         return get_hash_for_files((__file__,))

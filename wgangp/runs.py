@@ -1,18 +1,48 @@
-"""How a command becomes a run folder: its name, and the right to write in it."""
+"""A run: the objects that it consists of, the name of its folder, and the lock on its folder."""
 
 import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-__all__ = ["claim", "run_name"]
+from wgangp.losses import Wasserstein
+from wgangp.penalty import GradientPenalty
 
-NOT_COMPUTED = (  # keys that say where, how long and how often, and do not change a number that is computed
+__all__ = ["Run", "claim_folder", "run_name"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The objects of one training run.
+
+    generator          (z, *y) -> samples (B, *), with the attribute latent_dim
+    critic             (x, *y) -> scores (B,)
+    optim_generator    the optimizer of the generator's parameters
+    optim_critic       the optimizer of the critic's parameters
+    data               batch(k, size, seed, split, purpose) -> (x,) or (x, y), .shape, .span: see wgangp/data
+    loss, penalty      what the networks minimize
+    seed               every random draw is a function of it, the step and the purpose
+    """
+
+    generator: nn.Module
+    critic: nn.Module
+    optim_generator: torch.optim.Optimizer
+    optim_critic: torch.optim.Optimizer
+    data: Any
+    loss: Wasserstein
+    penalty: GradientPenalty
+    seed: int
+
+
+NOT_COMPUTED = (  # keys that say where, how long and how often. They do not change a computed number
     "run_dir",
     "device",
     "data.root",
@@ -27,25 +57,26 @@ NOT_COMPUTED = (  # keys that say where, how long and how often, and do not chan
     "train.lipschitz_every",
     "figure.data_root",
 )
-CAME_LATER = {  # keys that an older run folder does not have, with the value that changes nothing
+ADDED = {  # keys that older run folders do not have, with the value that changes no number
     "penalty.autocast": False,
     "train.channels_last": False,
     "train.compile": False,
     "train.precision": "fp32",
     "train.sync_batch_norm": False,
 }
+MOVED = {"wgangp.gradients.NormalizedGradientDescent": "wgangp.optim.NormalizedGradientDescent"}  # old name -> new name
 
 
 def run_name(experiment: str | None, overrides: list[str]) -> str:
-    """A readable name of a command: its experiment and its overrides, without those that change no number.
+    """Return a readable name for a command: its experiment, and the overrides that change a computed number.
 
-    Letters, digits and . - + _ alone, so that run=runs/NAME can be typed to Hydra and a shell without quotes.
+    The name has only letters, digits and . - + _, so that run=runs/NAME needs no quotes in a shell or in Hydra.
 
     >>> run_name("mnist", ["experiment=mnist", "train.steps=10", "seed=3"])
     'mnist+seed-3'
     """
-    named = sorted(o for o in overrides if o.lstrip("+~").split("=")[0] not in (*NOT_COMPUTED, "experiment"))
-    name = "+".join([experiment or "toy", *named])
+    kept = sorted(o for o in overrides if o.lstrip("+~").split("=")[0] not in (*NOT_COMPUTED, "experiment"))
+    name = "+".join([experiment or "toy", *kept])
     readable = re.sub(r"[^\w.+]", "-", name)
     if len(readable) > 120:
         readable = readable[:100] + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -53,23 +84,26 @@ def run_name(experiment: str | None, overrides: list[str]) -> str:
 
 
 @contextmanager
-def claim(folder: Path, cfg: DictConfig, key: str = "run_dir") -> Iterator[None]:
-    """Have a run folder for this process and this config alone: make it, or find it made by the same config.
+def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir") -> Iterator[None]:
+    """Lock a run folder for this process and this config. The folder is created if it does not exist.
 
-    Its config.yaml is written by who has it, when there is something to compute. key=FOLDER is what chose the folder.
+    The caller writes config.yaml.
+
+    Args:
+        key: the config key that chose the folder, for messages.
 
     Raises:
-        ValueError: another process has it, another config made it (the differing keys are named), or it holds
-            something else. Nothing in it is touched then.
+        ValueError: another process holds the lock, another config created the folder (the message names the keys that
+            differ), or the folder holds something else. Nothing in the folder is changed.
     """
     saved = folder / "config.yaml"
-    begun = {".lock", "config.yaml.tmp"}  # all that a run leaves that died before its config was there
-    if folder.is_dir() and not saved.exists() and any(path.name not in begun for path in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and no run folder (it has no config.yaml): choose another {key}=")
+    before_config = {".lock", "config.yaml.tmp"}  # the only files of a run that was killed before it wrote its config
+    if folder.is_dir() and not saved.exists() and any(path.name not in before_config for path in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and not a run folder (it has no config.yaml): choose another {key}=")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{folder} cannot be made ({error}): choose another {key}=") from error
+        raise ValueError(f"{folder} cannot be created ({error}): choose another {key}=") from error
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -83,30 +117,31 @@ def claim(folder: Path, cfg: DictConfig, key: str = "run_dir") -> Iterator[None]
 
 
 def _check_same(saved: Path, cfg: DictConfig, key: str) -> None:
-    """Raise ValueError, with the differing keys, when a saved config computes something else."""
+    """Raise ValueError, with the keys that differ, if the saved config computes something else."""
     if saved.exists():
-        old, new = CAME_LATER | _computed(OmegaConf.load(saved)), _computed(cfg)
-        old = {name: value for name, value in old.items() if name in new or name not in CAME_LATER}
+        old, new = ADDED | _computed(OmegaConf.load(saved)), _computed(cfg)
+        old = {name: value for name, value in old.items() if name in new or name not in ADDED}
         missing = "(no such key)"
         differing = [
-            f"\n  {name}: {old.get(name, missing)} there, {new.get(name, missing)} now"
+            f"\n  {name}: {old.get(name, missing)} in the folder, {new.get(name, missing)} now"
             for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name)  # a key that came later is null where it changes nothing
+            if old.get(name) != new.get(name)  # a key that was added later is null where it changes nothing
         ]
         if differing:
             raise ValueError(
                 f"{saved.parent} belongs to another config:{''.join(differing)}"
-                f"\nChoose another {key}=, or set these back"
+                f"\nChoose another {key}=, or set these keys back"
             )
 
 
 def _computed(cfg: DictConfig) -> dict[str, Any]:
-    """The config as flat keys, without those that do not change what is computed."""
+    """The config as flat keys, without the keys that do not change a computed number."""
 
-    def flat(node: Any, prefix: str) -> dict[str, Any]:
+    def flatten(node: Any, prefix: str) -> dict[str, Any]:
         if isinstance(node, dict):
-            return {k: v for name, child in node.items() for k, v in flat(child, f"{prefix}.{name}").items()}
-        return {prefix.lstrip("."): node}
+            return {k: v for name, child in node.items() for k, v in flatten(child, f"{prefix}.{name}").items()}
+        return {prefix.lstrip("."): MOVED.get(node, node) if isinstance(node, str) else node}
 
-    everything = flat(OmegaConf.to_container(cfg, resolve=True), "")
-    return {k: v for k, v in everything.items() if k not in (*NOT_COMPUTED, "budget")}  # what it stands for is in there
+    flat = flatten(OmegaConf.to_container(cfg, resolve=True), "")
+    # The values that budget chose are in the config.
+    return {k: v for k, v in flat.items() if k not in (*NOT_COMPUTED, "budget")}

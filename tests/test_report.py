@@ -1,0 +1,150 @@
+"""The log line and the picture of a run at a step, for labeled and for unlabeled networks."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import TINY
+from labeled import WithClassifier, labeled_run
+from matplotlib.axes import Axes
+from PIL import Image
+from torch import nn
+
+from wgangp import GradientPenalty, config, plots
+from wgangp.logs import append_line
+from wgangp.losses import Wasserstein
+from wgangp.report import lipschitz_report, picture, report
+from wgangp.seeds import draw_latent, rng_for
+from wgangp.step import critic_objective, generator_objective
+
+IMAGE = (1, 4, 4)
+LOSSES = pytest.mark.parametrize("loss", [Wasserstein(), WithClassifier()], ids=lambda loss: type(loss).__name__)
+
+
+@pytest.fixture
+def toy_run(configure):
+    """toy_run("penalty.weight=0", ...) builds an untrained run on 8 Gaussians."""
+    return lambda *overrides: config.build_run(configure(*TINY, *overrides))
+
+
+def copy_state(run):
+    """All that a report could change: weights, gradients, optimizer state, the global random numbers."""
+    networks, optimizers = (run.generator, run.critic), (run.optim_generator, run.optim_critic)
+    return copy.deepcopy(
+        [
+            *(part.state_dict() for part in (*networks, *optimizers)),
+            [(p.grad, p.requires_grad) for network in networks for p in network.parameters()],
+            torch.get_rng_state().tolist(),
+        ]
+    )
+
+
+def picture_size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+@LOSSES
+def test_report_of_a_labeled_run_has_the_terms_of_its_batches(loss):
+    """Fake samples of the critic's terms have the labels of the real batch; those of the generator's are drawn."""
+    run, step, size = labeled_run(loss=loss), 3, 12
+    values = report(run, step, size)
+    z, y = draw_latent(run.generator, size, run.seed, step, "report")
+    for split, prefix in (("train", ""), ("heldout", "heldout_")):
+        real, labels = run.data.batch(step, size, run.seed, split, purpose="report")
+        fake, eps = run.generator(z, labels), run.penalty.draw(real, rng_for(run.seed, step, f"eps/{split}"))
+        terms = critic_objective(run.critic, real, fake, eps, labels, loss=loss)
+        assert {name: values[prefix + name] for name in terms} == {name: t.item() for name, t in terms.items()}
+    for name, term in generator_objective(run.generator, run.critic, z, y, loss=loss).items():
+        assert values[name] == term.item()
+    assert ("wasserstein" in values) == ("heldout_wasserstein" in values) == (type(loss) is Wasserstein)
+    assert values["critic_param_grad_norm"] > 0 and values["generator_param_grad_norm"] > 0
+    assert 0 < values["slope_real_mean"] <= values["slope_real_max"]
+
+
+@LOSSES
+def test_report_of_a_labeled_run_is_repeatable_and_changes_nothing(loss, tmp_path):
+    run = labeled_run(IMAGE, loss=loss)
+    before = copy_state(run)
+    values = report(run, 1, 8)
+    lipschitz_report(run, 1, 8)
+    append_line(tmp_path / "metrics.jsonl", {"step": 1, **values})
+    picture(tmp_path, run, 1)
+    torch.testing.assert_close(copy_state(run), before, rtol=0, atol=0)
+    assert report(run, 1, 8) == values
+    assert report(run, 2, 8) != values
+
+
+def test_lipschitz_report_is_empty_for_a_labeled_run():
+    assert lipschitz_report(labeled_run(), 0, 8) == {}
+
+
+def test_lipschitz_report_is_empty_for_a_critic_with_batch_norm(toy_run):
+    run = toy_run("penalty.weight=0")
+    assert lipschitz_report(run, 0, 8).keys() >= {"largest_quotient", "certified_lipschitz"}
+    critic = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1), nn.Flatten(0))
+    assert lipschitz_report(replace(run, critic=critic), 0, 8) == {}
+
+
+@pytest.mark.parametrize(
+    "penalty", [GradientPenalty(weight=0.0), GradientPenalty(target=0.0)], ids=["no penalty", "target 0"]
+)
+def test_expected_slope_is_reported_only_for_a_penalty_with_target_1(toy_run, penalty):
+    run = toy_run()
+    for step in range(20):  # the gap must be positive
+        if "expected_slope" in lipschitz_report(run, step, 8):
+            break
+    else:
+        pytest.fail("no step has an expected slope")
+    values = lipschitz_report(replace(run, penalty=penalty), step, 8)
+    assert not values.keys() & {"expected_slope", "corrected_wasserstein"}
+
+
+@LOSSES
+def test_picture_of_a_labeled_run_shows_the_same_noise_and_labels_at_every_step(loss, tmp_path):
+    run = labeled_run(IMAGE, loss=loss)
+    for step in (0, 5):
+        append_line(tmp_path / "metrics.jsonl", {"step": step, **report(run, step, 8)})
+        picture(tmp_path, run, step)
+    pictures = sorted((tmp_path / "samples").iterdir())
+    assert [path.name for path in pictures] == ["00000000.png", "00000005.png"]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert picture_size(pictures[0]) == (16 * 5 + 1, 8 * 5 + 1)  # 128 images of 4 x 4, one pixel between them
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_curves_of_a_log_without_wasserstein_have_the_penalty_alone(tmp_path, monkeypatch):
+    records = [
+        {"step": step, **report(labeled_run(loss=loss), step, 8)}
+        for loss in (Wasserstein(), WithClassifier())
+        for step in (0, 1)
+    ]
+    assert "wasserstein" in records[0] and "wasserstein" not in records[2]
+    labels = []
+    draw_line = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda *args, **style: labels.append(style["label"]) or draw_line(*args, **style))
+    plots.curves(tmp_path / "with.png", records[:2], target=1.0)
+    assert labels[2:4] == ["wasserstein", "penalty"]
+    labels.clear()
+    plots.curves(tmp_path / "without.png", records[2:], target=1.0)
+    assert labels[2:4] == ["penalty", "real"] and picture_size(tmp_path / "without.png")[0] > 1000
+
+
+def test_curves_continue_a_log_with_old_metric_names(toy_run, tmp_path, monkeypatch):
+    run, drawn = toy_run(), []
+    monkeypatch.setattr("wgangp.plots.value_surface", lambda *_: None)
+    monkeypatch.setattr("wgangp.plots.curves", lambda path, records, target: drawn.extend(records))
+    values = report(run, 0, 8)
+    old = {name.replace("_param_grad_norm", "_gradient_norm"): value for name, value in values.items()}
+    assert old.keys() != values.keys()
+    for record in (old, values):
+        append_line(tmp_path / "metrics.jsonl", {"step": 0, **record})
+    picture(tmp_path, run, 0)
+    assert drawn == [{"step": 0, **values}] * 2
+
+
+def test_picture_of_labeled_points_in_the_plane_shows_the_points(tmp_path):
+    append_line(tmp_path / "metrics.jsonl", {"step": 0, **report(labeled_run((2,)), 0, 8)})
+    picture(tmp_path, labeled_run((2,)), 0)
+    assert (tmp_path / "samples" / "00000000.png").exists()

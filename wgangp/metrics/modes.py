@@ -1,0 +1,27 @@
+"""Mode coverage: which modes of a mixture of Gaussians a generator covers, and how many of its samples are good."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["mode_coverage"]
+
+
+def mode_coverage(x: Tensor, centers: Tensor, sd: float) -> dict[str, float]:
+    """Count the modes of a Gaussian mixture that the samples x (N, 2) cover.
+
+    A sample is of high quality if it lies within 3 sd of the nearest center. A 2-D Gaussian has 98.9 % of its mass
+    there. A mode is covered if at least one high-quality sample is nearest to it. The definition is that of VEEGAN
+    (Srivastava et al. 2017), where N is 2,500. The number of covered modes grows with N, so report N with it.
+
+    Args:
+        x: samples (N, 2).
+        centers: centers of the modes (M, 2).
+        sd: standard deviation of each mode, in the units of the plane.
+
+    Returns:
+        modes: the number of covered modes, 0 to M.
+        high_quality: the share of high-quality samples, 0 to 1.
+    """
+    distance, nearest = torch.cdist(x, centers).min(dim=1)
+    good = distance < 3 * sd
+    return {"modes": len(nearest[good].unique()), "high_quality": good.double().mean().item()}
