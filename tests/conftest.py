@@ -1,20 +1,26 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT, Linear, quick_picture, smooth_critic, train_run, write_idx  # noqa: F401 - old imports
 from hydra import compose, initialize_config_dir
 from hypothesis import settings
+from labeled import LabeledCritic, LabeledGenerator
+from omegaconf import OmegaConf
 from PIL import Image
-from torch import nn
 
-import wgangp.config  # noqa: F401 - registers the schema
+import wgangp.cli  # noqa: F401 - registers the schemas
+from wgangp.config import CONF
+from wgangp.networks import mlp
 
-settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
 settings.load_profile("patient")
 
-ROOT = Path(__file__).parent.parent
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; more threads per worker would be slower
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
@@ -32,20 +38,20 @@ def _seeded():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure():
-    """configure("seed=1", ...) -> the composed config, as the scripts see it."""
+    """configure("seed=1", ...) -> the composed config, as the commands see it."""
 
-    def of(*overrides, name="config"):
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    def compose_config(*overrides, name="config"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose(name, overrides=list(overrides))
 
-    return of
+    return compose_config
 
 
 @pytest.fixture(scope="session")
 def small_mnist(tmp_path_factory):
-    """A root with 600 random pictures in each of MNIST's and Fashion-MNIST's layouts: 500 to train on, 100 held out."""
+    """A folder with 600 random images in the files of MNIST and of Fashion-MNIST: 500 to train on, 100 held out."""
     root = tmp_path_factory.mktemp("data")
     for name in ("MNIST", "FashionMNIST"):
         write_idx(root / name / "raw", pictures=600, side=28)
@@ -54,7 +60,7 @@ def small_mnist(tmp_path_factory):
 
 @pytest.fixture
 def small_cifar(monkeypatch):
-    """torchvision's reader of CIFAR-10, with 70 white pictures to train on and 30 black ones held out."""
+    """torchvision's reader of CIFAR-10, with 70 white images to train on and 30 black images held out."""
 
     class Reader:
         def __init__(self, root, train, download):
@@ -70,48 +76,72 @@ def small_cifar(monkeypatch):
 
 @pytest.fixture(scope="session")
 def small_pictures(tmp_path_factory):
-    """A folder with 40 grey 32 x 32 pictures."""
+    """A folder with 40 images of 32 x 32."""
     root = tmp_path_factory.mktemp("pictures")
     for i in range(40):
         Image.new("RGB", (32, 32), (i, i, 2 * i)).save(root / f"{i:02}.png")
     return root
 
 
-def write_idx(folder, pictures, side):
-    """The four idx files of an MNIST-like set: a header of big-endian integers, then bytes."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for part in ("train", "t10k"):
-        header = np.array([0x803, pictures, side, side], dtype=">i4").tobytes()
-        pixels = random.integers(0, 256, (pictures, side, side), dtype=np.uint8)
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
-        header = np.array([0x801, pictures], dtype=">i4").tobytes()
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + (np.arange(pictures) % 10).astype("u1").tobytes())
-
-
 @pytest.fixture
 def quick_compile(monkeypatch):
     """torch.compile without minutes of C++: the same traced graph, run by torch."""
-    really = torch.compile
+    original = torch.compile
 
-    def traced(function, **how):
-        return really(function, backend="aot_eager", fullgraph=how["fullgraph"], dynamic=how["dynamic"])
+    def trace(function, **options):
+        return original(function, backend="aot_eager", fullgraph=options["fullgraph"], dynamic=options["dynamic"])
 
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr(torch, "compile", trace)
 
 
-class Linear(nn.Module):
-    """D(x) = w . x for points of any rank: its slope is ||w|| everywhere."""
-
-    def __init__(self, shape, dtype=torch.float64):
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(shape, dtype=dtype))
-
-    def forward(self, x):
-        return (self.w * x).unsqueeze(-1).flatten(1).sum(1)
+@pytest.fixture
+def quick_pictures(monkeypatch):
+    """Training without matplotlib, which takes most of the time of a short run."""
+    monkeypatch.setattr("wgangp.train.picture", quick_picture)
 
 
-def smooth_critic(features, width=8):
-    """A small critic whose third derivatives exist, in float64, on points of any rank."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(features, width), nn.Tanh(), nn.Linear(width, 1)).double()
+@pytest.fixture(scope="session")
+def _trained_once(configure, tmp_path_factory):
+    folders = {}
+
+    def train_once(*overrides):
+        if overrides not in folders:
+            folders[overrides] = tmp_path_factory.mktemp("run")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("wgangp.train.picture", quick_picture)
+                train_run(configure(*overrides), folders[overrides])
+        return folders[overrides]
+
+    return train_once
+
+
+@pytest.fixture
+def trained(_trained_once, tmp_path):
+    """trained("seed=1", ...) -> a copy of the folder of this run, which is trained once per session."""
+
+    def copy_run(*overrides, name="run"):
+        return Path(shutil.copytree(_trained_once(*overrides), tmp_path / name))
+
+    return copy_run
+
+
+@pytest.fixture
+def labeled_config(configure, monkeypatch, tmp_path):
+    """The config of a small run with labels: images of 8 x 8 in three folders, and networks with three classes."""
+    for network in (LabeledGenerator, LabeledCritic):
+        monkeypatch.setattr(network, "__module__", mlp.__name__)  # a name that a config may build
+        monkeypatch.setattr(mlp, network.__name__, network, raising=False)
+    for split, count in (("train", 8), ("heldout", 4)):
+        for label in range(3):
+            folder = tmp_path / split / str(label)
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (100 * label, 10 * i, 0)).save(folder / f"{i}.png")
+    roots = (f"data.root={tmp_path / 'train'}", f"data.heldout_root={tmp_path / 'heldout'}")
+    sizes = ("train.batch_size=6", "train.report_size=6", "train.steps=1", "device=cpu")
+    cfg = OmegaConf.create(OmegaConf.to_container(configure("data=image_folder", *roots, *sizes)))
+    for name, network in (("generator", LabeledGenerator), ("critic", LabeledCritic)):
+        target = {"_target_": f"{mlp.__name__}.{network.__name__}"}
+        OmegaConf.update(cfg, f"networks.{name}", target, merge=False)
+    return cfg

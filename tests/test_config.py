@@ -1,19 +1,23 @@
+"""The config becomes objects: names, keys, types and values are checked, and a run folder is restored."""
+
 import shutil
 
 import pytest
 import torch
-from conftest import ROOT, write_idx
+from helpers import TINY, WIDTHS, make_old, train_run, write_idx
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from wgangp import GradientPenalty, config
+import wgangp
+from wgangp import GradientPenalty, NormalizedGradientDescent, checkpoint, config, load_run
 from wgangp.losses import Wasserstein
-
-TINY = ("networks.generator.width=8", "networks.critic.width=8")
+from wgangp.networks import mlp
+from wgangp.report import report
+from wgangp.train import Clip
 
 
 class TestBuild:
-    def test_calls_the_target_with_the_rest(self):
+    def test_calls_the_target_with_the_other_keys(self):
         cfg = OmegaConf.create({"penalty": {"_target_": "wgangp.penalty.GradientPenalty", "weight": 2, "sides": "one"}})
         assert config.build(cfg, "penalty") == GradientPenalty(weight=2, sides="one")
 
@@ -22,11 +26,12 @@ class TestBuild:
         [
             ("penalty", "os.system"),
             ("penalty", "wgangp.penaltyx.evil"),
-            ("penalty", "wgangp.penalty.copy.deepcopy"),  # reached through a trusted module, but not of it
+            ("penalty", "wgangp.penalty.math.sqrt"),  # reached through a trusted module, but defined elsewhere
             ("penalty", "wgangp.penalty.SIDES"),
             ("data", "wgangp.data.images.Path"),
             ("data", "wgangp.logs.subprocess.run"),
             ("optim", "torch.load"),
+            ("optim", "wgangp.gradients.total_norm"),
             ("loss", None),
             ("loss", ""),
             ("loss", 3),
@@ -40,22 +45,23 @@ class TestBuild:
         "key, target",
         [("data", "wgangp.data.nowhere.X"), ("penalty", "wgangp.penalty.Nothing"), ("optim", "torch.optim.Adamm")],
     )
-    def test_names_that_do_not_exist_are_said(self, key, target):
-        with pytest.raises(ValueError, match="no such name"):
+    def test_refuses_names_that_do_not_exist(self, key, target):
+        with pytest.raises(ValueError, match=r"_target_ = .*: this name does not exist"):
             config.build(OmegaConf.create({key: {"_target_": target}}), key)
 
-    def test_an_unknown_key_is_named_with_the_known_ones(self):
+    def test_unknown_key_is_refused_with_the_known_keys_and_the_nearest(self):
         cfg = OmegaConf.create({"penalty": {"_target_": "wgangp.penalty.GradientPenalty", "wieght": 1}})
-        with pytest.raises(ValueError, match=r"penalty\.wieght is unknown.*knows weight, target, sides, points"):
+        known = "weight, target, sides, points"
+        with pytest.raises(ValueError, match=rf"penalty\.wieght is unknown; .* are {known}.*Did you mean weight\?"):
             config.build(cfg, "penalty")
         cfg = OmegaConf.create({"loss": {"_target_": "wgangp.losses.Wasserstein", "scale": 1}})
-        with pytest.raises(ValueError, match="knows no keys"):
+        with pytest.raises(ValueError, match=r"the keys of .* are none"):
             config.build(cfg, "loss")
         assert isinstance(
             config.build(OmegaConf.create({"loss": {"_target_": "wgangp.losses.Wasserstein"}}), "loss"), Wasserstein
         )
 
-    def test_what_the_caller_gives_cannot_be_set(self):
+    def test_argument_of_the_caller_cannot_be_set(self):
         cfg = OmegaConf.create({"data": {"_target_": "wgangp.data.toy.gaussians8", "device": "cuda"}})
         with pytest.raises(ValueError, match=r"data\.device is unknown"):
             config.build(cfg, "data", device="cpu")
@@ -63,7 +69,7 @@ class TestBuild:
     @pytest.mark.parametrize(
         "key, value", [("weight", "abc"), ("weight", None), ("weight", True), ("sides", 2), ("points", ["real"])]
     )
-    def test_a_value_of_another_type_is_named(self, key, value):
+    def test_value_of_another_type_is_refused_with_its_key(self, key, value):
         cfg = OmegaConf.create({"penalty": {"_target_": "wgangp.penalty.GradientPenalty", key: value}})
         with pytest.raises(ValueError, match=rf"penalty\.{key} = .*must be of type"):
             config.build(cfg, "penalty")
@@ -77,7 +83,7 @@ class TestBuild:
             ({"lr": 0.1, "betas": [0.5, 1.5]}, "beta"),
         ],
     )
-    def test_what_the_thing_itself_refuses_is_said_with_its_key(self, optim, message):
+    def test_error_of_the_target_is_reported_with_its_key(self, optim, message):
         cfg = OmegaConf.create({"optim": {"_target_": "torch.optim.Adam", **optim}})
         with pytest.raises(ValueError, match=rf"(?i)optim.*{message}"):
             config.build(cfg, "optim", [torch.nn.Parameter(torch.ones(1))])
@@ -102,19 +108,36 @@ class TestTrainOptions:
             "seed=-1",
         ],
     )
-    def test_values_that_mean_nothing_are_named(self, configure, override):
+    def test_values_out_of_range_are_refused_with_their_key(self, configure, override):
         with pytest.raises(ValueError, match=override.split("=")[0]):
             config.train_options(configure(override))
 
-    def test_are_what_the_config_says(self, configure):
-        options = config.train_options(configure("train.critic_steps=10", "clip.weights=0.01", "seed=3"))
-        assert options["critic_steps"] == 10 and options["clip_weights"] == 0.01 and options["seed"] == 3
-        assert options["clip_gradient_norm"] is None and options["regularize_gradient_norm"] == 0
+    def test_are_the_values_of_the_config(self, configure):
+        cfg = configure("train.critic_steps=10", "clip.weights=0.01", "seed=3")
+        options = config.train_options(cfg)
+        assert options["critic_steps"] == 10 and options["clip"] == Clip(weights=0.01, gradient_norm=None)
+        assert options["regularize_gradient_norm"] == 0
+        assert OmegaConf.create(options["config"]) == cfg and "seed: 3" in options["config"]
+        assert config.build_run(configure("seed=3", *TINY)).seed == 3
+
+    @pytest.mark.parametrize(
+        "override, message",
+        [
+            ("budget=small", "budget = small: must be one of cpu, paper"),
+            ("train.decay_steps=10", r"train\.decay_steps = 10: the learning rate would be 0 from this update"),
+            ("train.decay_steps=0", r"train\.decay_steps = 0: must be >= 1"),
+            ("train.generator_batch_size=0", r"train\.generator_batch_size = 0: must be >= 1"),
+            ("data=image_folder", r"data\.root: no value is given"),
+        ],
+    )
+    def test_settings_that_cannot_be_trained_with_are_refused(self, configure, override, message):
+        with pytest.raises(ValueError, match=message):
+            config.train_options(configure(override))
 
 
 class TestKeys:
     @pytest.mark.parametrize("override", ["train.stps=3", "sed=1", "clip.weight=0.1", "networks.generater=1"])
-    def test_unknown_ones_are_refused(self, configure, override):
+    def test_unknown_keys_are_refused(self, configure, override):
         with pytest.raises(Exception, match=r"not in|Could not override"):
             configure(override)
 
@@ -124,123 +147,264 @@ class TestKeys:
             configure(override)
 
     @pytest.mark.parametrize("text", ["trian: {steps: 3}", "train: {stps: 3}", "train: {steps: abc}", "clip: 3"])
-    def test_unknown_ones_and_bad_values_in_a_file_are_refused_too(self, tmp_path, text):
-        shutil.copytree(ROOT / "conf", tmp_path / "conf")
-        (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    def test_unknown_keys_and_wrong_values_in_a_file_are_refused(self, tmp_path, text):
+        shutil.copytree(config.CONF, tmp_path / "conf")
+        (tmp_path / "conf" / "experiment" / "custom.yaml").write_text(f"# @package _global_\n{text}\n")
         with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
             assert compose("config", overrides=["experiment=toy_released"])
-            with pytest.raises(Exception, match=r"experiment/mine"):
-                compose("config", overrides=["experiment=mine"])
+            with pytest.raises(Exception, match=r"experiment/custom"):
+                compose("config", overrides=["experiment=custom"])
 
     @pytest.mark.parametrize("override", ["+sed=3", "+clip.wieghts=0.1", "+networks.foo=1", "+train.foo=abc"])
-    def test_unknown_ones_are_refused_behind_a_plus_too(self, configure, override):
-        with pytest.raises(ValueError, match="unknown key"):
+    def test_unknown_keys_after_a_plus_are_refused(self, configure, override):
+        key = override.lstrip("+").split("=")[0]
+        with pytest.raises(ValueError, match=f"unknown key.*: {key} "):
             config.train_options(configure(override))
 
-    def test_one_without_a_value_is_refused(self, configure):
+    @pytest.mark.parametrize(
+        "override, hint",
+        [("+sed=3", "seed"), ("+clip.wieghts=0.1", "clip.weights"), ("+train.stps=3", "train.steps")],
+    )
+    def test_unknown_key_suggests_the_nearest(self, configure, override, hint):
+        with pytest.raises(ValueError, match=rf"Did you mean {hint}\?$"):
+            config.train_options(configure(override))
+
+    def test_key_without_a_value_is_refused(self, configure):
         with pytest.raises(ValueError, match=r"seed: no value"):
             config.train_options(configure("seed=???"))
 
     @pytest.mark.parametrize(
         "key, node",
         [
-            ("optim", {"_target_": "wgangp.gradients.total_norm"}),
+            ("optim", {"_target_": "torch.optim.optimizer._use_grad_for_differentiable"}),  # not an optimizer
             ("optim", {"_target_": "torch.optim.LBFGS"}),
             ("networks.generator", {"_target_": "wgangp.networks.mlp.MLPCritic"}),
         ],
     )
-    def test_a_trusted_name_in_the_wrong_place_is_refused(self, configure, key, node):
-        cfg = OmegaConf.create(OmegaConf.to_container(configure(*TINY)))
+    def test_trusted_name_in_the_wrong_place_is_refused(self, configure, key, node):
+        cfg = OmegaConf.create(OmegaConf.to_container(configure(*WIDTHS)))
         OmegaConf.update(cfg, key, node, merge=False)
         with pytest.raises(ValueError, match="_target_"):
-            config.objects(cfg)
+            config.build_run(cfg)
 
-    def test_a_command_line_choice_beats_the_experiments(self, configure):
+    def test_command_line_takes_precedence_over_the_experiment(self, configure):
         cfg = configure("experiment=mnist", "data=fashion_mnist", "optim=rmsprop")
         assert cfg.data._target_.endswith("fashion_mnist") and cfg.optim._target_ == "torch.optim.RMSprop"
-        assert cfg.train.batch_size == 50  # what is not overridden is the experiment's
+        assert cfg.train.batch_size == 50  # the value of the experiment
 
-    def test_the_defaults_are_the_papers(self, configure):
+    def test_defaults_are_those_of_the_paper(self, configure):
         cfg = configure("optim=adam")
         assert config.build(cfg, "penalty") == GradientPenalty(weight=10, target=1, sides="two", points="interpolates")
         assert cfg.train.critic_steps == 5
         assert cfg.optim.lr == 1e-4 and list(cfg.optim.betas) == [0.0, 0.9]
 
 
+class TestBudget:
+    @pytest.mark.parametrize("budget, steps, width", [("cpu", 1000, 32), ("paper", 200_000, 128)])
+    def test_chooses_a_value(self, configure, budget, steps, width):
+        cfg = configure("experiment=cifar_dcgan", f"budget={budget}")
+        assert cfg.train.steps == steps and cfg.networks.critic.width == width
+        assert config.train_options(cfg)["steps"] == steps
+
+    def test_is_paper_by_default(self, configure):
+        assert configure("experiment=cifar_resnet").train.steps == 100_000
+
+    def test_value_on_the_command_line_replaces_both(self, configure):
+        assert configure("experiment=cifar_dcgan", "budget=cpu", "train.steps=7").train.steps == 7
+
+    def test_unknown_budget_is_refused(self, configure):
+        with pytest.raises(ValueError, match="budget = small: must be one of cpu, paper"):
+            config.train_options(configure("experiment=cifar_dcgan", "budget=small"))
+
+
 class TestNetworks:
     def test_initial_weights_are_a_function_of_the_seed(self, configure):
         state = torch.get_rng_state()
 
-        def built(*overrides):
-            return config.networks(configure(*TINY, *overrides), (2,), torch.device("cpu"))
+        def build(*overrides):
+            return config.build_networks(configure(*WIDTHS, *overrides), (2,), torch.device("cpu"))
 
-        (g0, d0), (g1, d1), (g2, d2) = built("seed=0"), built("seed=0"), built("seed=1")
+        (g0, d0), (g1, d1), (g2, d2) = build("seed=0"), build("seed=0"), build("seed=1")
         for a, b, c in ((g0, g1, g2), (d0, d1, d2)):
             first = [next(m.parameters()) for m in (a, b, c)]
             assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
-        assert not torch.equal(g0.layers[0].weight, d0.layers[0].weight)  # of one shape here: each has its own draws
+        assert not torch.equal(g0.layers[0].weight, d0.layers[0].weight)  # equal shapes, other draws
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_the_critic_does_not_change_with_the_generator(self, configure):
-        cfgs = [configure(*TINY), configure(*TINY, "networks.generator.width=16")]
-        critics = [config.networks(cfg, (2,), torch.device("cpu"))[1] for cfg in cfgs]
+    def test_critic_does_not_change_with_the_generator(self, configure):
+        cfgs = [configure(*WIDTHS), configure(*WIDTHS, "networks.generator.width=16")]
+        critics = [config.build_networks(cfg, (2,), torch.device("cpu"))[1] for cfg in cfgs]
         assert torch.equal(critics[0].layers[0].weight, critics[1].layers[0].weight)
 
     def test_images_of_another_size_are_refused(self, configure, tmp_path):
         write_idx(tmp_path / "MNIST" / "raw", pictures=12, side=32)
-        with pytest.raises(ValueError, match=r"is for points of shape \(1, 28, 28\), got \(1, 32, 32\)"):
-            config.objects(configure("experiment=mnist", f"data.root={tmp_path}"))
+        with pytest.raises(ValueError, match=r"takes points of shape \(1, 28, 28\), got \(1, 32, 32\)"):
+            config.build_run(configure("experiment=mnist", f"data.root={tmp_path}"))
 
-    def test_data_and_networks_that_do_not_belong_together_are_refused(self, configure, small_mnist):
+    def test_data_and_networks_that_do_not_fit_are_refused(self, configure, small_mnist):
         with pytest.raises(ValueError, match=r"networks\.generator.*choose data= and networks="):
-            config.objects(configure("networks=mnist"))
+            config.build_run(configure("networks=mnist"))
         with pytest.raises(ValueError, match=r"networks\.generator.*R\^d"):
-            config.objects(configure("data=mnist", f"data.root={small_mnist}"))
+            config.build_run(configure("data=mnist", f"data.root={small_mnist}"))
 
 
-def test_a_penalty_on_a_critic_that_mixes_samples_is_refused(configure, small_mnist):
-    tiny = (f"data.root={small_mnist}", "train.report_size=9", "networks.generator.width=2", "networks.critic.width=2")
-    config.objects(configure("experiment=mnist_clip", *tiny))
+def test_penalty_on_a_critic_that_mixes_samples_is_refused(configure, small_mnist):
+    small = (f"data.root={small_mnist}", "train.report_size=9", "networks.generator.width=2", "networks.critic.width=2")
+    config.build_run(configure("experiment=mnist_clip", *small))
     with pytest.raises(ValueError, match=r"mixes the samples.*penalty\.weight=0"):
-        config.objects(configure("experiment=mnist_clip", "penalty.weight=10", *tiny))
+        config.build_run(configure("experiment=mnist_clip", "penalty.weight=10", *small))
 
 
-def test_a_device_that_is_not_there_is_refused_with_the_remedy():
-    assert config.device_of("cpu") == torch.device("cpu")
-    assert config.device_of("auto").type in ("cpu", "cuda")
+def test_device_that_does_not_exist_is_refused_with_the_remedy():
+    assert config.find_device("cpu") == torch.device("cpu")
+    assert config.find_device("auto").type in ("cpu", "cuda")
     for name in ("cuda:99", "toaster", "meta"):
         with pytest.raises(ValueError, match=r"device = .*device=cpu"):
-            config.device_of(name)
+            config.find_device(name)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_cuda_without_one_is_refused_with_the_remedy():
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_without_a_gpu_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"device = cuda: .*device=cpu"):
-        config.device_of("cuda")
+        config.find_device("cuda")
 
 
-def test_a_batch_larger_than_the_data_is_refused_by_its_key(configure, small_mnist):
+def test_batch_larger_than_the_data_is_refused_with_its_key(configure, small_mnist):
     for override in ("train.batch_size=501", "train.report_size=101"):
         with pytest.raises(ValueError, match=override.split("=")[0] + ".*smaller"):
-            config.objects(configure("experiment=mnist", f"data.root={small_mnist}", "train.report_size=9", override))
+            config.build_run(configure("experiment=mnist", f"data.root={small_mnist}", "train.report_size=9", override))
 
 
-def test_what_needs_no_data_is_looked_at_before_the_data(configure):
+def test_settings_are_checked_before_the_data_is_read(configure):
     for override in ("penalty.sides=three", "optim.lr=-1"):
         with pytest.raises(ValueError, match=override.split(".")[0]):
-            config.objects(configure("experiment=mnist", "data.root=nowhere", override))
+            config.build_run(configure("experiment=mnist", "data.root=nowhere", override))
 
 
-@pytest.mark.parametrize(
-    "override, message",
-    [
-        ("budget=small", "budget = small: must be one of cpu, paper"),
-        ("train.decay_steps=10", r"train\.decay_steps = 10: the learning rate would be 0 from there"),
-        ("train.decay_steps=0", r"train\.decay_steps = 0: must be >= 1"),
-        ("train.generator_batch_size=0", r"train\.generator_batch_size = 0: must be >= 1"),
-        ("data=image_folder", r"data\.root: no value is given"),
-    ],
-)
-def test_what_cannot_be_trained_with_is_said_at_once(configure, override, message):
-    with pytest.raises(ValueError, match=message):
-        config.train_options(configure(override))
+class TestClasses:
+    def test_labels_are_yielded_if_the_networks_have_as_many_classes(self, labeled_config):
+        run = config.build_run(labeled_config)
+        assert run.generator.classes == run.critic.classes == run.data.classes == 3
+        x, y = run.data.batch(0, 6, run.seed)
+        assert run.data.labeled is True and x.shape == (6, 3, 8, 8) and y.shape == (6,)
+
+    @pytest.mark.parametrize("overrides", [TINY, ("data=shift", *TINY)], ids=["gaussians8", "shift"])
+    def test_data_without_classes_is_refused(self, configure, labeled_config, overrides):
+        cfg = configure(*overrides)
+        labeled_config.data, labeled_config.train = cfg.data, cfg.train
+        with pytest.raises(ValueError, match=r"the generator has 3 classes, the critic 3 and the data 0.*networks="):
+            config.build_run(labeled_config)
+
+    def test_other_numbers_of_classes_are_refused(self, labeled_config, monkeypatch):
+        monkeypatch.setattr(mlp.LabeledCritic, "classes", 4)
+        with pytest.raises(ValueError, match="the generator has 3 classes, the critic 4 and the data 3"):
+            config.build_run(labeled_config)
+        monkeypatch.setattr(mlp.LabeledGenerator, "classes", 4)
+        with pytest.raises(ValueError, match="the generator has 4 classes, the critic 4 and the data 3"):
+            config.build_run(labeled_config)
+
+    def test_networks_without_classes_get_no_labels(self, configure, small_mnist):
+        small = ("networks.generator.width=2", "networks.critic.width=2", "train.report_size=9", "device=cpu")
+        data = config.build_run(configure("experiment=mnist", f"data.root={small_mnist}", *small)).data
+        assert data.classes == 10 and data.labeled is False and len(data.batch(0, 4, 0)) == 1
+
+    def test_run_with_labels_is_trained_and_loaded(self, labeled_config, tmp_path, quick_pictures):
+        run = train_run(labeled_config, tmp_path / "run")
+        loaded = load_run(tmp_path / "run", read_data=True)
+        assert loaded.data.labeled is True
+        assert report(loaded, 1, 6) == report(run, 1, 6)
+
+
+class TestLoadRun:
+    @pytest.fixture
+    def folder(self, trained):
+        return trained(*TINY, "train.steps=2", "train.checkpoint_every=1", "seed=3", "penalty.sides=one")
+
+    def test_has_the_weights_and_optimizer_states_of_the_newest_checkpoint(self, folder):
+        run = wgangp.load_run(folder)
+        assert len(list((folder / "checkpoints").glob("*.pt"))) == 2
+        state = torch.load(folder / "checkpoints" / "step_00000002.pt", weights_only=True)
+        for name in ("generator", "critic", "optim_generator", "optim_critic"):
+            assert_equal(getattr(run, name).state_dict(), state[name])
+        assert state["optim_critic"]["state"]  # Adam has moments
+        assert run.seed == 3 and run.penalty == GradientPenalty(sides="one")
+        assert isinstance(run.loss, Wasserstein)
+        assert run.optim_critic.param_groups[0]["params"] == list(run.critic.parameters())
+
+    def test_generates_samples_in_one_line(self, folder):
+        assert load_run(folder).generator(torch.randn(5, 2)).shape == (5, 2)
+
+    def test_continues_as_the_run_itself(self, configure, folder, tmp_path, quick_pictures):
+        again = train_run(configure(*TINY, "train.steps=2", "seed=3", "penalty.sides=one"), tmp_path / "again")
+        assert report(load_run(folder), 2, 16) == report(again, 2, 16)
+
+    def test_takes_text_and_reads_drawn_data(self, folder):
+        data = load_run(str(folder)).data
+        assert data.shape == (2,) and data.batch(0, 4, 3)[0].shape == (4, 2)
+
+    def test_does_not_need_the_data_files(self, trained, small_mnist, tmp_path):
+        small = ("networks.generator.width=2", "networks.critic.width=2", "train.report_size=9", "device=cpu")
+        folder = trained("experiment=mnist", f"data.root={small_mnist}", *small, "train.steps=1", "train.batch_size=9")
+        path = folder / "config.yaml"
+        with_data = load_run(folder, read_data=True).data
+        path.write_text(path.read_text().replace(f"root: {small_mnist}", f"root: {tmp_path / 'gone'}"))
+        run = load_run(folder)
+        assert run.data.shape == (1, 28, 28) and run.data.span == (0.0, 1.0)
+        assert run.data.fingerprint == with_data.fingerprint
+        assert run.generator(torch.randn(2, run.generator.latent_dim)).shape == (2, 1, 28, 28)
+        with pytest.raises(ValueError, match=r"without its data: use load_run\(folder, read_data=True\)"):
+            run.data.batch(0, 4, 0)
+        with pytest.raises(ValueError, match=r"data.*gone"):
+            load_run(folder, read_data=True)
+
+    def test_read_data_reads_the_files(self, trained, small_mnist):
+        small = ("networks.generator.width=2", "networks.critic.width=2", "train.report_size=9", "device=cpu")
+        folder = trained("experiment=mnist", f"data.root={small_mnist}", *small, "train.steps=1", "train.batch_size=9")
+        (x,) = load_run(folder, read_data=True).data.batch(0, 4, 0)
+        assert x.shape == (4, 1, 28, 28)
+
+    def test_loads_folders_of_earlier_versions(self, trained, quick_pictures):
+        folder = trained(*TINY, "optim=normalized", "train.steps=1")
+        make_old(folder / "config.yaml")
+        run = load_run(folder)
+        assert isinstance(run.optim_critic, NormalizedGradientDescent) and run.penalty == GradientPenalty()
+
+    def test_folder_that_is_not_a_run_is_refused(self, folder, tmp_path):
+        with pytest.raises(ValueError, match=r"nowhere is not a run folder: it has no config\.yaml"):
+            load_run(tmp_path / "nowhere")
+        shutil.rmtree(folder / "checkpoints")
+        with pytest.raises(ValueError, match="has no checkpoint yet: train it first"):
+            load_run(folder)
+
+    def test_device_that_does_not_exist_is_refused(self, folder):
+        with pytest.raises(ValueError, match=r"device = toaster: .*device=cpu"):
+            load_run(folder, device="toaster")
+
+    def test_checkpoint_that_does_not_fit_is_refused(self, folder):
+        path = folder / "config.yaml"
+        path.write_text(path.read_text().replace("width: 8", "width: 9", 1))
+        with pytest.raises(ValueError, match=r"the generator in the checkpoint of .* does not fit its config\.yaml"):
+            load_run(folder)
+
+    def test_checkpoint_without_a_network_is_refused(self, folder):
+        state = torch.load(folder / "checkpoints" / "step_00000002.pt", weights_only=True)
+        del state["optim_critic"]
+        checkpoint.save(folder / "checkpoints", 3, state)
+        with pytest.raises(ValueError, match=r"has no optim_critic: use a folder that scripts/train\.py wrote"):
+            load_run(folder)
+
+
+def assert_equal(actual, expected):
+    """Compare nested dicts and lists of tensors, numbers and strings."""
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(actual, expected)
+    elif isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for key in expected:
+            assert_equal(actual[key], expected[key])
+    elif isinstance(expected, list | tuple):
+        assert len(actual) == len(expected)
+        for a, b in zip(actual, expected, strict=True):
+            assert_equal(a, b)
+    else:
+        assert actual == expected

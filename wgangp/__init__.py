@@ -1,13 +1,9 @@
-"""WGAN-GP: the penalty for a critic of your own, and Algorithm 1 to train with it."""
+"""WGAN-GP: the gradient penalty for your own critic, and Algorithm 1 to train with it."""
 
 from wgangp.certify import certified_lipschitz
-from wgangp.gradients import (
-    NormalizedGradientDescent,
-    clip_by_norm_,
-    gradient_norm,
-    gradient_norm_penalty,
-    total_norm,
-)
+from wgangp.checks import check_per_sample
+from wgangp.config import load_run
+from wgangp.gradients import clip_by_norm_, gradient_norm, gradient_norm_penalty, total_norm
 from wgangp.lipschitz import (
     corrected_wasserstein,
     expected_slope,
@@ -16,9 +12,11 @@ from wgangp.lipschitz import (
     slope_statistics,
     steepest_slope,
 )
-from wgangp.penalty import GradientPenalty, check_per_sample, clip_weights_, gradient_penalty, interpolate
+from wgangp.optim import NormalizedGradientDescent
+from wgangp.penalty import GradientPenalty, clip_weights_, gradient_penalty, interpolate
 from wgangp.step import critic_step, generator_step
 from wgangp.transport import wasserstein1
+from wgangp.version import __version__ as __version__
 
 __all__ = [
     "GradientPenalty",
@@ -36,6 +34,7 @@ __all__ = [
     "gradient_penalty",
     "interpolate",
     "largest_quotient",
+    "load_run",
     "proved_wasserstein",
     "slope_statistics",
     "steepest_slope",

@@ -1,274 +1,240 @@
-"""The one place where a config becomes objects."""
+"""The only place where a config becomes objects.
+
+A key of the config, the parameter of the function that takes it, and its entry in docs/config.md are one setting. The
+keys and their types are read from the signatures of these functions.
+"""
 
 import inspect
-import math
 import pkgutil
 import types
 import typing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from wgangp.checkpoint import load_latest
-from wgangp.distributed import local_device
-from wgangp.penalty import check_per_sample
+from wgangp.checks import check_per_sample
+from wgangp.distributed import join_ranks, local_device
 from wgangp.precision import check_precision
-from wgangp.seeds import initialised
+from wgangp.runs import MOVED, Run
+from wgangp.schema import check_keys, register_schema, suggestion, types_of
+from wgangp.seeds import initialize
+from wgangp.train import Clip, train
 
 __all__ = [
     "BUDGETS",
-    "Benchmark",
-    "Lipschitz",
-    "Reproduce",
-    "Sample",
+    "CONF",
     "build",
-    "check_keys",
-    "device_of",
-    "networks",
-    "objects",
+    "build_networks",
+    "build_run",
+    "find_device",
+    "load_run",
+    "restore",
     "train_options",
-    "trained",
 ]
 
-TRUSTED = {  # what a config may name under each key; anything else is refused
+# The configs: in an installed package inside of it, in a checkout beside it.
+CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if path.is_dir())
+TRUSTED = {  # the names that a config may build under each key. Everything else is refused
     "data": ("wgangp.data.",),
     "networks": ("wgangp.networks.",),
     "loss": ("wgangp.losses.",),
     "penalty": ("wgangp.penalty.",),
-    "optim": ("torch.optim.", "wgangp.gradients."),
+    "optim": ("torch.optim.", "wgangp.optim."),
     "figure": ("wgangp.figures.",),
 }
 BUDGETS = ("cpu", "paper")
-ELSEWHERE = ("channels_last", "rank_timeout")  # of train.*, what train() does not take: see objects, distributed.joined
 
 
-# The schema: every key of conf/config.yaml and its type. Values and their meaning stand there.
-@dataclass
-class Train:
-    steps: int = MISSING
-    critic_steps: int = MISSING
-    batch_size: int = MISSING
-    generator_batch_size: int | None = MISSING
-    decay_steps: int | None = MISSING
-    log_every: int = MISSING
-    sample_every: int = MISSING
-    checkpoint_every: int = MISSING
-    lipschitz_every: int = MISSING
-    report_size: int = MISSING
-    compile: bool = MISSING
-    precision: str = MISSING
-    channels_last: bool = MISSING
-    sync_batch_norm: bool = MISSING
-    rank_timeout: int = MISSING
+def load_run(folder: str | Path, *, device: str = "cpu", read_data: bool = False) -> Run:
+    """Load a trained run from its folder: networks, optimizers, data, loss, penalty and seed.
 
+        generator = load_run("runs/toy").generator
 
-@dataclass
-class Clip:
-    weights: float | None = MISSING
-    gradient_norm: float | None = MISSING
-
-
-@dataclass
-class Regularize:
-    gradient_norm: float = MISSING
-
-
-@dataclass
-class Networks:
-    generator: dict[str, Any] = MISSING
-    critic: dict[str, Any] = MISSING
-
-
-@dataclass
-class Config:
-    data: dict[str, Any] = MISSING
-    networks: Networks = MISSING
-    loss: dict[str, Any] = MISSING
-    penalty: dict[str, Any] = MISSING
-    optim: dict[str, Any] = MISSING
-    clip: Clip = MISSING
-    regularize: Regularize = MISSING
-    train: Train = MISSING
-    seed: int = MISSING
-    device: str = MISSING
-    budget: str = MISSING
-    run_dir: str | None = MISSING
-
-
-@dataclass
-class Sample:
-    run: str | None = MISSING
-    what: str = MISSING
-    n: int = MISSING
-    seed: int = MISSING
-    out: str | None = MISSING
-    device: str = MISSING
-
-
-@dataclass
-class Lipschitz:
-    run: str | None = MISSING
-    n: int = MISSING
-    starts: int = MISSING
-    ascent: int = MISSING
-    seed: int = MISSING
-    out: str | None = MISSING
-    data_root: str | None = MISSING
-    device: str = MISSING
-
-
-@dataclass
-class Reproduce:
-    figure: dict[str, Any] = MISSING
-    budget: str = MISSING
-    seeds: list[int] = MISSING
-    out: str | None = MISSING
-    device: str = MISSING
-
-
-@dataclass
-class Benchmark:
-    cases: list[str] = MISSING
-    rounds: int = MISSING
-    growth: bool = MISSING
-    budget: str | None = MISSING
-    smoke: bool = MISSING
-    out: str | None = MISSING
-    device: str = MISSING
-
-
-def _budget(cpu: Any, paper: Any, *, _root_: DictConfig) -> Any:
-    if _root_.budget not in BUDGETS:
-        raise ValueError(f"budget = {_root_.budget}: must be one of {', '.join(BUDGETS)}")
-    return {"cpu": cpu, "paper": paper}[_root_.budget]
-
-
-OmegaConf.register_new_resolver("budget", _budget, replace=True)  # ${budget:1000,100000}: on a CPU, as in the paper
-ConfigStore.instance().store(name="schema", node=Config)
-ConfigStore.instance().store(name="sample_schema", node=Sample)
-ConfigStore.instance().store(name="lipschitz_schema", node=Lipschitz)
-ConfigStore.instance().store(name="reproduce_schema", node=Reproduce)
-ConfigStore.instance().store(name="benchmark_schema", node=Benchmark)
-
-
-def build(cfg: DictConfig, key: str, *arguments: Any, **more: Any) -> Any:
-    """Call what cfg.<key>._target_ names with the other entries of cfg.<key> as keyword arguments.
+    Args:
+        folder: a folder that scripts/train.py wrote.
+        device: cpu, cuda, cuda:1, ..., or auto.
+        read_data: read the data set from its files, too. Data that is drawn (toy data) is always there. Otherwise
+            run.data has the attributes shape and span, but no samples.
 
     Raises:
-        ValueError: it names something outside of TRUSTED, an argument is unknown or of another type, or the thing
-            itself refuses a value. The message begins with the key.
+        ValueError: the folder is not a run folder, or it has no checkpoint yet.
     """
-    given = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
-    target = given.pop("_target_", None)
-    trusted = TRUSTED[key.split(".")[0]]
-    refused = f"{key}._target_ = {target}: only names under {' and '.join(trusted)} are built"
-    if not isinstance(target, str) or not target.startswith(trusted):
-        raise ValueError(refused)
-    try:
-        factory = pkgutil.resolve_name(target)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{key}._target_ = {target}: there is no such name") from error
-    if not callable(factory) or not f"{factory.__module__}.".startswith(trusted):  # wgangp.data.images.Path, say
-        raise ValueError(refused)
-    parameters = inspect.signature(factory).parameters
-    settable = [name for name in list(parameters)[len(arguments) :] if name not in more]
-    for name, value in given.items():
-        if name not in settable:
-            raise ValueError(f"{key}.{name} is unknown; {target} knows {', '.join(settable) or 'no keys'}")
-        if not _fits(value, parameters[name].annotation):
-            kind = getattr(parameters[name].annotation, "__name__", parameters[name].annotation)
-            raise ValueError(f"{key}.{name} = {value!r}: must be of type {kind}")
-    try:
-        return factory(*arguments, **given, **more)
-    except Exception as error:  # whatever torch raises for a bad value
-        raise ValueError(f"{key}: {error}") from error
+    return restore(Path(folder), find_device(device), read_data=read_data)[0]
 
 
-def objects(cfg: DictConfig) -> dict[str, Any]:
-    """Everything that `train` takes first: data, players, optimisers, loss and penalty, on the device.
+def build_run(cfg: DictConfig, *, channels_last: bool = False) -> Run:
+    """Build the objects of a run from its config, on its device.
+
+    Args:
+        channels_last: store the weights of convolutions with the channels innermost.
 
     Raises:
-        ValueError: as in `build`; no such device; a penalty on a critic whose scores depend on each other.
+        ValueError: as in `build`; the device does not exist; networks, data, batch sizes and penalty do not fit.
     """
-    device = device_of(local_device(cfg.device))
+    device = find_device(local_device(cfg.device))
     check_precision(cfg.train.precision, device)
     loss, penalty = build(cfg, "loss"), build(cfg, "penalty")
-    trial = build(cfg, "optim", [nn.Parameter(torch.zeros(1))])  # what is wrong is said before data is downloaded
+    trial = build(cfg, "optim", [nn.Parameter(torch.zeros(1))])  # errors come before the data is downloaded
     if not isinstance(trial, torch.optim.Optimizer) or isinstance(trial, torch.optim.LBFGS):
-        raise ValueError(f"optim._target_ = {cfg.optim._target_}: must be an optimiser that steps without a closure")
+        raise ValueError(
+            f"optim._target_ = {cfg.optim._target_}: optimizers that need a closure are not supported. Use optim=adam"
+        )
     data = build(cfg, "data", device=device)
-    generator, critic = networks(cfg, data.shape, device)
-    if cfg.train.channels_last:
-        for each in (generator, critic):
-            each.to(memory_format=torch.channels_last)
+    generator, critic = build_networks(cfg, data.shape, device)
+    _match_classes(generator, critic, data)
+    if channels_last:
+        for network in (generator, critic):
+            network.to(memory_format=torch.channels_last)
     for name, split in (("batch_size", "train"), ("report_size", "train"), ("report_size", "heldout")):
         try:
             data.batch(0, cfg.train[name], cfg.seed, split)
         except ValueError as error:
             raise ValueError(f"train.{name}: {error}") from error
     if penalty.weight > 0:
-        check_per_sample(critic, data.batch(0, 4, cfg.seed)[0])
-    return {
-        "generator": generator,
-        "critic": critic,
-        "optim_generator": build(cfg, "optim", generator.parameters()),
-        "optim_critic": build(cfg, "optim", critic.parameters()),
-        "data": data,
-        "loss": loss,
-        "penalty": penalty,
-    }
+        x, *y = data.batch(0, 4, cfg.seed)
+        check_per_sample(critic if not y else lambda x: critic(x, *y), x)
+    optimizers = [build(cfg, "optim", network.parameters()) for network in (generator, critic)]
+    return Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed)
 
 
-def trained(
-    folder: Path, device: torch.device, needed: tuple[str, ...]
-) -> tuple[DictConfig, dict[str, nn.Module], dict[str, Any]]:
-    """A run folder's config, the needed players ("generator", "critic"), and the rest of its newest checkpoint.
+def restore(
+    folder: Path, device: torch.device, *, read_data: bool = False, data_root: str | None = None
+) -> tuple[Run, int]:
+    """Load a run folder; returns the run and the step of its newest checkpoint.
+
+    Args:
+        read_data: as in `load_run`.
+        data_root: the folder where the data is now; None: where it was during training.
 
     Raises:
-        ValueError: no run folder, nothing trained in it yet, or a player that its checkpoint does not hold.
+        ValueError: the folder is not a run folder, has no checkpoint yet, or its checkpoint does not fit its config;
+            the data is not the data that the run was trained on.
     """
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} is no run folder: it has no config.yaml")
+        raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
     state = load_latest(folder / "checkpoints", device)
     if state is None:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     cfg = OmegaConf.load(folder / "config.yaml")
-    for name in needed:
-        if name not in state or OmegaConf.select(cfg, f"networks.{name}") is None:
-            raise ValueError(f"{folder} holds no {name}: give a run that scripts/train.py made, all of it")
-    shape = tuple(state["shape"])
-    players = {name: player(cfg, name, shape, device) for name in needed}
-    for name in needed:
+    from_files = "root" in cfg.data
+    if data_root is not None:
+        if not from_files:
+            raise ValueError(
+                f"data_root = {data_root}: the data of this run is drawn, not read from files. Leave out data_root="
+            )
+        cfg.data.root = data_root
+    if from_files and not read_data:
+        data = _UnreadData(state)
+    else:
+        data = build(cfg, "data", device=device)
+        if state.get("data") != getattr(data, "fingerprint", ""):
+            raise ValueError(
+                f"the data is not the data that {folder} was trained on (its sha256 differs): set data_root= to the"
+                " folder with the original data"
+            )
+    generator, critic = build_networks(cfg, tuple(state["shape"]), device)
+    if not isinstance(data, _UnreadData):
+        _match_classes(generator, critic, data)
+    optimizers = [build(cfg, "optim", network.parameters()) for network in (generator, critic)]
+    run = Run(generator, critic, *optimizers, data, build(cfg, "loss"), build(cfg, "penalty"), cfg.seed)
+    for name in ("generator", "critic", "optim_generator", "optim_critic"):
+        if name not in state:
+            raise ValueError(f"the checkpoint in {folder} has no {name}: use a folder that scripts/train.py wrote")
         try:
-            players[name].load_state_dict(state[name])
-        except RuntimeError as error:
-            raise ValueError(f"the {name} in {folder}'s checkpoint is not that of its config.yaml: {error}") from error
-    return cfg, players, state
+            getattr(run, name).load_state_dict(state[name])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the {name} in the checkpoint of {folder} does not fit its config.yaml: {error}"
+            ) from error
+    return run, state["step"]
 
 
-def networks(cfg: DictConfig, shape: tuple[int, ...], device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """Generator and critic for points of a shape."""
-    players = player(cfg, "generator", shape, device), player(cfg, "critic", shape, device)
-    if not hasattr(players[0], "latent_dim"):
-        raise ValueError(f"networks.generator._target_ = {cfg.networks.generator._target_}: not a generator")
-    return players
+class _UnreadData:
+    """A placeholder for data that was not read: only its shape and span are known."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.shape, self.span, self.fingerprint = tuple(state["shape"]), tuple(state["span"]), state.get("data", "")
+
+    def batch(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        raise ValueError("this run was loaded without its data: use load_run(folder, read_data=True)")
 
 
-def player(cfg: DictConfig, name: str, shape: tuple[int, ...], device: torch.device) -> nn.Module:
-    """The network of that name, with initial weights that are a function of the seed."""
-    return initialised(partial(build, cfg, f"networks.{name}", shape), cfg.seed, name).to(device)
+def build_networks(cfg: DictConfig, shape: tuple[int, ...], device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """Build generator and critic for points of a shape. Their initial weights are a function of the seed."""
+    generator, critic = (
+        initialize(partial(build, cfg, f"networks.{name}", shape), cfg.seed, name).to(device)
+        for name in ("generator", "critic")
+    )
+    if not hasattr(generator, "latent_dim"):
+        raise ValueError(
+            f"networks.generator._target_ = {cfg.networks.generator._target_}: this network has no attribute"
+            " latent_dim, which a generator needs"
+        )
+    return generator, critic
+
+
+def _match_classes(generator: nn.Module, critic: nn.Module, data: Any) -> None:
+    """Let the data yield labels if the networks have classes. ValueError if the numbers of classes are not equal."""
+    of_generator, of_critic = (getattr(network, "classes", 0) for network in (generator, critic))
+    if of_generator == of_critic == 0:
+        return
+    of_data = getattr(data, "classes", 0)
+    if not of_generator == of_critic == of_data:
+        raise ValueError(
+            f"the generator has {of_generator} classes, the critic {of_critic} and the data {of_data}: these numbers"
+            " must be equal. Choose networks= and data= that belong together"
+        )
+    data.labeled = True
+
+
+def build(cfg: DictConfig, key: str, *arguments: Any, **keywords: Any) -> Any:
+    """Call the function or class that cfg.<key>._target_ names, with the other entries of cfg.<key> as keywords.
+
+    Args:
+        arguments, keywords: further arguments, which the config cannot set.
+
+    Raises:
+        ValueError: the name is not under TRUSTED, a keyword is unknown or has another type, or the function itself
+            refuses a value. The message begins with the key.
+    """
+    entries = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
+    target = entries.pop("_target_", None)
+    target = MOVED.get(target, target)
+    trusted = TRUSTED[key.split(".")[0]]
+    refused = f"{key}._target_ = {target}: only names under {' and '.join(trusted)} can be used"
+    if not isinstance(target, str) or not target.startswith(trusted):
+        raise ValueError(refused)
+    try:
+        factory = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{key}._target_ = {target}: this name does not exist") from error
+    if not callable(factory) or not f"{factory.__module__}.".startswith(trusted):  # wgangp.data.images.Path, say
+        raise ValueError(refused)
+    parameters = inspect.signature(factory).parameters
+    settable = [name for name in list(parameters)[len(arguments) :] if name not in keywords]
+    for name, value in entries.items():
+        if name not in settable:
+            raise ValueError(
+                f"{key}.{name} is unknown; the keys of {target} are {', '.join(settable) or 'none'}"
+                + suggestion(name, settable)
+            )
+        if not _has_type(value, parameters[name].annotation):
+            expected = getattr(parameters[name].annotation, "__name__", parameters[name].annotation)
+            raise ValueError(f"{key}.{name} = {value!r}: must be of type {expected}")
+    try:
+        return factory(*arguments, **entries, **keywords)
+    except Exception as error:  # torch raises many types for a bad value
+        raise ValueError(f"{key}: {error}") from error
 
 
 def train_options(cfg: DictConfig) -> dict[str, Any]:
-    """The keyword arguments of `train`, checked: what is wrong is said before anything is built or written."""
-    check_keys(cfg, Config)
+    """Check the config and return the keyword arguments of `train`. Nothing is built or written before."""
+    check_keys(cfg, SCHEMA)
     numbers = {"seed": cfg.seed} | {f"train.{name}": n for name, n in cfg.train.items() if type(n) is int}
     for key, value in numbers.items():
         least = 0 if key in ("seed", "train.steps") else 1
@@ -278,36 +244,26 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(f"budget = {cfg.budget}: must be one of {', '.join(BUDGETS)}")
     if cfg.train.decay_steps is not None and cfg.train.decay_steps < cfg.train.steps:
         raise ValueError(
-            f"train.decay_steps = {cfg.train.decay_steps}: the learning rate would be 0 from there to train.steps ="
-            f" {cfg.train.steps}; raise it, or set it to null"
+            f"train.decay_steps = {cfg.train.decay_steps}: the learning rate would be 0 from this update to train.steps"
+            f" = {cfg.train.steps}. Increase it, or set it to null"
         )
-    for name, bound in cfg.clip.items():
-        if bound is not None and not 0 < bound < math.inf:
-            raise ValueError(f"clip.{name} = {bound}: must be > 0 and finite, or null for no clipping")
-    if not 0 <= cfg.regularize.gradient_norm < math.inf:
-        raise ValueError(f"regularize.gradient_norm = {cfg.regularize.gradient_norm}: must be >= 0 and finite")
+    weight = cfg.regularize.gradient_norm
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"regularize.gradient_norm = {weight}: must be >= 0 and finite")
+    try:
+        clip = Clip(**cfg.clip)
+    except ValueError as error:
+        raise ValueError(f"clip.{error}") from error
     return {
-        **{key: value for key, value in cfg.train.items() if key not in ELSEWHERE},
-        "seed": cfg.seed,
-        "clip_weights": cfg.clip.weights,
-        "clip_gradient_norm": cfg.clip.gradient_norm,
-        "regularize_gradient_norm": cfg.regularize.gradient_norm,
+        **{name: value for name, value in cfg.train.items() if name in TRAIN_KEYS},
+        "clip": clip,
+        "regularize_gradient_norm": weight,
         "config": OmegaConf.to_yaml(cfg, resolve=True),
     }
 
 
-def check_keys(cfg: DictConfig, schema: type) -> None:
-    """Raise ValueError for a key that the schema does not have: Hydra itself lets any pass behind a +."""
-    try:
-        if OmegaConf.missing_keys(cfg):
-            raise ValueError(f"{', '.join(sorted(OmegaConf.missing_keys(cfg)))}: no value is given")
-        OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(OmegaConf.to_container(cfg)))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"the config has an unknown key or a bad value: {error}") from error
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; "auto" is cuda where there is one, else cpu. ValueError for one that is not there."""
+def find_device(name: str) -> torch.device:
+    """Return the device of this name. "auto" is cuda if there is a GPU, else cpu. ValueError if it does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -315,18 +271,49 @@ def device_of(name: str) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device = {name}: not to be had here ({reason}). Use device=cpu or device=auto") from error
+        raise ValueError(
+            f"device = {name}: not available on this machine ({reason}). Use device=cpu or device=auto"
+        ) from error
     return device
 
 
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a config's value is of the annotated type, for those types that a config can say."""
+def _has_type(value: Any, annotation: Any) -> bool:
+    """Whether a value of a config has the annotated type. Types that a config cannot express are not checked here."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     kinds = typing.get_args(annotation) if union else (annotation,)
     if isinstance(value, str):
         return str in kinds
     if not all(kind in (int, float, str, bool, type(None)) for kind in kinds):
-        return True  # not ours to judge: the callee does
+        return True  # the called function checks it
     if type(value) is int:
         return int in kinds or float in kinds
     return type(value) in kinds
+
+
+def _choose_budget(values: DictConfig, *, _root_: DictConfig) -> Any:
+    if _root_.budget not in BUDGETS:
+        raise ValueError(f"budget = {_root_.budget}: must be one of {', '.join(BUDGETS)}")
+    return values[_root_.budget]
+
+
+OmegaConf.register_new_resolver("budget", _choose_budget, replace=True)  # "${budget:{cpu: 1000, paper: 100000}}"
+
+NOT_KEYS = ("folder", "run", "clip", "regularize_gradient_norm", "world", "config")  # not under train. in the config
+TRAIN_KEYS = {name: kind for name, kind in types_of(train).items() if name not in (*NOT_KEYS, "return")}
+SCHEMA = register_schema(
+    "config",
+    {
+        "data": dict[str, Any],
+        "networks": {"generator": dict[str, Any], "critic": dict[str, Any]},
+        "loss": dict[str, Any],
+        "penalty": dict[str, Any],
+        "optim": dict[str, Any],
+        "clip": types_of(Clip),
+        "regularize": {"gradient_norm": types_of(train)["regularize_gradient_norm"]},
+        "train": TRAIN_KEYS | types_of(build_run, "channels_last") | types_of(join_ranks, "rank_timeout"),
+        "seed": types_of(Run)["seed"],
+        "device": str,
+        "budget": str,
+        "run_dir": str | None,
+    },
+)

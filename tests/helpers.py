@@ -1,0 +1,73 @@
+"""What several test files share: networks, data files, and the settings of a tiny run."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import nn
+
+from wgangp.config import build_run, train_options
+from wgangp.runs import ADDED, MOVED
+from wgangp.train import train
+
+ROOT = Path(__file__).parent.parent
+
+WIDTHS = ("networks.generator.width=8", "networks.critic.width=8")
+TINY = (*WIDTHS, "train.batch_size=16", "train.report_size=16", "device=cpu")
+
+
+class Linear(nn.Module):
+    """D(x) = w . x for points of any shape: its slope is ||w|| everywhere."""
+
+    def __init__(self, shape, dtype=torch.float64):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(shape, dtype=dtype))
+
+    def forward(self, x):
+        return (self.w * x).unsqueeze(-1).flatten(1).sum(1)
+
+
+def smooth_critic(features, width=8):
+    """A small critic whose third derivatives exist, in float64, for points of any shape."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, width), nn.Tanh(), nn.Linear(width, 1)).double()
+
+
+def write_idx(folder, pictures, side):
+    """Write the four idx files of a data set like MNIST: a header of big-endian integers, then bytes."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part in ("train", "t10k"):
+        header = np.array([0x803, pictures, side, side], dtype=">i4").tobytes()
+        pixels = rng.integers(0, 256, (pictures, side, side), dtype=np.uint8)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        header = np.array([0x801, pictures], dtype=">i4").tobytes()
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + (np.arange(pictures) % 10).astype("u1").tobytes())
+
+
+def train_run(cfg, folder):
+    """Train the run of a config in a folder, and return its objects."""
+    run = build_run(cfg)
+    assert train(folder, run, **train_options(cfg)) == cfg.train.steps
+    return run
+
+
+def quick_picture(folder, run, step):
+    """What wgangp.report.picture writes, without matplotlib: small files of another color at every step."""
+    path = folder / "samples" / f"{step:08d}.png"
+    path.parent.mkdir(exist_ok=True)
+    for file in (path, folder / "curves.png"):
+        Image.new("RGB", (8, 8), (step % 256, 0, 0)).save(file)
+
+
+def make_old(path):
+    """Rewrite a config.yaml as an early version wrote it: without the keys that were added, with the old names."""
+    cfg = OmegaConf.load(path)
+    for key in ADDED:
+        group, name = key.split(".")
+        del cfg[group][name]
+    text = OmegaConf.to_yaml(cfg)
+    for old, new in MOVED.items():
+        text = text.replace(new, old)
+    path.write_text(text)

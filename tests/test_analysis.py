@@ -1,0 +1,143 @@
+"""The Lipschitz analysis of a trained critic: which numbers are written for which critic."""
+
+import json
+import math
+
+import pytest
+import torch
+from helpers import TINY, train_run, write_idx
+from PIL import Image
+
+from wgangp import checkpoint
+from wgangp.analysis import analyze
+from wgangp.config import load_run
+
+TOY = (*TINY, "train.steps=2", "seed=8", "penalty.sides=one")
+SMALL = ("networks.generator.width=4", "networks.critic.width=4", "train.report_size=9", "device=cpu")
+SIZES = {"n": 60, "starts": 9, "ascent": 3, "device": "cpu"}
+IMAGE_SIZES = {"n": 50, "starts": 5, "ascent": 2, "device": "cpu"}
+
+
+def read(folder):
+    return json.loads((folder / "lipschitz.json").read_text())
+
+
+@pytest.fixture
+def toy(trained):
+    return trained(*TOY)
+
+
+def test_analysis_of_points_has_every_number(toy):
+    folder = analyze(str(toy), **SIZES)
+    assert folder == toy / "made" / "lipschitz_step2_seed0_n60_starts9_ascent3"
+    report = read(folder)
+    assert set(report["slopes"]) == {"real", "fake", "interpolates", "perturbed", "coupled"}
+    bounds, distances = report["lipschitz"], report["distances"]
+    steepest = max(bounds["largest_quotient"], bounds["steepest"], *(s["max"] for s in report["slopes"].values()))
+    assert steepest <= bounds["certified"]
+    assert distances["proved"]["low"] <= distances["proved"]["bound"] <= distances["proved"]["high"]
+    assert distances["sampling_floor"] < distances["exact_w1"]
+    assert report["step"] == 2 and report["n"] == 60 and report["commit"] and report["command"]
+    assert {"run", "starts", "ascent", "seed", "out", "data_root", "torch", "device"} <= report.keys()
+    with Image.open(folder / "lipschitz.png") as picture:
+        assert picture.width > 1000
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # no unfinished files
+
+
+def test_expected_slope_follows_from_the_exact_distance(trained):
+    report = read(analyze(str(trained(*TINY, "train.steps=20", "optim.lr=0.01")), **SIZES))
+    assert report["distances"]["gap"] > 0 and report["expected_from"] == "exact W1"
+    assert report["expected_slope"] == pytest.approx(1 + report["distances"]["exact_w1"] / 20)
+    assert report["distances"]["corrected"] < report["distances"]["gap"]
+
+
+def test_same_arguments_return_the_folder_that_exists(toy):
+    folder = analyze(str(toy), **SIZES)
+    before = (folder / "lipschitz.json").stat().st_mtime_ns
+    assert analyze(str(toy), **SIZES) == folder and (folder / "lipschitz.json").stat().st_mtime_ns == before
+
+
+def test_out_is_the_new_folder_and_is_not_overwritten(toy, tmp_path):
+    out = tmp_path / "new" / "custom"
+    assert analyze(str(toy), **SIZES, seed=1, out=str(out)) == out
+    assert read(out)["seed"] == 1 and not (toy / "made").exists()
+    before = (out / "lipschitz.json").read_bytes()
+    with pytest.raises(ValueError, match=r"custom exists and is not overwritten: choose another out="):
+        analyze(str(toy), **SIZES, out=str(out))
+    assert (out / "lipschitz.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"n": 5001}, "at most 5000 points, so use n=5000"),
+        ({"n": 1}, "n = 1: must be >= 2"),
+        ({"starts": 0}, "starts = 0: must be >= 1"),
+        ({"ascent": 0}, "ascent = 0: must be >= 1"),
+        ({"seed": -1}, "seed = -1: must be >= 0"),
+        ({"data_root": "here"}, "data_root = here: the data of this run is drawn, not read from files"),
+        ({"device": "toaster"}, "device=cpu"),
+        ({"run": "nowhere"}, "nowhere is not a run folder"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_refused_and_nothing_is_written(toy, monkeypatch, arguments, message):
+    monkeypatch.chdir(toy)
+    before = sorted(toy.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        analyze(**({"run": str(toy)} | SIZES | arguments))
+    assert sorted(toy.rglob("*")) == before
+
+
+def test_critic_with_batch_norm_has_a_gap_and_no_certificate(trained, small_mnist):
+    folder = trained("experiment=mnist_clip", f"data.root={small_mnist}", *SMALL, "train.steps=1")
+    report = read(analyze(str(folder), **IMAGE_SIZES))
+    assert "mixes the samples" in report["lipschitz"]["not_certified"] and set(report["distances"]) == {"gap"}
+    assert report["slopes"] == {} and "largest_quotient" not in report["lipschitz"] and "expected_slope" not in report
+    with pytest.raises(ValueError, match=r"n: .*smaller"):
+        analyze(str(folder), **IMAGE_SIZES | {"n": 101})
+    state = next((folder / "checkpoints").glob("*1.pt"))
+    without = {key: value for key, value in torch.load(state, weights_only=True).items() if key != "critic"}
+    checkpoint.save(folder / "checkpoints", 2, without)
+    with pytest.raises(ValueError, match="has no critic"):
+        analyze(str(folder), **IMAGE_SIZES)
+
+
+def test_analysis_of_images_has_a_certificate_and_the_corrected_gap(trained, small_mnist, tmp_path):
+    overrides = ("experiment=mnist", f"data.root={small_mnist}", *SMALL, "train.steps=20", "optim.lr=1e-3")
+    folder = trained(*overrides)
+    report = read(analyze(str(folder), **IMAGE_SIZES, data_root=str(small_mnist)))
+    assert report["expected_from"] == "corrected gap" and "exact_w1" not in report["distances"]
+    assert report["distances"]["proved"]["bound"] < report["distances"]["corrected"] < report["distances"]["gap"]
+    assert report["lipschitz"]["steepest"] < report["lipschitz"]["certified"]
+    assert report["expected_slope"] == pytest.approx(1 + report["distances"]["corrected"] / 20)
+    other = tmp_path / "other"
+    write_idx(other / "MNIST" / "raw", pictures=660, side=28)
+    with pytest.raises(ValueError, match=r"not the data that .* was trained on .*data_root="):
+        analyze(str(folder), **IMAGE_SIZES, seed=3, data_root=str(other))
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(f"root: {small_mnist}", f"root: {tmp_path / 'nowhere'}"))
+    with pytest.raises(ValueError, match=r"data.*nowhere"):
+        analyze(str(folder), **IMAGE_SIZES, seed=3)
+
+
+def test_analysis_of_a_run_without_penalty_has_no_expected_slope(trained):
+    folder = trained(*TINY, "train.steps=2", "penalty.weight=0", "clip.weights=0.01")
+    report = read(analyze(str(folder), **SIZES))
+    assert "expected_slope" not in report and "corrected" not in report["distances"]
+    assert math.isfinite(report["lipschitz"]["certified"]) and "exact_w1" in report["distances"]
+
+
+def test_critic_with_labels_is_refused(labeled_config, tmp_path, quick_pictures):
+    train_run(labeled_config, tmp_path / "run")
+    with pytest.raises(ValueError, match="the critic takes labels"):
+        analyze(str(tmp_path / "run"), **IMAGE_SIZES | {"n": 4})
+    assert not (tmp_path / "run" / "made").exists()
+
+
+def test_analysis_does_not_change_the_run(toy):
+    before = [p.detach().clone() for p in load_run(toy).critic.parameters()]
+    checkpoints = {p.name: p.read_bytes() for p in (toy / "checkpoints").iterdir()}
+    analyze(str(toy), **SIZES)
+    assert {p.name: p.read_bytes() for p in (toy / "checkpoints").iterdir()} == checkpoints
+    assert all(torch.equal(p, q) for p, q in zip(load_run(toy).critic.parameters(), before, strict=True))
