@@ -1,197 +1,329 @@
-import importlib.util
+"""The speed measurements in bench/."""
+
 import json
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 
-from wgangp import benchmark, speed_report
-from wgangp.benchmark import CASES, measure
-from wgangp.contestants import Case, Ours, Textbook
-from wgangp.floor import gflop_of, products_of
+from bench import contestants, measure, page, scaling, speed
+from bench.contestants import Case, Ours, Textbook
+from bench.floor import build_floor, count_gflop
+from bench.measure import CASES
+from wgangp.compiled import build_computation
+from wgangp.distributed import World
+from wgangp.logs import read_lines
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
-from wgangp.precision import products
-
-spec = importlib.util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark.py")
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+from wgangp.precision import product_precision
+from wgangp.tables import replace_block
 
 CPU = torch.device("cpu")
 SMALL = {name: replace(case, width=16, batch=6, generator_batch=None) for name, case in CASES.items()}
 
 
+@pytest.fixture
+def no_compile(monkeypatch):
+    """Short measurements: compiled variants are computed eagerly, one critic step per iteration, no repetitions."""
+
+    def build_eager(*arguments, compile, **options):
+        return build_computation(*arguments, **options)
+
+    monkeypatch.setattr(contestants, "build_computation", build_eager)
+    monkeypatch.setattr(measure, "LEAST_S", 0.0)
+    for module in (contestants, measure):
+        monkeypatch.setattr(module, "CRITIC_STEPS", 1)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_the_textbook_is_the_same_function_of_the_same_weights(name):
-    theirs, ours = Textbook(SMALL[name], CPU), Ours(SMALL[name], CPU)
-    for contestant in (theirs, ours):
+def test_textbook_computes_the_same_function_with_the_same_weights(name):
+    textbook, ours = Textbook(SMALL[name], CPU), Ours(SMALL[name], CPU)
+    for contestant in (textbook, ours):
         contestant.generator.double()
         contestant.critic.double()
-    real, z, eps = (x.double() for x in SMALL[name].batch_of(CPU))
-    torch.testing.assert_close(theirs.generator(z), ours.generator(z))
+    real, z, eps = (x.double() for x in SMALL[name].draw_batch(CPU))
+    torch.testing.assert_close(textbook.generator(z), ours.generator(z))
     fake = ours.generator(z).detach()
-    for a, b in zip(theirs.gradients(real, fake, eps), ours.gradients(real, fake, eps), strict=True):
+    expected = textbook.critic_gradients(real, fake, eps)
+    for a, b in zip(expected, ours.critic_gradients(real, fake, eps), strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_timed_step_moves_the_player_that_it_is_about(name):
+def test_each_timed_step_updates_only_its_own_network(name):
     for contestant in (Textbook(SMALL[name], CPU), Ours(SMALL[name], CPU)):
-        steps = {"critic_step": {"critic"}, "unpenalised_step": {"critic"}, "generator_step": {"generator"}}
+        networks = {"critic": contestant.critic, "generator": contestant.generator}
+        steps = {"critic_step": {"critic"}, "unpenalized_step": {"critic"}, "generator_step": {"generator"}}
         for step, expected in {**steps, "iteration": {"critic", "generator"}}.items():
-            before = {
-                who: [p.clone() for p in getattr(contestant, who).parameters()] for who in ("critic", "generator")
-            }
+            before = {role: [p.clone() for p in network.parameters()] for role, network in networks.items()}
             getattr(contestant, step)()
-            moved = {
-                who
-                for who, values in before.items()
-                if any(
-                    not torch.equal(a, b) for a, b in zip(values, getattr(contestant, who).parameters(), strict=True)
-                )
+            updated = {
+                role
+                for role, values in before.items()
+                if any(not torch.equal(a, b) for a, b in zip(values, networks[role].parameters(), strict=True))
             }
-            assert moved == expected
+            assert updated == expected
 
 
-def test_arithmetic_is_counted_and_the_textbook_has_a_pass_of_zeros_more():
+def test_gflop_are_counted_and_the_textbook_has_an_additional_pass_of_zeros():
     # Hidden layers of n x n, in units of a forward pass: 6 for real and fake, 4 for the penalty, or 6 with the zeros.
     batch, width = 32, 512
     case = Case(MLPGenerator, partial(MLPCritic, depth=8), (2,), batch, width)
     unit = 2 * batch * 7 * width**2 / 1e9
-    assert gflop_of(Ours(case, CPU).critic_step) / unit == pytest.approx(10, rel=0.01)
-    assert gflop_of(Textbook(case, CPU).critic_step) / unit == pytest.approx(12, rel=0.01)
+    assert count_gflop(Ours(case, CPU).critic_step) / unit == pytest.approx(10, rel=0.01)
+    assert count_gflop(Textbook(case, CPU).critic_step) / unit == pytest.approx(12, rel=0.01)
 
 
-def test_the_floor_runs_every_product_of_the_step_as_often_as_the_step_does():
+def test_floor_computes_every_product_of_the_step_equally_often():
     step = Ours(SMALL["CIFAR DCGAN"], CPU).critic_step
-    floor = products_of(step, CPU)
-    assert gflop_of(floor) == gflop_of(step) > 0
+    floor = build_floor(step, CPU)
+    assert count_gflop(floor) == count_gflop(step) > 0
 
 
-def test_peak_memory_is_what_is_held_at_once():
-    def run():
+def test_peak_memory_is_the_memory_held_at_the_same_time():
+    def function():
         for _ in range(3):
             torch.empty(1_000_000)  # 4 MB each, one at a time
         both = torch.empty(1_000_000), torch.empty(500_000)
         del both
 
-    assert benchmark._held(run) == pytest.approx(6e6, rel=0.01)
+    assert measure._peak_cpu_bytes(function) == pytest.approx(6e6, rel=0.01)
 
 
-def test_peak_memory_has_what_one_step_leaves_to_the_next():
+def test_peak_memory_includes_what_the_previous_step_left():
     kept = []
 
-    def run():
+    def function():
         kept.append(torch.empty(1_000_000))
         if len(kept) > 1:
             kept.pop(0)
 
-    assert benchmark._held(run) == pytest.approx(8e6, rel=0.01)
+    assert measure._peak_cpu_bytes(function) == pytest.approx(8e6, rel=0.01)
 
 
-def test_a_compiled_step_that_fell_back_is_not_measured(monkeypatch):
-    def broken(*_, **__):
+def test_a_compiled_step_that_falls_back_to_eager_is_refused(monkeypatch):
+    def fail(*_, **__):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(ValueError, match="compiled cannot be measured: the compiled critic step is not used"):
-        measure(SMALL["toy MLP"], CPU, rounds=1)
+        measure.measure(SMALL["toy MLP"], CPU, rounds=1)
 
 
-def test_every_variant_is_compared_and_timed_in_its_own_precision(monkeypatch, quick_compile):
-    seen = set()
+def test_each_variant_is_compared_and_timed_in_its_own_precision(monkeypatch, no_compile):
+    used = set()
 
-    def precisely(precision):
-        seen.add(precision)
-        return products(precision)
+    def record_precision(precision):
+        used.add(precision)
+        return product_precision(precision)
 
-    monkeypatch.setattr(benchmark, "products", precisely)
-    monkeypatch.setattr(benchmark, "VARIANTS", {name: benchmark.VARIANTS[name] for name in ("eager", "bf16")})
-    monkeypatch.setattr(benchmark, "_error", lambda *arguments: compared.append(arguments[-2:]) or 0.0)
-    compared = []
-    timed = []
-    monkeypatch.setattr(benchmark, "_interleaved", lambda runs, *_: timed.append(runs) or {k: [1.0] for k in runs})
-    measure(SMALL["toy MLP"], CPU, rounds=1)
-    assert compared == [("textbook", "fp32"), ("eager", "fp32"), ("bf16", "bf16")] and seen == {"fp32", "bf16"}
+    compared, timed = [], []
+    monkeypatch.setattr(measure, "product_precision", record_precision)
+    monkeypatch.setattr(measure, "VARIANTS", {name: measure.VARIANTS[name] for name in ("eager", "bf16")})
+    monkeypatch.setattr(measure, "_compare_with_float64", lambda *arguments: compared.append(arguments[-2:]) or 0.0)
+    monkeypatch.setattr(
+        measure, "_time_in_turn", lambda functions, *_: timed.append(functions) or {key: [1.0] for key in functions}
+    )
+    measure.measure(SMALL["toy MLP"], CPU, rounds=1)
+    assert compared == [("textbook", "fp32"), ("eager", "fp32"), ("bf16", "bf16")] and used == {"fp32", "bf16"}
     for name, precision in compared:
-        seen.clear()
+        used.clear()
         timed[0][name, "critic_step"]()
-        assert seen == {precision}
+        assert used == {precision}
 
 
-def test_a_fast_wrong_answer_is_a_failure(monkeypatch, quick_compile):
-    right = Ours.gradients
-    monkeypatch.setattr(Ours, "gradients", lambda *args: [1.1 * g for g in right(*args)])
-    with pytest.raises(ValueError, match=r"eager: gradients are 0.1 off .* and 0.01 is allowed in fp32"):
-        measure(SMALL["toy MLP"], CPU, rounds=1)
+def test_wrong_gradients_are_refused(monkeypatch):
+    correct = Ours.critic_gradients
+    monkeypatch.setattr(Ours, "critic_gradients", lambda *arguments: [1.1 * g for g in correct(*arguments)])
+    message = r"eager is not timed: its gradients differ from float64 by 0.1 .* 0.01 is allowed in fp32"
+    with pytest.raises(ValueError, match=message):
+        measure.measure(SMALL["toy MLP"], CPU, rounds=1)
 
 
-@pytest.mark.slow
-def test_the_benchmark_runs_in_a_smoke_size_and_keeps_what_was_measured(
-    configure, tmp_path, capsys, monkeypatch, quick_compile
-):
-    some = ("eager", "compiled", "compiled, channels last", "bf16, penalty in fp32")
-    monkeypatch.setattr(benchmark, "VARIANTS", {name: benchmark.VARIANTS[name] for name in some})
+def test_gradients_that_are_not_a_number_are_refused(monkeypatch):
+    correct = Ours.generator_gradients
+    monkeypatch.setattr(Ours, "generator_gradients", lambda *arguments: [g / 0 for g in correct(*arguments)])
+    with pytest.raises(ValueError, match="eager is not timed"):
+        measure.measure(SMALL["toy MLP"], CPU, rounds=1)
 
-    def run(*more):
-        script.run(configure("smoke=true", "rounds=1", f"out={tmp_path}", "device=cpu", *more, name="benchmark"))
-        return [json.loads(line) for line in (tmp_path / "cpu.jsonl").read_text().splitlines()]
+
+def check_smoke_run(folder, monkeypatch, capsys):
+    """Run bench.speed twice with tiny networks, and check the records, the picture, the page and what is printed."""
+    variants = ("eager", "compiled", "compiled, channels last", "bf16, penalty in fp32")
+    monkeypatch.setattr(measure, "VARIANTS", {name: measure.VARIANTS[name] for name in variants})
+
+    def run(*options):
+        speed.run(["--smoke", "--rounds", "1", "--out", str(folder), "--device", "cpu", *options])
+        return read_lines(folder / "cpu.jsonl")
 
     records = run()
     assert {r["case"] for r in records if "case" in r} == set(CASES)
     assert {r["grows"] for r in records if "grows" in r} == {"batch", "width", "depth", "resolution"}
     for record in records:
         assert record["critic_step_s"] > 0 and record["commit"] and record["budget"] == "cpu"
+        assert record["command"].startswith("python -m bench.speed --smoke --rounds 1 --out ")
         if "case" in record:
             assert record["gradient_error"] > 0 and record["penalty_share"] < 1
             assert record["peak_memory_mb"] > 0 and record["critic_step_gflop"] > 0
     textbook = [r for r in records if r.get("variant") == "textbook" and "case" in r]
     assert all(r["critic_step_ratio"] == r["iteration_ratio"] == 1 for r in textbook)
-    assert (tmp_path / "cpu.png").stat().st_size > 10_000
-    page = (tmp_path / "README.md").read_text()
-    assert "| cuda | CIFAR ResNet | whole iteration, ratio to textbook | <= 0.25 | not run |  | not run |" in page
+    assert (folder / "cpu.png").stat().st_size > 10_000
+    readme = (folder / "README.md").read_text()
+    assert readme == replace_block(readme, page.BEGIN, page.END, page.speed_block({"cpu": records}))
+    assert all(f"| {case} | {variant} |" in readme for case in CASES for variant in ("textbook", "compiled"))
     assert "toy MLP" in capsys.readouterr().out
-    old = (tmp_path / "cpu.jsonl").read_text()
-    run("cases=[toy MLP]", "growth=false")
-    assert (tmp_path / "cpu.1.jsonl").read_text() == old
+    old = (folder / "cpu.jsonl").read_text()
+    run("--cases", "toy MLP", "--no-growth")
+    assert (folder / "cpu.1.jsonl").read_text() == old
+    assert {r["case"] for r in read_lines(folder / "cpu.jsonl")} == {"toy MLP"}
 
 
-def test_targets_say_what_was_reached_by_whom_and_what_was_not_run():
-    base = {"case": "toy MLP", "critic_step_ratio": 1.0, "iteration_ratio": 1.0, "critic_step_share_of_floor": 0.5}
-    records = [
-        {**base, "variant": "textbook", "peak_memory_mb": 2.0},
-        {**base, "variant": "eager", "critic_step_ratio": 0.9, "peak_memory_mb": 3.0},
-        {**base, "variant": "compiled", "critic_step_ratio": 0.7, "peak_memory_mb": 1.0},
-    ]
-    lines = {(t["device"], t["case"], t["what"], t["target"]): t for t in speed_report.targets({"cpu": records})}
-    found = lines["cpu", "toy MLP", "critic step, ratio to textbook", "<= 0.72"]
-    assert (found["reached"], found["by"], found["met"]) == ("0.70", "compiled", "yes")
-    assert lines["cpu", "toy MLP", "whole iteration, ratio to textbook", "<= 0.75"]["met"] == "**no**"
-    what = "peak memory of an iteration, the most of any variant, ratio to textbook"
-    memory = lines["cpu", "toy MLP", what, "<= 1"]
-    assert (memory["reached"], memory["by"], memory["met"]) == ("1.50", "eager", "**no**")
-    minutes = ("cuda", "CIFAR ResNet", "minutes for 100,000 generator updates", "<= 25")
-    assert lines[minutes]["met"] == "not run"
-    fast = {**base, "case": "CIFAR ResNet", "variant": "bf16", "iteration_s": 0.012, "peak_memory_mb": 1.0}
-    for budget, met in (("cpu", "not run"), ("paper", "yes")):
-        both = [{**fast, "budget": budget}, {**fast, "budget": budget, "variant": "textbook"}]
-        lines = {(t["device"], t["case"], t["what"], t["target"]): t for t in speed_report.targets({"cuda": both})}
-        assert lines[minutes]["met"] == met
+def test_smoke_run_measures_every_case_and_keeps_earlier_records(tmp_path, monkeypatch, capsys, no_compile):
+    check_smoke_run(tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+def test_smoke_run_with_traced_steps(tmp_path, monkeypatch, capsys, quick_compile):
+    check_smoke_run(tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+def test_a_variant_compiled_by_the_real_compiler_is_measured(monkeypatch):
+    monkeypatch.setattr(measure, "VARIANTS", {name: measure.VARIANTS[name] for name in ("eager", "compiled")})
+    records = measure.measure(SMALL["toy MLP"], CPU, rounds=1)
+    assert [record["variant"] for record in records] == ["textbook", "eager", "compiled"]
+    assert all(record["iteration_s"] > 0 and record["gradient_error"] < 1e-4 for record in records)
 
 
 @pytest.mark.parametrize(
-    "override, message",
+    "options, message",
     [
-        ("cases=[toy]", r"cases = \['toy'\]: at least one of toy MLP, MNIST DCGAN"),
-        ("cases=[]", "at least one of"),
-        ("rounds=0", "rounds = 0: must be >= 1"),
-        ("budget=gpu", "budget = gpu: must be one of cpu, paper, or null"),
-        ("+sort=1", "unknown key"),
-        ("device=cuda:99", "device = cuda:99: not to be had"),
+        (["--cases", "toy"], r"--cases: invalid choice: 'toy' \(choose from .*toy MLP.*MNIST DCGAN"),
+        (["--cases"], "--cases: expected at least one argument"),
+        (["--rounds", "0"], "--rounds 0: must be >= 1"),
+        (["--rounds", "many"], "--rounds: invalid int value: 'many'"),
+        (["--budget", "gpu"], r"--budget: invalid choice: 'gpu' \(choose from .*cpu.*paper"),
+        (["--sort", "1"], "unrecognized arguments: --sort 1. Use --help"),
+        (["--device", "cuda:99"], "device = cuda:99: not available"),
     ],
 )
-def test_bad_values_are_refused_before_anything_is_written(configure, tmp_path, override, message):
+def test_wrong_options_are_refused_before_anything_is_written(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        script.run(configure(f"out={tmp_path / 'new'}", override, name="benchmark"))
+        speed.run(["--out", str(tmp_path / "new"), *options])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("module", [speed, scaling])
+def test_errors_are_one_line_with_exit_code_1_or_a_traceback_on_request(module, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bench", "--unknown"])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit, match=r"^error: unrecognized arguments: --unknown\. Use --help"):
+        module.main()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="unrecognized arguments"):
+        module.main()
+
+
+@pytest.mark.parametrize("module", [speed, scaling])
+def test_a_page_without_markers_is_refused_before_the_measurement(module, tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("# My notes\n")
+    monkeypatch.setattr("bench.contestants.Ours.__init__", None)  # nothing can be measured
+    with pytest.raises(ValueError, match=r"README\.md: the text has 0 lines '<!-- rendered by bench -->'"):
+        module.run(["--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_scaling_measures_every_setting_and_adds_to_the_records(tmp_path, monkeypatch, capsys):
+    small = {name: replace(case, width=8, batch=4) for name, case in scaling.MEASURED.items()}
+    monkeypatch.setattr(scaling, "MEASURED", small)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # a setting of this process
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for runs in (1, 2):
+        scaling.run(["--out", str(tmp_path)])
+        records = read_lines(tmp_path / "records.jsonl")
+        assert [(r["case"], r["grows"], r["ranks"]) for r in records] == runs * [
+            (name, grows, 1) for name in small for grows in (False, True)
+        ]
+    committed = read_lines(ROOT / "results" / "scaling" / "records.jsonl")
+    assert set(committed[0]) <= set(records[0])
+    assert len(records[0]["iteration_s_all"]) == scaling.ROUNDS and records[0]["iteration_s"] > 0
+    readme = (tmp_path / "README.md").read_text()
+    assert readme == replace_block(readme, page.BEGIN, page.END, page.scaling_block(records))
+    assert "records.jsonl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("grows, batch", [(False, 4), (True, 8)])
+def test_scaling_batch_of_all_ranks_grows_with_the_ranks_or_is_constant(grows, batch, monkeypatch):
+    monkeypatch.setattr(scaling, "MEASURED", {"toy": replace(CASES["toy MLP"], width=8, batch=4)})
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x)
+    record = scaling.measure("toy", grows, CPU, World(0, 2))
+    assert (record["ranks"], record["batch"], record["grows"]) == (2, batch, grows)
+
+
+def test_committed_pages_are_rendered_from_the_committed_records():
+    speed_records = page.read_speed(ROOT / page.SPEED)
+    scaling_records = read_lines(ROOT / page.SCALING / "records.jsonl")
+    for name, markers, block in (
+        (f"{page.SPEED}/README.md", (page.BEGIN, page.END), page.speed_block(speed_records)),
+        (f"{page.SCALING}/README.md", (page.BEGIN, page.END), page.scaling_block(scaling_records)),
+        (page.GUIDE, page.GUIDE_MARKERS, page.ratio_block(speed_records)),
+    ):
+        text = (ROOT / name).read_text()
+        assert text == replace_block(text, *markers, block), f"{name}: run python -m bench.page"
+        assert len(block.splitlines()) > 5 and max(map(len, text.splitlines())) <= 160, name
+
+
+def test_all_pages_are_rendered_again_from_the_records(tmp_path):
+    for folder in ("results/benchmark", "results/scaling", "docs"):
+        (tmp_path / folder).mkdir(parents=True)
+    names = (f"{page.SPEED}/cpu.jsonl", f"{page.SCALING}/records.jsonl")
+    pages = (f"{page.SPEED}/README.md", f"{page.SCALING}/README.md", page.GUIDE)
+    for name in (*names, *pages):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    for name in pages:
+        begin, end = page.GUIDE_MARKERS if name == page.GUIDE else (page.BEGIN, page.END)
+        (tmp_path / name).write_text(replace_block((tmp_path / name).read_text(), begin, end, "old"))
+    assert page.render(tmp_path) == [tmp_path / name for name in pages]
+    for name in pages:
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text()
+    assert (tmp_path / page.SPEED / "cpu.png").stat().st_size > 10_000
+
+
+def test_ratios_are_shown_per_variant_and_case():
+    source = {
+        "budget": "paper",
+        "command": "x",
+        "commit": None,
+        "dirty": True,
+        "device": "GPU",
+        "torch": "2",
+        "rounds": 3,
+    }
+    records = [
+        {"case": "A", "variant": "textbook", "critic_step_ratio": 1.0, "iteration_ratio": 1.0, **source},
+        {"case": "A", "variant": "eager", "critic_step_ratio": 0.816, "iteration_ratio": 0.5, **source},
+        {"case": "B", "variant": "textbook", "critic_step_ratio": 1.0, "iteration_ratio": 1.0, **source},
+        {"grows": "batch", "size": 16, "variant": "textbook", **source},
+    ]
+    lines = page.ratio_block({"cuda": records}).splitlines()
+    assert lines[:4] == [
+        "| cuda | A | B |",
+        "| --- | --- | --- |",
+        "| textbook | 1.00 / 1.00 | 1.00 / 1.00 |",
+        "| eager | 0.82 / 0.50 |  |",
+    ]
+    assert "commit unknown (changed), GPU" in lines[-1] and "The widths are those of the released code." in lines[-1]
+
+
+def test_committed_records_have_the_keys_of_new_ones(monkeypatch, no_compile):
+    monkeypatch.setattr(measure, "VARIANTS", {"eager": {}})
+    new = measure.measure(SMALL["toy MLP"], CPU, rounds=1)[0]
+    committed = json.loads((ROOT / page.SPEED / "cpu.jsonl").read_text().splitlines()[0])
+    assert set(new) <= set(committed)
+
+
+@pytest.mark.parametrize("value, text", [(1234.5, "1,230"), (12.0, "12"), (9.984, "9.98"), (0.5, "0.5")])
+def test_times_have_three_digits_and_no_exponent(value, text):
+    assert page._digits(value) == text

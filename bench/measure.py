@@ -1,0 +1,311 @@
+"""How long a training step takes, compared with the textbook implementation and with the arithmetic that it needs.
+
+All variants of a case live in one process. They are timed in turn, round by round: if the machine becomes slower, all
+of them become slower. Times are medians over rounds, and ratios are medians of the ratios within a round. Before a
+variant is timed, its gradients are compared with float64.
+"""
+
+import math
+import statistics
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.contestants import CRITIC_STEPS, Case, Ours, Textbook
+from bench.floor import build_floor, count_gflop, time_calls
+from wgangp.compiled import TOLERANCE, build_computation
+from wgangp.gradients import total_norm
+from wgangp.losses import Wasserstein
+from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
+from wgangp.networks.mlp import MLPCritic, MLPGenerator
+from wgangp.networks.resnet import ResNetCritic, ResNetGenerator
+from wgangp.penalty import GradientPenalty
+from wgangp.precision import product_precision
+
+__all__ = ["CASES", "VARIANTS", "measure", "measure_growth"]
+
+CASES = {  # the widths of the released code. With the budget cpu the CIFAR pairs have a quarter of it
+    "toy MLP": Case(MLPGenerator, MLPCritic, (2,), 256, 512),
+    "MNIST DCGAN": Case(MNISTGenerator, MNISTCritic, (1, 28, 28), 50, 64),
+    "CIFAR DCGAN": Case(CIFARGenerator, CIFARCritic, (3, 32, 32), 64, 128),
+    "CIFAR ResNet": Case(ResNetGenerator, ResNetCritic, (3, 32, 32), 64, 128, 128, (0.0, 0.9), True),
+}
+VARIANTS: dict[str, dict[str, Any]] = {  # arguments of Ours. The variant "textbook" comes before them
+    "eager": {},
+    "eager, channels last": {"channels_last": True},
+    "compiled": {"compile": True},
+    "compiled, channels last": {"compile": True, "channels_last": True},
+    "tf32, channels last": {"compile": True, "precision": "tf32", "channels_last": True},
+    "bf16, penalty in fp32": {"compile": True, "precision": "bf16"},
+    "bf16": {"compile": True, "precision": "bf16", "autocast": True},
+    "bf16, channels last": {"compile": True, "precision": "bf16", "autocast": True, "channels_last": True},
+}
+PARTS = {  # name in the records -> method of the contestants
+    "critic_step": "critic_step",
+    "unpenalised_step": "unpenalized_step",  # the records keep the spelling of the first ones
+    "generator_step": "generator_step",
+    "iteration": "iteration",
+}
+FLOOR_PARTS = ("critic_step", "iteration")  # the parts whose arithmetic is timed by itself
+LEAST_S = 0.05  # a fast function is called so often that one measurement takes at least this long
+
+
+def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """Measure all variants of a case.
+
+    Returns:
+        one record per variant: seconds (median and quartiles over rounds), ratios to the textbook, and counts.
+
+    Raises:
+        ValueError: the gradients of a variant differ from float64 by more than its precision allows, or a compiled step
+            fell back to eager mode.
+    """
+    variants: dict[str, Textbook | Ours] = {}
+    errors, memory = {}, {}
+    timed: dict[tuple[str, str], Callable[[], None]] = {}
+    for name, options in {"textbook": {}, **VARIANTS}.items():
+        precision = options.get("precision", "fp32")
+        no_channels = options.get("channels_last") and len(case.shape) == 1
+        if no_channels or (precision == "tf32" and device.type != "cuda"):
+            continue
+        with product_precision(precision), _require_compiled(name):
+            reserved = _reset_cuda_memory(device)
+            variant = variants[name] = Textbook(case, device) if name == "textbook" else Ours(case, device, **options)
+            errors[name] = _compare_with_float64(case, variant, device, name, precision)
+            memory[name] = _peak_memory(variant, device, reserved)
+        timed |= {(name, part): _with_precision(precision, getattr(variant, PARTS[part])) for part in PARTS}
+
+    gflop = {"textbook": count_gflop(variants["textbook"].critic_step)}
+    layouts: dict[str, list[str]] = {}  # variant -> the floors with its arithmetic, one per memory layout
+    for name, options in VARIANTS.items():
+        if name in variants:
+            precision = options.get("precision", "fp32")
+            arithmetic = f"{precision} {options.get('autocast', False)}"
+            layouts[name] = layouts.setdefault(arithmetic, [])  # the same list for all variants with this arithmetic
+            floor = f"floor: {arithmetic} {options.get('channels_last', False)}"
+            with product_precision(precision):
+                eager = Ours(case, device, **{**options, "compile": False})
+                gflop[name] = count_gflop(eager.critic_step)  # the kernels of a compiler are not seen by the counter
+                if floor not in layouts[name]:
+                    layouts[name].append(floor)
+                    for part in FLOOR_PARTS:
+                        timed[floor, part] = _with_precision(precision, build_floor(getattr(eager, part), device))
+
+    seconds = _time_in_turn(timed, device, rounds)
+    records = []
+    for name in variants:
+        times = {part: seconds[name, part] for part in PARTS}
+        floors = layouts[name if name != "textbook" else "eager"]
+        floor = {part: _fastest([seconds[layout, part] for layout in floors]) for part in FLOOR_PARTS}
+        ratio = {part: _median_ratio(times[part], seconds["textbook", part]) for part in PARTS}
+        records.append(
+            {
+                "variant": name,
+                "gradient_error": errors[name],
+                **{f"{part}_s": statistics.median(values) for part, values in times.items()},
+                **{f"{part}_quartiles_s": _quartiles(values) for part, values in times.items()},
+                **{f"{part}_ratio": value for part, value in ratio.items()},
+                "penalty_share": 1 - _median_ratio(times["unpenalised_step"], times["critic_step"]),
+                "samples_per_s": CRITIC_STEPS * case.batch / statistics.median(times["iteration"]),
+                "critic_step_share_of_floor": _median_ratio(floor["critic_step"], times["critic_step"]),
+                "iteration_share_of_floor": _median_ratio(floor["iteration"], times["iteration"]),
+                "floor_of_critic_step_s": statistics.median(floor["critic_step"]),
+                "critic_step_gflop": gflop[name],
+                "peak_memory_mb": memory[name] / 1e6,
+                "rounds": rounds,
+            }
+        )
+    return records
+
+
+def measure_growth(device: torch.device, rounds: int, small: bool = False) -> list[dict[str, Any]]:
+    """Measure how a critic step grows with batch size, width and depth (toy MLP) and with image size (ResNet critic).
+
+    Args:
+        small: only the two smallest sizes of each.
+
+    Returns:
+        one record per size and variant; the key "grows" names what grows.
+
+    Raises:
+        ValueError: as in `measure`.
+    """
+    mlp, count = Case(MLPGenerator, MLPCritic, (2,), 256, 512), 2 if small else 99
+    growing: dict[str, list[tuple[int, Case]]] = {
+        "batch": [(n, replace(mlp, batch=n)) for n in (16, 32, 64, 128, 256, 512)[:count]],
+        "width": [(n, replace(mlp, width=n)) for n in (64, 128, 256, 512, 1024)[:count]],
+        "depth": [(n, replace(mlp, critic=partial(MLPCritic, depth=n))) for n in (1, 2, 3, 6, 12)[:count]],
+        "resolution": [(n, Case(_LinearGenerator, _AnySizeCritic, (3, n, n), 16, 32)) for n in (8, 16, 32, 64)[:count]],
+    }
+    records = []
+    for quantity, cases in growing.items():
+        for size, case in cases:
+            timed = {}
+            with product_precision("fp32"):
+                for name in ("textbook", "eager", "compiled"):
+                    with _require_compiled(name):
+                        variant = Textbook(case, device) if name == "textbook" else Ours(case, device, **VARIANTS[name])
+                        _compare_with_float64(case, variant, device, name, "fp32")
+                    timed[name, "critic_step"] = _with_precision("fp32", variant.critic_step)
+            for (name, _), values in _time_in_turn(timed, device, rounds).items():
+                seconds = {"critic_step_s": statistics.median(values), "critic_step_quartiles_s": _quartiles(values)}
+                records.append({"grows": quantity, "size": size, "variant": name, **seconds})
+    return records
+
+
+def _time_in_turn(
+    timed: dict[tuple[str, str], Callable[[], None]], device: torch.device, rounds: int
+) -> dict[tuple[str, str], list[float]]:
+    """Time every function once per round; the order is rotated by one from round to round. Returns seconds per call."""
+    repeats = {}
+    for key, function in timed.items():
+        function()  # compiles, allocates
+        function()
+        repeats[key] = max(1, math.ceil(LEAST_S / time_calls(function, 1, device)))
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
+    order = list(timed)
+    for _ in range(rounds):
+        order = [*order[1:], order[0]]
+        for key in order:
+            seconds[key].append(time_calls(timed[key], repeats[key], device))
+    return seconds
+
+
+def _with_precision(precision: str, function: Callable[[], None]) -> Callable[[], None]:
+    """Return the function with its product precision, which is a setting of the process."""
+
+    def call() -> None:
+        with product_precision(precision):
+            function()
+
+    return call
+
+
+@contextmanager
+def _require_compiled(name: str) -> Iterator[None]:
+    """Raise ValueError if a compiled step falls back to eager mode: its row would show the eager step."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the compiled .* is not used")
+        try:
+            yield
+        except UserWarning as warning:
+            raise ValueError(f"{name} cannot be measured: {warning}") from warning
+
+
+def _compare_with_float64(
+    case: Case, variant: Textbook | Ours, device: torch.device, name: str, precision: str
+) -> float:
+    """Return ||g - g64|| / ||g64|| on one batch, the larger one of critic and generator. ValueError if it is large."""
+    networks = (network.double() for network in case.build_networks(device))
+    reference = build_computation(*networks, Wasserstein(), GradientPenalty())
+    real, z, eps = case.draw_batch(device)
+    fake = reference.sample(z.double())
+    expected = (
+        reference.critic_gradients(real.double(), fake, eps.double())[1],
+        reference.generator_gradients(z.double())[1],
+    )
+    actual = (variant.critic_gradients(real, fake.float(), eps), variant.generator_gradients(z))
+    errors = []
+    for gradients, exact in zip(actual, expected, strict=True):
+        difference = [a.double() - b for a, b in zip(gradients, exact, strict=True)]
+        errors.append((total_norm(difference) / total_norm(exact)).item())
+    allowed = TOLERANCE[precision]
+    if not all(error <= allowed for error in errors):  # also if one is NaN
+        raise ValueError(
+            f"{name} is not timed: its gradients differ from float64 by {max(errors):.2g} (relative), but at most"
+            f" {allowed:g} is allowed in {precision}. Correct the gradients first"
+        )
+    return max(errors)
+
+
+def _peak_memory(variant: Textbook | Ours, device: torch.device, reserved: int) -> float:
+    """Return the largest number of bytes that an iteration holds.
+
+    On a CPU: in addition to parameters, optimizer state and data. On CUDA: everything that was reserved after there
+    were `reserved` bytes, because the memory of a recorded graph is reserved once and not seen again.
+    """
+    iteration = variant.iteration
+    _reset_cuda_memory(device)  # frees what the comparison of gradients used
+    for _ in range(4):  # compiles, records
+        iteration()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_reserved(device) - reserved
+    for optimizer in (variant.optim_critic, variant.optim_generator):
+        optimizer.zero_grad()
+    return _peak_cpu_bytes(iteration)
+
+
+def _peak_cpu_bytes(function: Callable[[], None]) -> int:
+    """Call the function twice. Return the largest number of bytes held in the second call.
+
+    Only bytes that were allocated since the start of the first call count.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with warnings.catch_warnings():
+        # The warning recommends acc_events=True, which is several times slower and gives the same events.
+        warnings.filterwarnings("ignore", message="Warning: Profiler clears events")
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+            function()
+            with torch.profiler.record_function("second"):
+                function()
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    start = next(event.start_ns() for event in events if event.name() == "second")
+    held = peak = 0
+    for event in events:
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held) if event.start_ns() >= start else held
+    return peak
+
+
+def _reset_cuda_memory(device: torch.device) -> int:
+    """Free the unused CUDA memory and reset its peak. Returns the bytes that are still reserved; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_reserved(device)
+
+
+def _fastest(times: list[list[float]]) -> list[float]:
+    """Return the smallest time of each round."""
+    return [min(values) for values in zip(*times, strict=True)]
+
+
+def _median_ratio(a: list[float], b: list[float]) -> float:
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    if len(values) == 1:
+        return [values[0]] * 2
+    return [statistics.quantiles(values, n=4, method="inclusive")[i] for i in (0, 2)]
+
+
+class _LinearGenerator(nn.Module):
+    """z (B, 8) -> (B, *shape), a linear map: the cheapest generator for the measurement of a critic."""
+
+    def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.latent_dim = 8
+        self.layers = nn.Sequential(nn.Linear(8, math.prod(shape)), nn.Unflatten(1, shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
+
+
+class _AnySizeCritic(ResNetCritic):
+    """The ResNet critic for square images of any even size: its last layer sees the mean over the pixels."""
+
+    def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__((3, 32, 32), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.activation(self.blocks(x)).mean(dim=(2, 3))).squeeze(1)

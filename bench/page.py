@@ -1,0 +1,312 @@
+"""Tables and pictures of the measurements, in the README files of the results and in docs/speed.md.
+
+The text of these files is written by hand. Only the lines between two markers are rendered here, from the records:
+
+    python -m bench.page            renders all of them again, for example after an edit of this file
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+from bench.command import Parser, print_errors
+from bench.contestants import CRITIC_STEPS
+from wgangp.checkpoint import write_atomic
+from wgangp.logs import read_lines
+from wgangp.tables import markdown_table, replace_block
+
+__all__ = [
+    "arithmetic_table",
+    "draw_picture",
+    "ratio_block",
+    "ratio_table",
+    "read_page",
+    "read_speed",
+    "render",
+    "scaling_block",
+    "speed_block",
+    "time_table",
+    "write_guide",
+    "write_page",
+]
+
+Record = dict[str, Any]
+ROOT = Path(__file__).parent.parent
+SPEED, SCALING, GUIDE = "results/benchmark", "results/scaling", "docs/speed.md"
+BEGIN, END = "<!-- rendered by bench -->", "<!-- /rendered -->"
+GUIDE_MARKERS = "<!-- speed: rendered by bench -->", "<!-- /speed -->"
+COLORS = {"textbook": "#888888", "eager": "#7fcdbb", "compiled": "#2c7fb8"}
+GROWING = {  # key "grows" of the records -> what the axis shows
+    "batch": "batch size (toy MLP)",
+    "width": "width (toy MLP)",
+    "depth": "depth of the critic (toy MLP)",
+    "resolution": "image size, pixels (ResNet critic)",
+}
+DEVICES = (8, 64, 512)  # numbers of devices for which the efficiency is predicted
+
+
+def read_speed(folder: Path) -> dict[str, list[Record]]:
+    """Return the newest records of `bench.speed` in a folder, per kind of device: cpu, cuda."""
+    records = {kind: read_lines(folder / f"{kind}.jsonl") for kind in ("cpu", "cuda")}
+    return {kind: lines for kind, lines in records.items() if lines}
+
+
+def time_table(records: list[Record]) -> list[dict[str, str]]:
+    """Return the times of all variants of all cases as a table."""
+
+    def milliseconds(record: Record, part: str) -> str:
+        low, high = record[f"{part}_quartiles_s"]
+        return f"{_digits(1e3 * record[f'{part}_s'])} ({_digits(1e3 * low)} to {_digits(1e3 * high)})"
+
+    return [
+        {
+            "case": record["case"],
+            "variant": record["variant"],
+            "critic step, ms": milliseconds(record, "critic_step"),
+            "generator step, ms": milliseconds(record, "generator_step"),
+            "iteration, ms": milliseconds(record, "iteration"),
+            "real samples/s": f"{record['samples_per_s']:,.0f}",
+            "penalty": f"{record['penalty_share']:.0%}",
+        }
+        for record in _of_cases(records)
+    ]
+
+
+def ratio_table(records: list[Record]) -> list[dict[str, str]]:
+    """Return the ratios to the textbook of all variants of all cases as a table."""
+    return [
+        {
+            "case": record["case"],
+            "variant": record["variant"],
+            "critic step": f"{record['critic_step_ratio']:.2f}",
+            "generator step": f"{record['generator_step_ratio']:.2f}",
+            "iteration": f"{record['iteration_ratio']:.2f}",
+        }
+        for record in _of_cases(records)
+    ]
+
+
+def arithmetic_table(records: list[Record]) -> list[dict[str, str]]:
+    """Return accuracy, arithmetic, floor and memory of all variants of all cases as a table."""
+    return [
+        {
+            "case": record["case"],
+            "variant": record["variant"],
+            "gradient error": f"{record['gradient_error']:.1g}",
+            "GFLOP": f"{record['critic_step_gflop']:.3g}",
+            "floor, ms": _digits(1e3 * record["floor_of_critic_step_s"]),
+            "floor / critic step": f"{record['critic_step_share_of_floor']:.0%}",
+            "floor / iteration": f"{record['iteration_share_of_floor']:.0%}",
+            "peak memory, MB": _digits(record["peak_memory_mb"]),
+        }
+        for record in _of_cases(records)
+    ]
+
+
+def speed_block(records: dict[str, list[Record]]) -> str:
+    """Return the rendered block of results/benchmark/README.md: three tables and a picture per kind of device.
+
+    Args:
+        records: per kind of device, all records of a run of `bench.speed`.
+    """
+    parts = []
+    for kind, lines in records.items():
+        parts += [f"## Measured on {kind}", _source(lines[-1])]
+        parts += ["### Time", markdown_table(time_table(lines))]
+        parts += ["### Time, divided by the time of the textbook", markdown_table(ratio_table(lines))]
+        parts += ["### Accuracy, arithmetic and memory", markdown_table(arithmetic_table(lines))]
+        parts += ["### Picture", f"![Ratios of the iteration time, and growth of the critic step, {kind}]({kind}.png)"]
+    return "\n\n".join(parts)
+
+
+def ratio_block(records: dict[str, list[Record]]) -> str:
+    """Return the rendered block of docs/speed.md: ratios of critic step and iteration, with one column per case."""
+    parts = []
+    for kind, lines in records.items():
+        ratios: dict[str, dict[str, str]] = {}
+        for record in _of_cases(lines):
+            both = f"{record['critic_step_ratio']:.2f} / {record['iteration_ratio']:.2f}"
+            ratios.setdefault(record["variant"], {})[record["case"]] = both
+        cases = list(dict.fromkeys(record["case"] for record in _of_cases(lines)))
+        rows = [{kind: name, **{case: row.get(case, "") for case in cases}} for name, row in ratios.items()]
+        parts += [markdown_table(rows), _source(lines[0])]
+    return "\n\n".join(parts)
+
+
+def _of_cases(records: list[Record]) -> list[Record]:
+    """Return the records without those that measure growth."""
+    return [record for record in records if "grows" not in record]
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent: 1.23e+03 becomes 1,230."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
+def _source(record: Record) -> str:
+    """Return a line that tells where a record comes from."""
+    if record["budget"] == "paper":
+        width = "The widths are those of the released code."
+    else:
+        width = "The CIFAR pairs have a quarter of the released width."
+    return (
+        f"`{record['command']}`, commit {_commit(record)}, {record['device']}, torch {record['torch']}:"
+        f" medians over {record['rounds']} rounds. {width}"
+    )
+
+
+def _commit(record: Record) -> str:
+    return (record["commit"] or "unknown")[:7] + (" (changed)" if record["dirty"] else "")
+
+
+def scaling_block(records: list[Record]) -> str:
+    """Return the rendered block of results/scaling/README.md: two tables per kind of device.
+
+    The first one shows the newest record of each setting, the second one the efficiency that follows from it.
+    """
+    parts = []
+    for kind in dict.fromkeys(record["kind"] for record in records):
+        lines = [record for record in records if record["kind"] == kind]
+        newest = {(r["case"], r["grows"], r["ranks"]): r for r in lines}
+        last, commits = lines[-1], ", ".join(dict.fromkeys(_commit(record) for record in lines))
+        if kind == "cpu":
+            where = f"{last['cores']} cores, one thread per rank, gloo over loopback"
+        else:
+            where = f"{last['device']}, one GPU per rank, NCCL"
+        parts += [
+            f"## Measured on {kind}",
+            f"`{last['command']}`, commit {commits}, {where}, torch {last['torch']}: medians of"
+            f" {len(last['iteration_s_all'])}.",
+            markdown_table([_scaling_row(newest, *setting) for setting in sorted(newest)]),
+        ]
+        efficiency = _predict_efficiency(newest)
+        if efficiency:
+            parts += ["### Predicted efficiency", markdown_table(efficiency)]
+    return "\n\n".join(parts)
+
+
+def _scaling_row(newest: dict[tuple[str, bool, int], Record], case: str, grows: bool, ranks: int) -> dict[str, str]:
+    record, alone = newest[case, grows, ranks], newest.get((case, grows, 1))
+    speedup = record["batch"] / record["iteration_s"] / (alone["batch"] / alone["iteration_s"]) if alone else None
+    sent = 2 * (ranks - 1) / ranks * (CRITIC_STEPS * record["critic_bytes"] + record["generator_bytes"]) / 1e6
+    per_iteration = CRITIC_STEPS + record["generator_bytes"] / record["critic_bytes"]  # in all-reduces of the critic
+    communication = per_iteration * record["all_reduce_s"] + record["one_number_s"]
+    return {
+        "case": case,
+        "batch": f"{record['batch']}, {'grows' if grows else 'constant'}",
+        "ranks": f"{ranks}",
+        "iteration, ms": f"{1e3 * record['iteration_s']:.1f}",
+        "speed-up": f"{speedup:.2f}" if speedup is not None else "",
+        "MB sent": f"{sent:.1f}",
+        "all-reduce, ms": f"{1e3 * record['all_reduce_s']:.2f}",
+        "all-reduces / iteration": f"{communication / record['iteration_s']:.0%}",
+    }
+
+
+def _predict_efficiency(newest: dict[tuple[str, bool, int], Record]) -> list[dict[str, str]]:
+    """Return t / (t + time of the all-reduces) for more devices, as a table with one row per case.
+
+    The batch grows with the devices. Rings have the speed that was measured between two ranks.
+    """
+    rows = []
+    for case in dict.fromkeys(case for case, _, _ in newest):
+        one, two = newest.get((case, True, 1)), newest.get((case, True, 2))
+        if one is None or two is None:
+            continue
+        latency = two["one_number_s"] / 2
+        # With two ranks a ring sends each byte once.
+        per_byte = max(two["all_reduce_s"] - two["one_number_s"], 0) / two["critic_bytes"]
+        row = {"case": case}
+        for n in DEVICES:
+            sent = 2 * (n - 1) / n * (CRITIC_STEPS * two["critic_bytes"] + two["generator_bytes"])
+            # One all-reduce per critic step, one for the generator step, one that asks whether to stop.
+            waits = (CRITIC_STEPS + 2) * 2 * (n - 1) * latency
+            row[f"{n} devices"] = f"{one['iteration_s'] / (one['iteration_s'] + sent * per_byte + waits):.0%}"
+        rows.append(row)
+    return rows
+
+
+def read_page(path: Path, title: str) -> str:
+    """Return the text of a page, or a new page with this title if there is none.
+
+    Raises:
+        ValueError: the page has no rendered block. Call this before a long measurement.
+    """
+    text = path.read_text() if path.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
+    try:
+        replace_block(text, BEGIN, END, "")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return text
+
+
+def write_page(path: Path, title: str, block: str) -> None:
+    """Replace the rendered block of a page. ValueError as in `read_page`."""
+    write_atomic(path, replace_block(read_page(path, title), BEGIN, END, f"\n{block}\n"))
+
+
+def render(root: Path = ROOT) -> list[Path]:
+    """Render all blocks again, from the records in results/. Returns the files that were written."""
+    speed, scaling = root / SPEED, root / SCALING
+    write_page(speed / "README.md", "Speed", speed_block(read_speed(speed)))
+    write_page(scaling / "README.md", "Several ranks", scaling_block(read_lines(scaling / "records.jsonl")))
+    for kind, records in read_speed(speed).items():
+        draw_picture(speed / f"{kind}.png", records)
+    write_guide(root)
+    return [speed / "README.md", scaling / "README.md", root / GUIDE]
+
+
+def write_guide(root: Path = ROOT) -> None:
+    """Replace the rendered block of docs/speed.md. ValueError if it has none."""
+    path, block = root / GUIDE, ratio_block(read_speed(root / SPEED))
+    write_atomic(path, replace_block(path.read_text(), *GUIDE_MARKERS, f"\n{block}\n"))
+
+
+def draw_picture(path: Path, records: list[Record]) -> None:
+    """Draw ratios of the iteration time (above) and the growth of the critic step (below)."""
+    ratios = _of_cases(records)
+    cases, variants = _distinct(ratios, "case"), _distinct(ratios, "variant")[::-1]
+    quantities = _distinct([record for record in records if "grows" in record], "grows")
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    above, below = figure.subfigures(2, 1)
+    above.suptitle("Time of a whole iteration, divided by that of the textbook")
+    for axes, case in zip(above.subplots(1, len(cases), squeeze=False, sharey=True)[0], cases, strict=True):
+        for record in (record for record in ratios if record["case"] == case):
+            position = variants.index(record["variant"])
+            axes.barh(position, record["iteration_ratio"], color=COLORS["compiled"])
+            axes.text(0.02, position, f"{record['iteration_ratio']:.2f}", va="center", color="white", fontsize=8)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set(title=case, xlim=(0, None), yticks=range(len(variants)), yticklabels=variants)
+    if quantities:
+        below.suptitle("Time of a critic step, in milliseconds")
+        for axes, quantity in zip(below.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
+            for variant, color in COLORS.items():
+                line = [r for r in records if r.get("grows") == quantity and r["variant"] == variant]
+                sizes = [record["size"] for record in line]
+                axes.plot(sizes, [1e3 * r["critic_step_s"] for r in line], marker="o", color=color, label=variant)
+            axes.set(xscale="log", yscale="log", xlabel=GROWING[quantity])
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=90)
+
+
+def _distinct(records: Iterable[Record], key: str) -> list[str]:
+    return list(dict.fromkeys(record[key] for record in records))
+
+
+def main() -> None:
+    with print_errors():
+        Parser(prog="python -m bench.page", description="Render the tables again, from the records.").parse_args()
+        for path in render():
+            print(f"rendered {path}")
+
+
+if __name__ == "__main__":
+    main()
