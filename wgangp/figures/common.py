@@ -1,4 +1,4 @@
-"""What several figures do: train a critic alone, and say numbers with their spread."""
+"""What several figures need: train a critic alone or both networks, select records, format numbers."""
 
 import statistics
 import sys
@@ -12,38 +12,55 @@ from tqdm import trange
 
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
-from wgangp.seeds import generator_for
+from wgangp.runs import Run
+from wgangp.seeds import rng_for
 from wgangp.step import critic_step
-from wgangp.train import train
+from wgangp.train import Clip, train
 
-__all__ = ["fit", "optimizer_of", "over", "seeds_of", "select", "spread", "train_both"]
+__all__ = [
+    "CLIP",
+    "DEPTH",
+    "build_optimizer",
+    "count_seeds",
+    "describe_range",
+    "format_spread",
+    "make_run",
+    "select",
+    "train_critic",
+    "train_networks",
+]
 
-CLIP_LR = 5e-5  # of RMSProp. Paper: released code, for clipping
+CLIP, CLIP_LR = 0.01, 5e-5  # bound of the weights, and the learning rate with it. Paper: released code, for clipping
+DEPTH = 3  # hidden layers of the critics and generators of toy data. Paper: released gan_toy.py
 NEVER = 10**9
 
 
-def optimizer_of(player: nn.Module, lr: float, clipping: bool) -> torch.optim.Optimizer:
-    """Adam (0.5, 0.9) for a penalty, RMSProp at CLIP_LR for clipping. Paper: released gan_toy.py, gan_mnist.py."""
+def build_optimizer(network: nn.Module, lr: float, clipping: bool) -> torch.optim.Optimizer:
+    """Build RMSProp at CLIP_LR for clipping, otherwise Adam (0.5, 0.9). Paper: released gan_toy.py, gan_mnist.py."""
     if clipping:
-        return torch.optim.RMSprop(player.parameters(), lr=CLIP_LR, alpha=0.9, eps=1e-10)
-    return torch.optim.Adam(player.parameters(), lr=lr, betas=(0.5, 0.9), fused=True)
+        return torch.optim.RMSprop(network.parameters(), lr=CLIP_LR, alpha=0.9, eps=1e-10)
+    return torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.9), fused=True)
 
 
-def fit(
+def train_critic(
     critic: nn.Module,
-    pairs: Callable[[int], tuple[Tensor, Tensor]],
+    batch: Callable[[int], tuple[Tensor, Tensor]],
     iterations: int,
     lr: float,
     penalty: GradientPenalty,
     seed: int,
     clip_weights: float | None = None,
 ) -> None:
-    """Train a critic alone, on the batches (real, fake) = pairs(k). Raises ValueError when its loss is not finite."""
-    optimizer = optimizer_of(critic, lr, clipping=clip_weights is not None)
+    """Train a critic alone, in iteration k on (real, fake) = batch(k).
+
+    Raises:
+        ValueError: a term of the last iteration is not finite.
+    """
+    optimizer = build_optimizer(critic, lr, clipping=clip_weights is not None)
     terms = {}
     for k in trange(iterations, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()):
-        real, fake = pairs(k)
-        eps = penalty.draw(real, generator_for(seed, k, "eps", real.device))
+        real, fake = batch(k)
+        eps = penalty.draw(real, rng_for(seed, k, "eps", real.device))
         terms = critic_step(critic, optimizer, real, fake, eps, penalty=penalty, clip_weights=clip_weights)
     for name, term in terms.items():
         if not term.isfinite():
@@ -52,52 +69,65 @@ def fit(
             )
 
 
-def train_both(
-    folder: Path,
-    generator: nn.Module,
-    critic: nn.Module,
-    data: Any,
-    penalty: GradientPenalty,
-    lr: float,
-    *,
-    clip_weights: float | None,
-    steps: int,
-    **options: Any,
-) -> None:
-    """Train both players to the end, five critic updates a generator update, in a folder that is resumed.
+def make_run(
+    generator: nn.Module, critic: nn.Module, data: Any, penalty: GradientPenalty, lr: float, seed: int, clipping: bool
+) -> Run:
+    """Build a run with the Wasserstein loss and the optimizers of `build_optimizer`."""
+    optimizers = (build_optimizer(network, lr, clipping) for network in (generator, critic))
+    return Run(generator, critic, *optimizers, data, Wasserstein(), penalty, seed)
 
-    Raises KeyboardInterrupt when it was stopped before: there is nothing to measure then.
+
+def train_networks(
+    folder: Path, run: Run, *, steps: int, clip_weights: float | None, batch_size: int, log_every: int, report_size: int
+) -> None:
+    """Train generator and critic to the end, from the newest checkpoint in the folder if there is one.
+
+    Args:
+        steps, batch_size, log_every, report_size: as in `train`. There are five critic updates per generator update.
+
+    Raises:
+        ValueError: a loss is not finite.
+        KeyboardInterrupt: training was interrupted, so that there is nothing to measure yet.
     """
-    optimizers = [optimizer_of(player, lr, clip_weights is not None) for player in (generator, critic)]
-    often = {"checkpoint_every": max(1, steps // 5), "sample_every": NEVER, "lipschitz_every": NEVER, "critic_steps": 5}
-    options = {**often, **options, "clip_weights": clip_weights, "steps": steps}
     try:
-        reached = train(folder, generator, critic, *optimizers, data, Wasserstein(), penalty, **options)
+        done = train(
+            folder,
+            run,
+            steps=steps,
+            critic_steps=5,
+            batch_size=batch_size,
+            log_every=log_every,
+            sample_every=NEVER,
+            checkpoint_every=max(1, steps // 5),
+            lipschitz_every=NEVER,
+            report_size=report_size,
+            clip=Clip(weights=clip_weights),
+        )
     except ValueError as error:
-        raise ValueError(str(error).replace("optim.lr or clip.gradient_norm=1.0", "figure.lr")) from error
-    if reached < steps:
+        raise ValueError(str(error).replace("optim.lr, or clip.gradient_norm=1.0", "figure.lr")) from error
+    if done < steps:
         raise KeyboardInterrupt
 
 
 def select(records: list[dict[str, Any]], **cell: Any) -> list[dict[str, Any]]:
-    """The records of a setting."""
+    """Return the records of a cell, or of all cells with the given values."""
     return [record for record in records if all(record[key] == value for key, value in cell.items())]
 
 
-def seeds_of(records: list[dict[str, Any]]) -> str:
-    """How many seeds there are, in words."""
+def count_seeds(records: list[dict[str, Any]]) -> str:
+    """Return the number of seeds with its unit, for example "3 seeds"."""
     number = len({record["seed"] for record in records})
     return f"{number} seed" + "s" * (number > 1)
 
 
-def over(records: list[dict[str, Any]]) -> str:
-    """What the numbers of `spread` are over."""
-    seeds = seeds_of(records)
-    return seeds if seeds == "1 seed" else f"mean +- sd over {seeds}"
+def describe_range(records: list[dict[str, Any]]) -> str:
+    """Return what a curve and the band around it are, for a title."""
+    seeds = count_seeds(records)
+    return seeds if seeds == "1 seed" else f"mean and range over {seeds}"
 
 
-def spread(values: list[float], form: str = ".3f") -> str:
-    """mean +- standard deviation over seeds, or the one value there is."""
+def format_spread(values: list[float], form: str = ".3f") -> str:
+    """Format values as mean +- standard deviation; one value as itself."""
     if len(values) == 1:
         return f"{values[0]:{form}}"
     return f"{statistics.mean(values):{form}} +- {statistics.stdev(values):{form.removeprefix('+')}}"

@@ -1,0 +1,178 @@
+"""Reproduce a figure: measure what is missing, draw the picture, render the README.
+
+The folder of a figure has records.jsonl (one line per run), the picture, and README.md. The text of the README is
+written by hand. Only the block between two marker lines is rendered from the records.
+"""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from wgangp.checkpoint import write_atomic
+from wgangp.config import BUDGETS, CONF, build, find_device
+from wgangp.figures.common import count_seeds
+from wgangp.logs import append_line, provenance, read_lines
+from wgangp.runs import claim_folder, run_name
+from wgangp.tables import markdown_table, replace_block
+
+__all__ = ["BEGIN", "END", "new_readme", "render", "render_folder", "reproduce"]
+
+BEGIN, END = "<!-- rendered by scripts/reproduce.py -->", "<!-- /rendered -->"
+
+
+def reproduce(figure: Any, name: str, budget: str, seeds: list[int], out: str | None, device: str) -> Path:
+    """Measure the runs of a figure that are missing, then draw the picture and render the README of all runs.
+
+    Args:
+        figure: the figure with its settings, as wgangp/figures/__init__.py describes it.
+        name: the name of the figure, which is also the name of its file in conf/figure.
+        budget: cpu or paper. It is part of the default folder only; the settings are those of the figure.
+        seeds: each cell of the figure is measured once per seed.
+        out: the folder; None: results/NAME, or results/NAME+paper.
+        device: auto, cpu, cuda, ...
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: an argument is not valid; the folder belongs to other settings; its README has no place for the
+            rendered block; a run failed (after all other runs).
+        KeyboardInterrupt: it was stopped. The same call continues from there.
+    """
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds = {list(seeds)}: give at least one number, all of them >= 0 and different")
+    torch_device = find_device(device)
+    folder = Path(out or Path("results", name if budget == "cpu" else f"{name}+{budget}"))
+    settings = OmegaConf.create({"figure": asdict(figure)})
+    with claim_folder(folder, settings, key="out"):
+        readme = _read_readme(folder, name)
+        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(settings))
+        failures = _measure_missing(folder, figure, seeds, torch_device)
+        records = _complete_seeds(figure, read_lines(folder / "records.jsonl"))
+        if records:
+            figure.draw(folder / f"{name}.png", records)
+            write_atomic(folder / "README.md", render(readme, name, figure, records))
+        if failures:
+            raise ValueError(
+                f"failed runs: {len(failures)}. The other runs are in {folder / 'records.jsonl'}. The same command"
+                f" tries the failed runs again:{''.join(failures)}"
+            )
+    return folder
+
+
+def _measure_missing(folder: Path, figure: Any, seeds: list[int], device: torch.device) -> list[str]:
+    """Append a line to records.jsonl for every (seed, cell) that has none. Returns a message per run that failed."""
+    path = folder / "records.jsonl"
+    records = read_lines(path)
+    write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))  # drops a line that was cut off
+    cells = figure.cells()
+    measured = [(record["seed"], {key: record[key] for key in cells[0]}) for record in records]
+    wanted = [(seed, cell) for seed in seeds for cell in cells]
+    missing = [work for work in wanted if work not in measured]
+    if not missing:
+        print(f"all {len(wanted)} runs are in {path}. To measure them again, give another folder: out=FOLDER")
+    failures = []
+    for number, (seed, cell) in enumerate(missing, 1):
+        label = f"{', '.join(map(str, cell.values()))}, seed {seed}"
+        print(f"run {number} of {len(missing)}: {label}", flush=True)
+        run_folder = folder / "runs" / run_name(str(seed), [str(value) for value in cell.values()])
+        seconds_before = max((line["elapsed_s"] for line in read_lines(run_folder / "timing.jsonl")), default=0.0)
+        start_time = time.monotonic()
+        try:
+            numbers = figure.measure(cell, seed, run_folder, device)
+        except (ValueError, RuntimeError) as error:  # a run that diverges must not stop the others
+            failures.append(f"\n  {label}: {error}")
+            continue
+        seconds = round(seconds_before + time.monotonic() - start_time, 3)
+        append_line(path, {"seed": seed, **cell, **numbers, "seconds": seconds, **provenance(device)})
+    return failures
+
+
+def _complete_seeds(figure: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Select the records of the seeds for which every cell is measured."""
+    seeds = [record["seed"] for record in records]
+    return [record for record in records if seeds.count(record["seed"]) == len(figure.cells())]
+
+
+def _read_readme(folder: Path, name: str) -> str:
+    """Return the README of a folder, or a new one. ValueError, before anything is measured, if it has no block."""
+    path = folder / "README.md"
+    if not path.exists():
+        return new_readme(name)
+    try:
+        return replace_block(path.read_text(), BEGIN, END, "")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def new_readme(name: str) -> str:
+    """Return a README for a figure that has none: a title and the place of the rendered block."""
+    return f"# {name.replace('_', ' ').capitalize()}\n\n{BEGIN}\n{END}\n"
+
+
+def render(readme: str, name: str, figure: Any, records: list[dict[str, Any]]) -> str:
+    """Return the README with its block rendered from the records: what was run, the table, the picture.
+
+    Args:
+        readme: the text of the README, with the lines BEGIN and END.
+        records: of all cells, for one or more seeds.
+    """
+    seeds = sorted({record["seed"] for record in records})
+    commands = [f"`{record['command']}`" for record in records]
+    commits = [(record["commit"] or "unknown")[:7] + " with changes" * bool(record["dirty"]) for record in records]
+    settings = [f"{key} {value}" for key, value in _settings(figure).items()]
+    hardware = [f"{record['device']}, torch {record['torch']}" for record in records]
+    minutes = sum(record["seconds"] for record in records) / 60
+    block = f"""
+- **Runs**: {len(records)} with {count_seeds(records)}, by {_join(commands)} at commit {_join(commits)}
+- **Settings**: {_join(settings)}
+- **To run it again**: `{_command(name, figure, seeds)}`
+- **Time**: {minutes:.0f} min for all runs together, on {_join(hardware)}
+
+{markdown_table(figure.table(records))}
+
+![{name}]({name}.png)
+"""
+    return replace_block(readme, BEGIN, END, block)
+
+
+def render_folder(folder: Path, name: str) -> str:
+    """Return the README of a folder with its block rendered anew from records.jsonl and config.yaml of the folder.
+
+    Raises:
+        ValueError: the folder has no complete set of runs; its README has no block.
+    """
+    saved = OmegaConf.load(folder / "config.yaml").figure
+    target = OmegaConf.load(CONF / "figure" / f"{name}.yaml")._target_
+    figure = build(OmegaConf.create({"figure": {"_target_": target, **saved}}), "figure")
+    records = _complete_seeds(figure, read_lines(folder / "records.jsonl"))
+    if not records:
+        raise ValueError(f"{folder} has no seed for which all runs are measured: run scripts/reproduce.py again")
+    return render(_read_readme(folder, name), name, figure, records)
+
+
+def _command(name: str, figure: Any, seeds: list[int]) -> str:
+    """The command that measures these runs: a budget, and the settings that this budget does not have."""
+    changed = {}
+    for budget in BUDGETS:
+        cfg = OmegaConf.create({"budget": budget, "figure": OmegaConf.load(CONF / "figure" / f"{name}.yaml")})
+        usual = OmegaConf.to_container(cfg, resolve=True)["figure"]
+        changed[budget] = [f"figure.{key}={v}" for key, v in _settings(figure).items() if v != usual[key]]
+    budget = min(BUDGETS, key=lambda budget: len(changed[budget]))
+    overrides = [*(["budget=paper"] if budget == "paper" else []), *changed[budget]]
+    return " ".join(["python scripts/reproduce.py", f"figure={name}", *overrides, f'"seeds={seeds}"', "out=FOLDER"])
+
+
+def _settings(figure: Any) -> dict[str, Any]:
+    """The settings that change a number: all but the place of the data."""
+    return {key: value for key, value in asdict(figure).items() if key != "data_root"}
+
+
+def _join(values: list[str]) -> str:
+    """The different values, in the order of their first appearance."""
+    return ", ".join(dict.fromkeys(values))
