@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import Linear, smooth_critic
+from helpers import Linear, smooth_critic
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,28 +14,37 @@ from wgangp import (
     slope_statistics,
     steepest_slope,
 )
-from wgangp.lipschitz import cosine, critic_slopes
+from wgangp.lipschitz import CHUNK, cosine, critic_slopes
 from wgangp.networks.mlp import MLPCritic
 from wgangp.transport import LIMIT, optimal_pairs
 
 
+def make_rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def half_square(x):
+    """D(x) = ||x||^2 / 2, whose slope is ||x||."""
+    return x.flatten(1).square().sum(1) / 2
+
+
 def test_slopes_of_half_the_squared_norm_are_the_norms_of_the_points():
     real, fake, eps = torch.randn(50, 2, 3).double(), torch.randn(50, 2, 3).double() * 3, torch.rand(50).double()
-    statistics = slope_statistics(lambda x: x.flatten(1).square().sum(1) / 2, real, fake, eps)
+    statistics = slope_statistics(half_square, real, fake, eps)
     between = eps.view(-1, 1, 1) * real + (1 - eps.view(-1, 1, 1)) * fake
     assert set(statistics) == {"real", "fake", "interpolates", "perturbed"}
     for kind, x in (("real", real), ("fake", fake), ("interpolates", between)):
         norm = x.flatten(1).norm(dim=1)
-        got = statistics[kind]
-        assert got["mean"] == pytest.approx(norm.mean().item())
-        assert got["std"] == pytest.approx(norm.std(correction=0).item())
-        assert got["max"] == pytest.approx(norm.max().item())
+        of_kind = statistics[kind]
+        assert of_kind["mean"] == pytest.approx(norm.mean().item())
+        assert of_kind["std"] == pytest.approx(norm.std(correction=0).item())
+        assert of_kind["max"] == pytest.approx(norm.max().item())
         for name, q in (("q05", 0.05), ("q50", 0.5), ("q95", 0.95)):
-            assert got[name] == pytest.approx(norm.quantile(q).item())
-        assert got["above_1"] == (norm > 1).double().mean()
+            assert of_kind[name] == pytest.approx(norm.quantile(q).item())
+        assert of_kind["above_1"] == (norm > 1).double().mean()
 
 
-def test_a_linear_critic_has_one_slope_everywhere():
+def test_linear_critic_has_the_same_slope_at_every_point():
     critic = Linear((3,))
     for statistics in slope_statistics(critic, torch.randn(9, 3).double(), torch.randn(9, 3).double()).values():
         assert statistics["mean"] == pytest.approx(critic.w.detach().norm().item())
@@ -43,26 +52,26 @@ def test_a_linear_critic_has_one_slope_everywhere():
 
 
 @given(st.floats(0, 100), st.floats(0.01, 100))
-def test_the_expected_slope_and_the_corrected_distance_are_the_optimum_of_the_penalised_objective(w1, weight):
+def test_expected_slope_minimizes_the_penalized_objective_and_corrected_wasserstein_inverts_it(w1, weight):
     a = expected_slope(w1, weight)
-    least = -a * w1 + weight * (a - 1) ** 2
+    minimum = -a * w1 + weight * (a - 1) ** 2
     for other in (a - 1e-3, a + 1e-3):
-        assert -other * w1 + weight * (other - 1) ** 2 > least
+        assert -other * w1 + weight * (other - 1) ** 2 > minimum
     assert corrected_wasserstein(a * w1, weight) == pytest.approx(w1, abs=1e-9, rel=1e-9)  # gap K = a W
 
 
 @pytest.mark.parametrize("gap, w1", [(66.25, 27.75), (36.16, 18.69), (214.13, 56.20), (64.39, 27.25)])
-def test_the_corrected_distance_of_published_gaps(gap, w1):
-    """Gaps that Korotin et al. measured on pairs with a known distance, lambda 10."""
+def test_corrected_wasserstein_of_published_gaps(gap, w1):
+    """Gaps that Korotin et al. measured on pairs with a known distance, with lambda 10."""
     assert corrected_wasserstein(gap, 10.0) == pytest.approx(w1, abs=0.006)
 
 
-def test_a_penalty_without_end_leaves_the_gap_as_it_is():
+def test_corrected_wasserstein_is_the_gap_for_a_very_large_weight():
     for weight in (1e12, 1e16, 1e18):
         assert corrected_wasserstein(2.0, weight) == pytest.approx(2.0, rel=1e-11)
 
 
-def test_without_a_penalty_or_with_a_critic_the_wrong_way_round_there_is_no_answer():
+def test_expected_slope_and_corrected_wasserstein_refuse_invalid_arguments():
     for call in (lambda: expected_slope(1.0, 0.0), lambda: corrected_wasserstein(1.0, -1.0)):
         with pytest.raises(ValueError, match="weight"):
             call()
@@ -72,23 +81,15 @@ def test_without_a_penalty_or_with_a_critic_the_wrong_way_round_there_is_no_answ
         expected_slope(float("nan"), 10.0)
 
 
-def random(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def half_square(x):
-    return x.flatten(1).square().sum(1) / 2
-
-
-def test_perturbed_points_are_within_half_a_standard_deviation_of_the_real_ones():
+def test_perturbed_points_are_within_half_a_standard_deviation_of_real_points():
     real, fake = torch.full((400, 1), 5.0).double(), torch.zeros(400, 1).double()
     real[::2] += 2  # sd 1
     at_real, at_perturbed = (critic_slopes(half_square, real, fake)[0][kind] for kind in ("real", "perturbed"))
-    rise = at_perturbed - at_real
-    assert rise.min() >= 0 and 0.4 < rise.max() < 0.501
+    difference = at_perturbed - at_real
+    assert difference.min() >= 0 and 0.4 < difference.max() < 0.501
 
 
-def test_coupled_points_lie_between_optimal_pairs_and_the_cosine_is_to_their_direction():
+def test_coupled_points_lie_between_optimal_pairs_and_cosine_uses_their_direction():
     real, fake, eps = torch.randn(60, 2).double(), torch.randn(60, 2).double() + 3, torch.rand(60).double()
     partner = fake[optimal_pairs(real, fake)]
     between = eps.unsqueeze(1) * real + (1 - eps.unsqueeze(1)) * partner
@@ -101,26 +102,26 @@ def test_coupled_points_lie_between_optimal_pairs_and_the_cosine_is_to_their_dir
     )
 
 
-def test_the_cosine_says_whether_the_critic_rises_the_way_mass_moves():
+def test_cosine_is_one_along_the_gradient_and_minus_one_against_it():
     x = torch.randn(7, 3, 2)
     assert cosine(half_square, x, x).numpy() == pytest.approx(1)
     assert cosine(half_square, x, -x).numpy() == pytest.approx(-1)
     assert cosine(half_square, x, 0 * x).numpy() == pytest.approx(0)
 
 
-def test_draws_come_from_the_generator_alone():
+def test_draws_come_from_the_given_rng_alone():
     real, fake = torch.randn(20, 2), torch.randn(20, 2)
     before = torch.random.get_rng_state()
-    one, two, other = (slope_statistics(half_square, real, fake, generator=random(seed)) for seed in (0, 0, 1))
+    one, two, other = (slope_statistics(half_square, real, fake, rng=make_rng(seed)) for seed in (0, 0, 1))
     assert one == two and one["interpolates"] != other["interpolates"]
     assert torch.random.get_rng_state().equal(before)
 
 
-def test_float64_is_computed_in_double_precision_and_leaves_the_critic_as_it_is():
+def test_float64_uses_double_precision_and_does_not_change_the_critic():
     critic, real, fake = MLPCritic((2,), width=64), torch.randn(30, 2), torch.randn(30, 2)
     single = slope_statistics(critic, real, fake, torch.rand(30))
     double, reference = (
-        slope_statistics(c, *points, torch.zeros(30), generator=random(), float64=is_single)
+        slope_statistics(c, *points, torch.zeros(30), rng=make_rng(), float64=is_single)
         for c, points, is_single in (
             (critic, (real, fake), True),
             (MLPCritic((2,), width=64).double(), (real.double(), fake.double()), False),
@@ -132,28 +133,30 @@ def test_float64_is_computed_in_double_precision_and_leaves_the_critic_as_it_is(
     assert double["real"]["mean"] == pytest.approx(single["real"]["mean"], rel=1e-5)
 
 
-def test_the_largest_quotient_is_that_of_the_steepest_pair():
+def test_largest_quotient_is_the_maximum_over_all_pairs():
     x = torch.randn(40, 2, 3)
     score = half_square(x).double()
-    by_hand = max(
+    expected = max(
         ((score[i] - score[j]).abs() / (x[i] - x[j]).double().norm()).item()
         for i in range(40)
         for j in range(40)
         if i != j
     )
-    assert largest_quotient(half_square, x) == pytest.approx(by_hand, rel=1e-5)
-    assert largest_quotient(half_square, x.repeat(2, 1, 1)) == pytest.approx(by_hand, rel=1e-5)  # not 0 / 0
+    assert largest_quotient(half_square, x) == pytest.approx(expected, rel=1e-5)
+    assert largest_quotient(half_square, x.repeat(2, 1, 1)) == pytest.approx(
+        expected, rel=1e-5
+    )  # equal points are left out
     assert largest_quotient(Linear((3,)), torch.randn(1, 3)) == 0
 
 
-def test_the_steepest_slope_of_a_linear_critic_is_its_norm_and_no_quotient_is_above_it():
+def test_steepest_slope_of_a_linear_critic_is_its_norm_and_no_quotient_is_larger():
     critic, x = Linear((3,)), torch.randn(20, 3)
     assert steepest_slope(critic, x, steps=3) == pytest.approx(critic.w.detach().norm().item())
     assert largest_quotient(critic, x) <= critic.w.detach().norm().item() * (1 + 1e-12)
 
 
-def test_the_ascent_climbs_to_the_steep_part_of_a_piecewise_linear_critic():
-    """D rises by 1 along x_1, and by 5 beyond 3.5: none of the starts is there, some are within their own sd of it."""
+def test_ascent_finds_the_steep_part_of_a_piecewise_linear_critic():
+    """D has slope 1 along x_1, and slope 5 for x_1 > 3.5. No start is there, but some are within their sd of it."""
 
     def critic(x):
         return x[:, 0] + 4 * (x[:, 0] - 3.5).clamp(min=0)
@@ -163,71 +166,104 @@ def test_the_ascent_climbs_to_the_steep_part_of_a_piecewise_linear_critic():
     assert steepest_slope(critic, x, steps=100) == pytest.approx(5)
 
 
-def test_the_ascent_follows_the_gradient_of_the_slope():
-    """For D = x A x / 2 the slope is ||A x||, and rises along A (A x) / ||A x||: two steps by hand."""
+def test_two_steps_of_the_ascent_equal_the_formula():
+    """For D = x A x / 2 the slope is ||A x||, and its gradient is A (A x) / ||A x||."""
     a = torch.tensor([[1.0, 0.5], [0.5, 3.0]]).double()
     x = torch.tensor([2.0, 0.3]).double()
     scale, v = x.std(correction=0), torch.nn.functional.normalize(a @ x, dim=0)
-    met = [a @ (x + scale * v), a @ (x - scale * v)]
+    gradients = [a @ (x + scale * v), a @ (x - scale * v)]
     x = x + scale * torch.nn.functional.normalize(a @ v, dim=0)
-    met += [a @ (x + 0.01 * scale * v), a @ (x - 0.01 * scale * v)]
+    gradients += [a @ (x + 0.01 * scale * v), a @ (x - 0.01 * scale * v)]
     start = torch.tensor([[2.0, 0.3]]).double()
-    found = steepest_slope(lambda x: ((x @ a) * x).sum(1) / 2, start, steps=2)
-    assert found == pytest.approx(max(g.norm().item() for g in met)) == met[2].norm().item()
+    steepest = steepest_slope(lambda x: ((x @ a) * x).sum(1) / 2, start, steps=2)
+    assert steepest == pytest.approx(max(g.norm().item() for g in gradients)) == gradients[2].norm().item()
 
 
-def test_the_ascent_finds_more_than_the_points_show_on_smooth_and_on_relu_critics():
-    found = []
+def test_ascent_finds_more_than_the_points_show_on_smooth_and_on_relu_critics():
+    shares = []
     for critic, points in ((smooth_critic(2, width=64), 100), (MLPCritic((2,), width=64, depth=4), 100)):
-        x = torch.randn(points, 2, generator=random())
+        x = torch.randn(points, 2, generator=make_rng())
         plane = torch.cartesian_prod(*[torch.linspace(-4, 4, 200).double()] * 2)
-        there = critic_slopes(critic.double(), plane, plane)[0]["real"].max().item()
+        steepest = critic_slopes(critic.double(), plane, plane)[0]["real"].max().item()
         at_starts = critic_slopes(critic, x.double(), x.double())[0]["real"].max().item()
-        found.append((steepest_slope(critic, x, steps=100) - at_starts) / (there - at_starts))
-    assert min(found) > 0.9  # of the way to the steepest of 40,000 points
+        shares.append((steepest_slope(critic, x, steps=100) - at_starts) / (steepest - at_starts))
+    assert min(shares) > 0.9  # of the increase from the starts to the steepest of 40,000 points
 
 
-def test_the_proved_distance_of_a_shift_is_the_shift_and_its_interval_covers_it():
+def test_proved_wasserstein_of_a_shift_is_the_shift_and_the_interval_covers_it():
     real, fake = torch.randn(4000, 1).double() + 1, torch.randn(4000, 1).double()
-    got = proved_wasserstein(3 * real, 3 * fake, lipschitz=3.0)
-    assert got["bound"] == pytest.approx((real.mean() - fake.mean()).item())
+    proved = proved_wasserstein(3 * real, 3 * fake, lipschitz=3.0)
+    assert proved["bound"] == pytest.approx((real.mean() - fake.mean()).item())
     error = math.sqrt(2 / 4000)
-    assert got["bound"] - got["low"] == pytest.approx(1.96 * error, rel=0.1)
-    assert got["high"] - got["bound"] == pytest.approx(1.96 * error, rel=0.1)
-    assert got["low"] < 1 < got["high"] and got == proved_wasserstein(3 * real, 3 * fake, lipschitz=3.0)
-    assert proved_wasserstein(3 * real, 3 * fake, lipschitz=6.0)["bound"] == pytest.approx(got["bound"] / 2)
+    assert proved["bound"] - proved["low"] == pytest.approx(1.96 * error, rel=0.1)
+    assert proved["high"] - proved["bound"] == pytest.approx(1.96 * error, rel=0.1)
+    assert proved["low"] < 1 < proved["high"] and proved == proved_wasserstein(3 * real, 3 * fake, lipschitz=3.0)
+    assert proved_wasserstein(3 * real, 3 * fake, lipschitz=6.0)["bound"] == pytest.approx(proved["bound"] / 2)
     assert proved_wasserstein(fake, real, lipschitz=1.0)["bound"] < 0
 
 
 @pytest.mark.parametrize(
-    "call, said",
+    "call, message",
     [
         (lambda c, x: slope_statistics(c, torch.randn(5, 3), torch.randn(5, 3)), r"\(3,\).*data="),
-        (lambda c, x: steepest_slope(nn_critic(), torch.randn(5, 3)), r"shape \(3,\) do not fit"),
-        (lambda c, x: largest_quotient(nn_critic(), torch.randn(5, 3)), r"shape \(3,\) do not fit"),
-        (lambda c, x: slope_statistics(nn_critic(), torch.randn(5, 3), torch.randn(5, 3)), r"\(3,\) do not fit"),
-        (lambda c, x: slope_statistics(c, x, x[:3]), "as many real as fake"),
-        (lambda c, x: slope_statistics(c, x[:0], x[:0]), "at least one"),
+        (lambda c, x: steepest_slope(torch.nn.Linear(2, 1), torch.randn(5, 3)), r"shape \(3,\) do not fit"),
+        (lambda c, x: largest_quotient(torch.nn.Linear(2, 1), torch.randn(5, 3)), r"shape \(3,\) do not fit"),
+        (
+            lambda c, x: slope_statistics(torch.nn.Linear(2, 1), torch.randn(5, 3), torch.randn(5, 3)),
+            r"\(3,\) do not fit",
+        ),
+        (lambda c, x: slope_statistics(c, x, x[:3]), "must have the same shape"),
+        (lambda c, x: slope_statistics(c, x[:0], x[:0]), "at least one sample"),
         (lambda c, x: slope_statistics(c, *torch.zeros(2, LIMIT + 1, 2), coupled=True), f"at most {LIMIT}.*randperm"),
-        (lambda c, x: steepest_slope(c, x, steps=0), "steps = 0"),
-        (lambda c, x: proved_wasserstein(x, x, lipschitz=0.0), "lipschitz = 0"),
-        (lambda c, x: proved_wasserstein(x[:1], x[:1, 0], lipschitz=1.0), "two of each"),
+        (lambda c, x: steepest_slope(c, x, steps=0), "steps = 0: must be >= 1"),
+        (lambda c, x: proved_wasserstein(x, x, lipschitz=0.0), "lipschitz = 0.0: a certified constant must be > 0"),
+        (lambda c, x: proved_wasserstein(x[:1], x[:1, 0], lipschitz=1.0), "at least two of each"),
     ],
 )
-def test_what_has_no_answer_is_an_error_in_words(call, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_arguments_raise(call, message):
+    with pytest.raises(ValueError, match=message):
         call(MLPCritic((2,), width=4), torch.randn(6, 2))
 
 
-def test_a_function_that_does_not_compute_in_float64_is_told_so():
+def test_function_that_does_not_compute_in_float64_raises():
     net = torch.nn.Linear(2, 1)
-    with pytest.raises(ValueError, match=r"give the nn\.Module"):
+    with pytest.raises(ValueError, match="pass the module"):
         steepest_slope(lambda x: net(x), torch.randn(5, 2))
 
 
-def nn_critic():
-    return torch.nn.Linear(2, 1)
-
-
-def test_a_quotient_that_is_not_a_number_is_seen():
+def test_quotient_of_a_critic_that_returns_nan_is_nan():
     assert math.isnan(largest_quotient(lambda x: x[:, 0] * math.nan, torch.randn(600, 2)))
+
+
+class ConditionalLinear(torch.nn.Module):
+    """D(x, y) = w_y . x, whose slope at (x, y) is ||w_y||."""
+
+    def __init__(self, classes, dim):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.randn(classes, dim, dtype=torch.float64))
+
+    def forward(self, x, y):
+        return (self.w[y] * x).sum(1)
+
+
+@pytest.mark.parametrize("size", [7, CHUNK + 1, 3 * CHUNK])
+def test_slope_of_a_conditional_critic_is_computed_with_the_label_of_each_sample(size):
+    critic, y = ConditionalLinear(classes=3, dim=4), torch.randint(3, (size,), generator=make_rng())
+    real, fake = torch.randn(2, size, 4, generator=make_rng(), dtype=torch.float64)
+    expected = critic.w.detach().norm(dim=1)[y]
+    slopes, cosines = critic_slopes(critic, real, fake, y=(y,))
+    assert set(slopes) == {"real", "fake", "interpolates", "perturbed"} and cosines is None
+    for slope in slopes.values():
+        torch.testing.assert_close(slope, expected)
+    for of_kind in slope_statistics(critic, real, fake, y=(y,), rng=make_rng()).values():
+        assert of_kind["mean"] == pytest.approx(expected.mean().item())
+        assert of_kind["max"] == pytest.approx(expected.max().item())
+        assert of_kind["above_1"] == pytest.approx((expected > 1).double().mean().item())
+
+
+def test_labels_that_do_not_fit_are_refused():
+    x = torch.zeros(4, 2)
+    with pytest.raises(ValueError, match="y has 3 labels for 4 samples"):
+        slope_statistics(lambda x, y: x.sum(1), x, x, y=(torch.zeros(3),))
+    with pytest.raises(ValueError, match="coupled=True does not work with labels"):
+        slope_statistics(lambda x, y: x.sum(1), x, x, y=(torch.zeros(4),), coupled=True)

@@ -10,7 +10,7 @@ from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNIS
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.networks.resnet import ResNetCritic, ResNetGenerator
 
-IMAGE, COLOUR = (1, 28, 28), (3, 32, 32)
+IMAGE, COLOR = (1, 28, 28), (3, 32, 32)
 
 
 def count(module):
@@ -26,29 +26,29 @@ def count(module):
         (lambda: MNISTGenerator(IMAGE, norm=True), 1_562_753),
         (lambda: MNISTCritic(IMAGE), 1_030_145),
         (lambda: MNISTCritic(IMAGE, norm=True), 1_030_913),
-        (lambda: CIFARGenerator(COLOUR), 5_179_907),
-        (lambda: CIFARCritic(COLOUR), 4_114_689),
-        (lambda: CIFARCritic(COLOUR, norm=True), 4_116_225),
-        (lambda: ResNetGenerator(COLOUR), 1_204_483),
-        (lambda: ResNetCritic(COLOUR), 1_053_825),
+        (lambda: CIFARGenerator(COLOR), 5_179_907),
+        (lambda: CIFARCritic(COLOR), 4_114_689),
+        (lambda: CIFARCritic(COLOR, norm=True), 4_116_225),
+        (lambda: ResNetGenerator(COLOR), 1_204_483),
+        (lambda: ResNetCritic(COLOR), 1_053_825),
     ],
 )
-def test_parameter_counts_are_the_released_ones(network, parameters):
+def test_parameter_counts_are_those_of_the_released_code(network, parameters):
     assert count(network()) == parameters
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_shapes_and_ranges(norm):
+def test_outputs_have_the_documented_shapes_and_ranges(norm):
     generator, critic = MNISTGenerator(IMAGE, width=4, norm=norm), MNISTCritic(IMAGE, width=4, norm=norm)
     image = generator(torch.randn(3, generator.latent_dim))
     assert image.shape == (3, *IMAGE) and image.min() >= 0 and image.max() <= 1
     assert critic(image).shape == (3,)
     for generator, critic in (
-        (CIFARGenerator(COLOUR, width=4, norm=norm), CIFARCritic(COLOUR, width=4, norm=norm)),
-        (ResNetGenerator(COLOUR, width=4), ResNetCritic(COLOUR, width=4)),
+        (CIFARGenerator(COLOR, width=4, norm=norm), CIFARCritic(COLOR, width=4, norm=norm)),
+        (ResNetGenerator(COLOR, width=4), ResNetCritic(COLOR, width=4)),
     ):
         image = generator(torch.randn(3, generator.latent_dim))
-        assert image.shape == (3, *COLOUR) and -1 <= image.min() < 0 < image.max() <= 1
+        assert image.shape == (3, *COLOR) and -1 <= image.min() < 0 < image.max() <= 1
         assert critic(image).shape == (3,)
     points = MLPGenerator((2,), latent_dim=5, width=8, depth=1)
     assert points(torch.randn(3, 5)).shape == (3, 2)
@@ -57,17 +57,17 @@ def test_shapes_and_ranges(norm):
 
 @pytest.mark.parametrize(
     "make, width, shape",
-    [(MLPCritic, 32, (2,)), (MNISTCritic, 4, IMAGE), (CIFARCritic, 4, COLOUR), (ResNetCritic, 4, COLOUR)],
+    [(MLPCritic, 32, (2,)), (MNISTCritic, 4, IMAGE), (CIFARCritic, 4, COLOR), (ResNetCritic, 4, COLOR)],
 )
-def test_the_score_of_one_sample_depends_on_no_other(make, width, shape):
+def test_score_of_a_sample_does_not_depend_on_other_samples(make, width, shape):
     critic, x = make(shape, width=width).double(), torch.randn(4, *shape).double()
     jacobian = torch.autograd.functional.jacobian(critic, x).flatten(2)  # (4, 4, P)
     own = torch.eye(4, dtype=torch.bool)
     assert jacobian[~own].eq(0).all() and jacobian[own].abs().amax(1).gt(0).all()
 
 
-def plain_critic(critic, x):
-    """The ResNet critic with the released code's operations, one by one: first convolved, then pooled."""
+def reference_critic(critic, x):
+    """The ResNet critic with the operations of the released code, one by one: convolution first, pooling second."""
 
     def conv(layer, x):
         return F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
@@ -82,8 +82,8 @@ def plain_critic(critic, x):
     return critic.output(x.relu().mean(dim=(2, 3))).squeeze(1)
 
 
-def plain_generator(generator, z):
-    """The ResNet generator with the released code's operations: upsampling before convolutions, batch statistics."""
+def reference_generator(generator, z):
+    """The ResNet generator with the operations of the released code: upsampling first, convolution second."""
 
     def norm(layer, x):
         mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
@@ -92,51 +92,51 @@ def plain_generator(generator, z):
     def conv(layer, x):
         return F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
 
-    def twice(x):
+    def upsample(x):
         return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
     x = generator.input(z).view(len(z), -1, 4, 4)
     for block in generator.blocks:
-        main = conv(block.main[2], twice(norm(block.main[0], x).relu()))
-        x = conv(block.shortcut, twice(x)) + conv(block.main[5], norm(block.main[3], main).relu())
+        main = conv(block.main[2], upsample(norm(block.main[0], x).relu()))
+        x = conv(block.shortcut, upsample(x)) + conv(block.main[5], norm(block.main[3], main).relu())
     return conv(generator.output[2], norm(generator.output[0], x).relu()).tanh()
 
 
-def test_the_resnet_pair_is_the_released_one_operation_by_operation():
-    generator, critic = ResNetGenerator(COLOUR, width=6).double(), ResNetCritic(COLOUR, width=6).double()
+def test_resnet_pair_equals_the_released_operations():
+    generator, critic = ResNetGenerator(COLOR, width=6).double(), ResNetCritic(COLOR, width=6).double()
     for p in (*generator.parameters(), *critic.parameters()):
-        nn.init.normal_(p, std=0.3)  # biases and norms too
-    z, x = torch.randn(3, 128).double(), torch.randn(3, *COLOUR).double()
-    torch.testing.assert_close(generator(z), plain_generator(generator, z), atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(critic(x), plain_critic(critic, x), atol=1e-12, rtol=1e-12)
+        nn.init.normal_(p, std=0.3)  # also biases and norms
+    z, x = torch.randn(3, 128).double(), torch.randn(3, *COLOR).double()
+    torch.testing.assert_close(generator(z), reference_generator(generator, z), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(critic(x), reference_critic(critic, x), atol=1e-12, rtol=1e-12)
     ours = torch.autograd.grad(critic(x).square().sum(), list(critic.parameters()))
-    plain = torch.autograd.grad(plain_critic(critic, x).square().sum(), list(critic.parameters()))
-    for a, b in zip(ours, plain, strict=True):
+    reference = torch.autograd.grad(reference_critic(critic, x).square().sum(), list(critic.parameters()))
+    for a, b in zip(ours, reference, strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
-def test_the_skip_of_a_residual_block_is_untouched_by_its_activation():
-    critic = ResNetCritic(COLOUR, width=4)
+def test_activation_of_a_residual_block_does_not_change_its_skip_connection():
+    critic = ResNetCritic(COLOR, width=4)
     x, block = torch.randn(2, 4, 8, 8), critic.blocks[2]
     for p in block.parameters():
         nn.init.zeros_(p)
-    kept = x.clone()
-    assert torch.equal(block(x), kept) and torch.equal(x, kept)
+    before = x.clone()
+    assert torch.equal(block(x), before) and torch.equal(x, before)
 
 
-def test_a_slope_that_is_no_leak_is_refused():
+def test_invalid_slope_of_leaky_relu_raises():
     for slope in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"slope = .*\[0, 1\)"):
             layers.LeakyReLU(slope)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("ours, torchs", [(layers.ReLU(), nn.ReLU()), (layers.LeakyReLU(0.2), nn.LeakyReLU(0.2))])
-def test_activations_are_torchs_to_the_bit_in_value_gradient_and_double_backward(ours, torchs, dtype):
+@pytest.mark.parametrize("ours, reference", [(layers.ReLU(), nn.ReLU()), (layers.LeakyReLU(0.2), nn.LeakyReLU(0.2))])
+def test_activations_equal_those_of_torch_bit_for_bit_up_to_the_second_derivative(ours, reference, dtype):
     x, w = torch.randn(64, 32, dtype=dtype), torch.randn(32, 32, dtype=dtype) / 4
     x[0, 0] = 0.0
     results = []
-    for activation in (ours, torchs):
+    for activation in (ours, reference):
         weight, points = w.clone().requires_grad_(), x.clone().requires_grad_()
         hidden = activation(activation(points @ weight) @ weight)
         (slope,) = torch.autograd.grad(hidden.sum(), points, create_graph=True)
@@ -146,20 +146,20 @@ def test_activations_are_torchs_to_the_bit_in_value_gradient_and_double_backward
         assert torch.equal(a, b)
 
 
-def test_activations_send_no_pass_of_zeros_back():
-    """The slope behind nn.ReLU hangs on the hidden layer, with a derivative of zeros; behind ours it does not."""
+def test_slope_behind_an_activation_has_no_graph_to_the_hidden_layer():
+    """With nn.ReLU the graph of the slope reaches the hidden layer, with a derivative of 0. With ours it does not."""
     x, weight = torch.randn(4, 3), torch.randn(3, 3, requires_grad=True)
-    hangs = {}
+    has_graph = {}
     for name, activation in (("ours", layers.ReLU()), ("torch", nn.ReLU())):
         hidden = x @ weight
         (slope,) = torch.autograd.grad(activation(hidden).sum(), hidden, create_graph=True)
-        hangs[name] = slope.requires_grad
-    assert hangs == {"ours": False, "torch": True}
+        has_graph[name] = slope.requires_grad
+    assert has_graph == {"ours": False, "torch": True}
 
 
 @pytest.mark.parametrize("size, stride, kernel", [(28, 2, 5), (14, 2, 5), (7, 2, 5), (32, 2, 5), (8, 2, 3), (7, 1, 3)])
 def test_convolution_pads_as_tensorflow_does(size, stride, kernel):
-    """Against a direct sum: out[i] = sum_k w[k] x[i stride + k - before], before = total // 2, output ceil(n/s)."""
+    """out[i] = sum_k w[k] x[i stride + k - before] with before = total // 2, for ceil(n / stride) outputs."""
     layer = layers.Conv2d(2, 3, kernel, stride).double()
     nn.init.normal_(layer.bias)
     x = torch.randn(2, 2, size, size).double()
@@ -177,7 +177,7 @@ def test_convolution_pads_as_tensorflow_does(size, stride, kernel):
 
 
 def test_padding_of_an_even_image_is_one_before_and_two_after():
-    """An impulse in the corner: a symmetric padding of 2 would see it through another weight."""
+    """With a symmetric padding of 2, an impulse in the corner would be multiplied with another weight."""
     layer = layers.Conv2d(1, 1, 5, 2)
     x = torch.zeros(1, 1, 28, 28)
     x[0, 0, 0, 0] = 1
@@ -185,8 +185,8 @@ def test_padding_of_an_even_image_is_one_before_and_two_after():
 
 
 @pytest.mark.parametrize("size", [4, 7])
-def test_transposed_convolution_is_a_direct_sum_over_a_grid_of_twice_the_size(size):
-    """out[2 i + k - 1] += w[k] x[i] for every k of 5, what falls outside of 2H is dropped."""
+def test_transposed_convolution_equals_a_direct_sum_on_a_grid_of_twice_the_size(size):
+    """out[2 i + k - 1] += w[k] x[i] for k = 0 ... 4; terms outside of 0 ... 2H - 1 are left out."""
     layer = layers.ConvTranspose2d(2, 3).double()
     nn.init.normal_(layer.bias)
     x = torch.randn(2, 2, size, size).double()
@@ -219,7 +219,7 @@ def test_transposed_convolution_is_the_adjoint_of_the_convolution():
         (lambda: layers.ConvTranspose2d(64, 32), math.sqrt(4 / (64 * 25 / 4 + 32 * 25))),
     ],
 )
-def test_initial_weights_are_uniform_with_the_released_spread_and_biases_zero(layer, std):
+def test_initial_weights_are_uniform_with_the_released_std_and_biases_are_zero(layer, std):
     layer = layer()
     weight = layer.weight.detach().flatten()
     assert weight.std().item() == pytest.approx(std, rel=0.02)
@@ -228,14 +228,14 @@ def test_initial_weights_are_uniform_with_the_released_spread_and_biases_zero(la
     assert layer.bias.eq(0).all()
 
 
-def test_the_toy_networks_have_the_released_initial_weights():
+def test_toy_critic_has_the_released_initial_weights():
     critic = MLPCritic((2,), width=512)
     linears = [m for m in critic.layers if isinstance(m, nn.Linear)]
     for layer, std in zip(linears, (math.sqrt(2 / 2), *[math.sqrt(2 / 512)] * 2, math.sqrt(2 / 513)), strict=True):
         assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
 
 
-def test_batch_norm_uses_the_batch_always():
+def test_batch_norm_always_uses_the_statistics_of_the_batch():
     norm = layers.BatchNorm(3)
     x = torch.randn(16, 3, 4, 4) * 5 + 2
     for mode in (norm.train(), norm.eval()):
@@ -243,7 +243,7 @@ def test_batch_norm_uses_the_batch_always():
     assert not list(norm.buffers())
 
 
-def test_points_of_another_shape_are_refused():
+def test_points_of_another_shape_raise():
     with pytest.raises(ValueError, match=r"\(1, 28, 28\), got \(3, 32, 32\)"):
         MNISTCritic((3, 32, 32))
     with pytest.raises(ValueError, match="belong together"):
@@ -258,26 +258,25 @@ def test_points_of_another_shape_are_refused():
         MLPGenerator((2,), width=0)
 
 
-def test_the_generator_crops_eight_to_seven_below_and_right():
+def test_mnist_generator_crops_the_last_row_and_column_of_8_x_8():
     generator = MNISTGenerator(IMAGE, width=2)
-    seen = []
-    generator.to_14.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    full = []
-    generator.to_8.register_forward_hook(lambda module, inputs, output: full.append(output))
+    outputs, inputs = [], []
+    generator.to_8.register_forward_hook(lambda module, x, output: outputs.append(output))
+    generator.to_14.register_forward_hook(lambda module, x, output: inputs.append(x[0]))
     generator(torch.randn(2, 128))
-    assert full[0].shape[-2:] == (8, 8)
-    assert torch.equal(seen[0], full[0][..., :7, :7])
+    assert outputs[0].shape[-2:] == (8, 8)
+    assert torch.equal(inputs[0], outputs[0][..., :7, :7])
 
 
-def test_synchronised_batch_norm_is_the_plain_one_also_in_bf16():
+def test_synchronized_batch_norm_of_one_rank_equals_batch_norm():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         for dtype, atol in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)):
             norm = layers.BatchNorm(8).to(torch.promote_types(dtype, torch.float32))
             x = (3 + 0.5 * torch.randn(64, 8, 4, 4)).to(dtype)
-            plain = norm(x)
-            norm.synchronised = True
-            assert norm(x).dtype == plain.dtype == dtype
-            torch.testing.assert_close(norm(x), plain, atol=atol, rtol=0)
+            expected = norm(x)
+            norm.synchronized = True
+            assert norm(x).dtype == expected.dtype == dtype
+            torch.testing.assert_close(norm(x), expected, atol=atol, rtol=0)
     finally:
         torch.distributed.destroy_process_group()

@@ -8,16 +8,16 @@ from wgangp import transport
 from wgangp.transport import LIMIT, optimal_pairs, wasserstein1
 
 
-def test_on_a_line_sorted_points_are_paired():
+def test_distance_on_a_line_is_the_mean_difference_of_sorted_points():
     x, y = torch.randn(500, 1).double(), 2 * torch.randn(500, 1).double() + 1
     by_sorting = (x.sort(dim=0).values - y.sort(dim=0).values).abs().mean().item()
     assert wasserstein1(x, y) == pytest.approx(by_sorting, rel=1e-12)
     assert wasserstein1(x[:, 0], y[:, 0]) == pytest.approx(by_sorting, rel=1e-12)
     assert wasserstein1(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.0, 3.0])) == pytest.approx(5 / 6)
-    assert wasserstein1(torch.zeros(20_000), torch.ones(30_000)) == pytest.approx(1)  # sorting has no limit
+    assert wasserstein1(torch.zeros(20_000), torch.ones(30_000)) == pytest.approx(1)  # LIMIT does not hold on a line
 
 
-def test_the_best_of_all_permutations_is_found():
+def test_optimal_pairs_are_the_best_of_all_permutations():
     x, y = torch.randn(6, 3).double(), torch.randn(6, 3).double()
     costs = {p: (x - y[list(p)]).norm(dim=1).mean().item() for p in itertools.permutations(range(6))}
     best = min(costs, key=costs.get)
@@ -25,42 +25,42 @@ def test_the_best_of_all_permutations_is_found():
     assert tuple(optimal_pairs(x, y).tolist()) == best
 
 
-def test_a_moved_sample_is_as_far_as_it_was_moved_and_of_any_shape():
+def test_distance_to_a_shifted_sample_is_the_shift():
     x = torch.randn(300, 2, 3)
-    by = torch.full((2, 3), 1 / 6**0.5)
-    assert wasserstein1(x, x + 2 * by) == pytest.approx(2, rel=1e-6)
+    direction = torch.full((2, 3), 1 / 6**0.5)
+    assert wasserstein1(x, x + 2 * direction) == pytest.approx(2, rel=1e-6)
     assert wasserstein1(x, x) == 0
     assert wasserstein1(x, x[:150].repeat(2, 1, 1)) == pytest.approx(wasserstein1(x, x[:150]), rel=1e-9)
 
 
-def test_pairs_are_a_permutation_of_the_cost_that_the_distance_says():
+def test_optimal_pairs_are_a_permutation_whose_cost_is_the_distance():
     x, y = torch.randn(200, 2), torch.randn(200, 2) + 1
     pairs = optimal_pairs(x, y)
     assert sorted(pairs.tolist()) == list(range(200))
     assert (x - y[pairs]).double().norm(dim=1).mean().item() == pytest.approx(wasserstein1(x, y), rel=1e-6)
 
 
-def test_a_solver_that_stops_early_is_an_error(monkeypatch):
+def test_solver_that_stops_early_raises(monkeypatch):
     monkeypatch.setattr(transport, "ITERATIONS", 3)
     with pytest.raises(RuntimeError, match="fewer points"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it must raise by itself
+        warnings.simplefilter("ignore")  # the error must not depend on the warning filter
         wasserstein1(torch.randn(400, 2), torch.randn(400, 2) + 1)
 
 
 @pytest.mark.parametrize(
-    "x, y, said",
+    "x, y, message",
     [
-        (torch.zeros(LIMIT + 1, 2), torch.zeros(3, 2), rf"at most {LIMIT} each.*randperm"),
-        (torch.zeros(3, 2), torch.zeros(3, 3), "one shape"),
-        (torch.zeros(0, 2), torch.zeros(3, 2), "at least one"),
+        (torch.zeros(LIMIT + 1, 2), torch.zeros(3, 2), rf"at most {LIMIT} of each.*randperm"),
+        (torch.zeros(3, 2), torch.zeros(3, 3), "same shape"),
+        (torch.zeros(0, 2), torch.zeros(3, 2), "at least one point each"),
         (torch.full((3, 2), torch.nan), torch.zeros(3, 2), "not finite"),
     ],
 )
-def test_what_has_no_distance_is_an_error(x, y, said):
-    with pytest.raises(ValueError, match=said):
+def test_samples_without_a_distance_raise(x, y, message):
+    with pytest.raises(ValueError, match=message):
         wasserstein1(x, y)
 
 
-def test_samples_of_two_sizes_are_not_paired():
+def test_samples_of_different_sizes_cannot_be_paired():
     with pytest.raises(ValueError, match="cannot be paired"):
         optimal_pairs(torch.zeros(3, 2), torch.zeros(4, 2))

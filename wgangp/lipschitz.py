@@ -1,9 +1,10 @@
-"""What a critic's slopes are, and what they should be.
+"""Slopes of a critic: statistics, bounds of the Lipschitz constant, and estimates of the Wasserstein distance W1.
 
-The penalty does not hold the slope at 1. A critic D = a f, f the optimal 1-Lipschitz one, has the least of
--a W + lambda (a - 1)^2 at a = 1 + W / (2 lambda); its gap E D(real) - E D(fake) is then K = W + W^2 / (2 lambda). Exact
-where the penalised points lie on optimally coupled segments, and for a linear critic; else an approximation. What is
-proved of any critic is an interval of its Lipschitz constant L, and K / L <= W1:
+The penalty with weight lambda does not hold the slope at 1. Let D = a f, where f is the optimal 1-Lipschitz critic. The
+objective -a W1 + lambda (a - 1)^2 has its minimum at a = 1 + W1 / (2 lambda), and the gap E D(real) - E D(fake) is then
+K = W1 + W1^2 / (2 lambda). This is exact for a linear critic, and if the penalized points lie on optimally coupled
+segments; otherwise it is an approximation. For every critic there is a proved interval for its Lipschitz constant L,
+and K / L <= W1:
 
     largest_quotient, steepest_slope  <=  L  <=  certify.certified_lipschitz
 """
@@ -29,12 +30,12 @@ __all__ = [
     "proved_wasserstein",
     "slope_statistics",
     "steepest_slope",
-    "summary",
+    "summarize",
 ]
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
-CHUNK = 500  # points at once, for the memory
-Critic = Callable[[Tensor], Tensor]
+CHUNK = 500  # points per forward pass, to limit the memory
+Critic = Callable[..., Tensor]
 
 
 def slope_statistics(
@@ -43,30 +44,31 @@ def slope_statistics(
     fake: Tensor,
     eps: Tensor | None = None,
     *,
-    generator: torch.Generator | None = None,
+    y: tuple[Tensor, ...] = (),
+    rng: torch.Generator | None = None,
     coupled: bool = False,
     float64: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """The critic's slope ||grad D|| at kinds of points, in numbers: a 1-Lipschitz critic has none above 1.
+    """Summarize the critic's slope ||grad D|| at four kinds of points. A 1-Lipschitz critic has no slope above 1.
 
     Args:
-        critic, real, fake, eps, generator, coupled, float64: as in `critic_slopes`.
+        critic, real, fake, eps, y, rng, coupled, float64: as in `critic_slopes`.
 
     Returns:
-        {"real": ..., "fake": ..., "interpolates": ..., "perturbed": ...}, each with mean, std, q05, q50, q95
-        (quantiles), max and above_1 (the share of points); "coupled" too, with cosine, the mean of that between the
-        critic's gradient and the direction in which mass moves.
+        {"real": ..., "fake": ..., "interpolates": ..., "perturbed": ...}, each with mean, std, the quantiles q05, q50
+        and q95, max, and above_1 (the share of points with a slope above 1). With coupled also "coupled", which has
+        cosine too: the mean cosine between the critic's gradient and the direction in which mass moves.
 
     Raises:
         ValueError: as in `critic_slopes`.
 
-    Paper: Corollary 1: the optimal critic has slope 1 almost everywhere under both distributions.
+    Paper: Corollary 1: the optimal 1-Lipschitz critic has slope 1 almost everywhere under both distributions.
     """
-    return summary(*critic_slopes(critic, real, fake, eps, generator=generator, coupled=coupled, float64=float64))
+    return summarize(*critic_slopes(critic, real, fake, eps, y=y, rng=rng, coupled=coupled, float64=float64))
 
 
-def summary(slopes: dict[str, Tensor], cosines: Tensor | None) -> dict[str, dict[str, float]]:
-    """`slope_statistics` of what `critic_slopes` gives."""
+def summarize(slopes: dict[str, Tensor], cosines: Tensor | None) -> dict[str, dict[str, float]]:
+    """Compute `slope_statistics` from the result of `critic_slopes`."""
     statistics = {}
     for kind, slope in slopes.items():
         quantiles = slope.quantile(slope.new_tensor(list(QUANTILES.values())))
@@ -84,65 +86,82 @@ def critic_slopes(
     fake: Tensor,
     eps: Tensor | None = None,
     *,
-    generator: torch.Generator | None = None,
+    y: tuple[Tensor, ...] = (),
+    rng: torch.Generator | None = None,
     coupled: bool = False,
     float64: bool = False,
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The critic's slope at every point of every kind (float64, (B,) each), and the cosines at coupled ones.
+    """Compute the critic's slope at every point of every kind, and the cosines at the coupled points.
 
     Args:
-        critic: (B, *) -> (B,) or (B, 1), one score a sample.
+        critic: (x, *y) -> (B,) or (B, 1), one score per sample.
         real, fake: points (B, *), paired by their order for the interpolates.
-        eps: (B,) in [0, 1], where on the segments; drawn when left out.
-        generator: what draws; the global one when left out.
-        coupled: points on segments between optimally coupled pairs as well. Exact transport: low dimension only.
+        eps: (B,) in [0, 1], the position on each segment: 1 is the real point, 0 the fake point. Drawn if left out.
+        y: (labels (B,),) of the pairs, if the critic takes labels.
+        rng: the random number generator for the draws. If it is left out, torch's global one is used.
+        coupled: also use points on the segments between optimally coupled pairs. It needs exact transport, which says
+            something in low dimension only. Not with labels.
         float64: compute in double precision, on a copy of the critic.
 
     Returns:
-        slopes by kind: real, fake, interpolates, perturbed (DRAGAN's points around real) and coupled;
-        cos(grad D, x - y) (B,) at the coupled points, where Paper: Proposition 1 says 1; None without them.
+        slopes (B,) by kind: real, fake, interpolates, perturbed (DRAGAN's points around real), and coupled.
+        cos(grad D, x - y) (B,) at the coupled points, which is 1 for the optimal critic (Paper: Proposition 1); None
+        if coupled is False.
 
     Raises:
-        ValueError: points that are not of one shape or do not fit the critic; too many to couple.
+        ValueError: the points do not have the same shape or do not fit the critic; there are too many to couple.
     """
     if real.shape != fake.shape or len(real) == 0:
-        raise ValueError(f"as many real as fake points, at least one: {tuple(real.shape)} and {tuple(fake.shape)}")
+        raise ValueError(
+            f"real {tuple(real.shape)} and fake {tuple(fake.shape)} must have the same shape and at least one sample"
+        )
+    if any(len(labels) != len(real) for labels in y):
+        raise ValueError(f"y has {', '.join(str(len(labels)) for labels in y)} labels for {len(real)} samples")
+    if y and coupled:
+        raise ValueError("coupled=True does not work with labels: optimal pairs may have different labels")
     if float64:
         critic, real, fake = _double(critic), real.double(), fake.double()
-    eps = _uniform(real, generator) if eps is None else eps.to(real.dtype)
+    eps = _uniform(real, rng) if eps is None else eps.to(real.dtype)
     perturbed = GradientPenalty(points="perturbed")
     points = {"real": real, "fake": fake, "interpolates": interpolate(real, fake, eps)}
-    points["perturbed"] = perturbed.at(real, fake, perturbed.draw(real, generator))
+    points["perturbed"] = perturbed.at(real, fake, perturbed.draw(real, rng))
     cosines = None
     if coupled:
         partner = fake[optimal_pairs(real, fake)]
         points["coupled"] = interpolate(real, partner, eps)
         cosines = cosine(critic, points["coupled"], real - partner)
-    return {kind: slope_at(critic, x).double() for kind, x in points.items()}, cosines
+    return {kind: slope_at(critic, x, *y).double() for kind, x in points.items()}, cosines
 
 
 def cosine(critic: Critic, x: Tensor, direction: Tensor) -> Tensor:
-    """cos(grad D(x_i), direction_i) (B,) at points x (B, *); 0 where one of the two is 0."""
+    """Compute cos(grad D(x_i), direction_i) (B,) at points x (B, *). It is 0 if one of the two vectors is 0."""
     gradient = _gradient(critic, x).unsqueeze(-1).flatten(1)
     return torch.nn.functional.cosine_similarity(gradient, direction.unsqueeze(-1).flatten(1), dim=1)
 
 
-def slope_at(critic: Critic, x: Tensor) -> Tensor:
-    """`gradient_norm` (B,), with a ValueError in words where the points do not fit the critic."""
-    with _fitting(critic, x):
-        return torch.cat([gradient_norm(critic, part) for part in x.split(CHUNK)])
+def slope_at(critic: Critic, x: Tensor, *y: Tensor) -> Tensor:
+    """Compute `gradient_norm` (B,) in chunks; a ValueError explains if the points do not fit the critic."""
+    slopes = []
+    with _explain_misfit(x):
+        for part, *labels in zip(x.split(CHUNK), *(each.split(CHUNK) for each in y), strict=True):
+            slopes.append(gradient_norm(lambda x, labels=labels: critic(x, *labels), part))
+    return torch.cat(slopes)
 
 
 def largest_quotient(critic: Critic, x: Tensor) -> float:
-    """The largest |D(x_i) - D(x_j)| / ||x_i - x_j|| over all pairs of points x (N, *): the constant is no less.
+    """Compute the largest |D(x_i) - D(x_j)| / ||x_i - x_j|| over all pairs: a lower bound of the Lipschitz constant.
 
-    In float64, on a copy of the critic; coinciding points are left out; 0 for one point.
+    It is computed in float64, on a copy of the critic. Pairs of equal points are left out. For one point it is 0.
+
+    Args:
+        critic: (B, *) -> (B,) or (B, 1).
+        x: points (N, *).
 
     Raises:
-        ValueError: points that do not fit the critic.
+        ValueError: the points do not fit the critic.
     """
     x = x.detach().double()
-    with torch.no_grad(), _fitting(critic, x):
+    with torch.no_grad(), _explain_misfit(x):
         critic = _double(critic)
         score = torch.cat([critic(part).flatten() for part in x.split(CHUNK)])
     flat = x.unsqueeze(-1).flatten(1)
@@ -151,25 +170,27 @@ def largest_quotient(critic: Critic, x: Tensor) -> float:
         distance = torch.cdist(x, flat, compute_mode="donot_use_mm_for_euclid_dist")
         rise = (rises.unsqueeze(1) - score).abs()
         largest.append(torch.where(distance > 0, rise / distance, 0).max())
-    return torch.stack(largest).max().item()  # NaN where one is
+    return torch.stack(largest).max().item()  # NaN if one of them is
 
 
-def steepest_slope(critic: nn.Module, x: Tensor, steps: int = 100) -> float:
-    """The largest slope met while every point of x (N, *) climbs: a lower bound of the constant, in float64.
+def steepest_slope(critic: Critic, x: Tensor, steps: int = 100) -> float:
+    """Search for the largest slope by an ascent from every point: a lower bound of the Lipschitz constant, in float64.
 
-    A ReLU critic's slope is constant on each of its linear pieces, so the gradient of the slope is 0 and shows no way
-    up. Instead the difference of D over a finite span is raised: v is the mean direction of the two gradients at
-    x +- h v, and x moves along their difference. h falls from the points' own scale to a hundredth of it.
+    The slope of a ReLU critic is constant on each of its linear pieces, so the gradient of the slope is 0 and cannot
+    be followed. Instead the ascent increases the difference of D over a finite distance: v is the mean direction of
+    the two gradients at x +- h v, and x moves along the difference of these gradients. h decreases from the standard
+    deviation of the points to a hundredth of it.
 
     Args:
-        critic: (B, *) -> (B,) or (B, 1); a copy of it is used.
-        x: starts, of any kind; real, fake and between are good ones.
+        critic: (B, *) -> (B,) or (B, 1). A copy is used.
+        x: the points (N, *) where the ascent starts, for example real samples, fake samples, and points between them.
+        steps: of the ascent, >= 1.
 
     Raises:
-        ValueError: steps < 1; points that do not fit the critic.
+        ValueError: steps < 1; the points do not fit the critic.
     """
     if steps < 1:
-        raise ValueError(f"steps = {steps}: the ascent takes at least one")
+        raise ValueError(f"steps = {steps}: must be >= 1")
     critic, x = _double(critic), x.detach().double()
     steepest = slope_at(critic, x)
     direction = _unit(_gradient(critic, x))
@@ -184,7 +205,7 @@ def steepest_slope(critic: nn.Module, x: Tensor, steps: int = 100) -> float:
 
 
 def expected_slope(w1: float, weight: float) -> float:
-    """1 + W1 / (2 lambda): the slope of the critic that is best for the penalty, not 1.
+    """Compute the slope of the critic that is optimal for the penalized loss: 1 + W1 / (2 lambda). It is not 1.
 
     Args:
         w1: the Wasserstein distance between real and fake, >= 0, in the units of the points.
@@ -195,44 +216,44 @@ def expected_slope(w1: float, weight: float) -> float:
 
 
 def corrected_wasserstein(gap: float, weight: float) -> float:
-    """W1 from the gap of a critic with the expected slope: lambda (sqrt(1 + 2 K / lambda) - 1).
+    """Compute W1 from the gap of a critic that has the expected slope: lambda (sqrt(1 + 2 K / lambda) - 1).
 
     Args:
-        gap: K = E D(real) - E D(fake) >= 0, which is larger than W1 by the critic's slope.
+        gap: K = E D(real) - E D(fake) >= 0. It is W1 times the critic's slope.
         weight: lambda > 0, of a penalty with target 1.
     """
     _check(weight, gap=gap)
-    return 2 * gap / (1 + math.sqrt(1 + 2 * gap / weight))  # the same, without a difference that cancels
+    return 2 * gap / (1 + math.sqrt(1 + 2 * gap / weight))  # the same formula, without cancellation
 
 
 def proved_wasserstein(
     score_real: Tensor, score_fake: Tensor, lipschitz: float, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, float]:
-    """(E D(real) - E D(fake)) / L <= W1, from any critic, however badly trained; with a bootstrap interval.
+    """Compute a lower bound of W1 from any critic, trained or not: (E D(real) - E D(fake)) / L <= W1.
 
     Args:
-        score_real, score_fake: D at held-out samples (N,) and (M,), N, M >= 2: the ones that it was not trained on.
-        lipschitz: L > 0, a certified upper bound of its Lipschitz constant.
-        confidence: of the percentile interval, over both samples.
-        seed: of the resampling.
+        score_real, score_fake: scores of held-out samples (N,) and (M,), N, M >= 2.
+        lipschitz: L > 0, a certified upper bound of the critic's Lipschitz constant.
+        confidence: level of the bootstrap interval (percentiles, over both samples).
+        seed: of the bootstrap.
 
     Returns:
-        bound, low and high. That bound <= W1 is proved of the expectations; of the samples it holds within the
-        interval. At or below 0 it says nothing.
+        bound, and the bootstrap interval low, high. bound <= W1 is proved for expectations; the interval
+        shows the uncertainty, because expectations are estimated from samples. A bound at or below 0 says nothing.
     """
     if not 0 < lipschitz < math.inf:
-        raise ValueError(f"lipschitz = {lipschitz}: a certified constant is > 0 and finite")
+        raise ValueError(f"lipschitz = {lipschitz}: a certified constant must be > 0 and finite")
     real, fake = (score.detach().double().flatten().cpu().numpy() / lipschitz for score in (score_real, score_fake))
     if min(len(real), len(fake)) < 2:
-        raise ValueError(f"{len(real)} and {len(fake)} scores: an interval takes two of each")
-    from scipy.stats import bootstrap  # here: it takes seconds to import
+        raise ValueError(f"{len(real)} real and {len(fake)} fake scores: an interval needs at least two of each")
+    from scipy.stats import bootstrap  # here: the import takes seconds
 
     interval = bootstrap(
         (real, fake),
         lambda x, y, axis: x.mean(axis) - y.mean(axis),
         confidence_level=confidence,
         method="percentile",
-        batch=100,  # resamples at once, for the memory
+        batch=100,  # resamples at once, to limit the memory
         rng=seed,
     ).confidence_interval
     return {"bound": float(real.mean() - fake.mean()), "low": float(interval.low), "high": float(interval.high)}
@@ -242,14 +263,14 @@ def _double(critic: Critic) -> Critic:
     return in_float64(critic) if isinstance(critic, nn.Module) else critic
 
 
-def _uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
+def _uniform(x: Tensor, rng: torch.Generator | None) -> Tensor:
+    return torch.rand(len(x), generator=rng, device=x.device, dtype=x.dtype)
 
 
 def _gradient(critic: Critic, x: Tensor) -> Tensor:
     gradients = []
     for part in x.detach().split(CHUNK):
-        with torch.enable_grad(), _fitting(critic, x):
+        with torch.enable_grad(), _explain_misfit(x):
             part = part.requires_grad_()
             gradients += torch.autograd.grad(critic(part).sum(), part, materialize_grads=True)
     return torch.cat(gradients)
@@ -260,21 +281,24 @@ def _unit(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _fitting(critic: Critic, x: Tensor) -> Iterator[None]:
+def _explain_misfit(x: Tensor) -> Iterator[None]:
+    """Turn a RuntimeError of torch into a ValueError that says that the points do not fit."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        hint = f" (they are {x.dtype}, and a function is not converted: give the nn.Module)" * (
-            x.dtype == torch.float64
-        )
+        hint = ""
+        if x.dtype == torch.float64:
+            hint = " (they are float64; only an nn.Module is converted to float64, so pass the module)"
         raise ValueError(f"points of shape {tuple(x.shape[1:])} do not fit this critic{hint}: {error}") from error
 
 
 def _check(weight: float, **not_negative: float) -> None:
     if not weight > 0:
-        raise ValueError(f"weight = {weight}: without a penalty (> 0) no slope is expected")
+        raise ValueError(f"weight = {weight}: must be > 0; the formula is for a penalty with weight > 0")
     for name, value in not_negative.items():
         if not value >= 0:
-            raise ValueError(f"{name} = {value}: must be >= 0; a critic that prefers the fakes measures no distance")
+            raise ValueError(
+                f"{name} = {value}: must be >= 0, because it is a distance or a gap that estimates a distance"
+            )

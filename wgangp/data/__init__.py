@@ -1,10 +1,13 @@
-"""What the critic compares with: endless, seekable streams of points.
+"""Data sets: endless streams of samples that can be read from any position.
 
-Every data set has .shape, the shape of one point, .span, the range (low, high) in which its points are drawn, and
+Every data set has .shape, the shape of one sample, .span, the range (low, high) in which its samples are drawn, and
 
-    batch(k, size, seed, split="train", purpose="data") -> (x, y)     points (size, *shape), labels (size,) or None
+    batch(k, size, seed, split="train", purpose="data") -> (x,) or (x, y)
 
-Batch k of a split ("train" or "heldout") is a function of (k, size, seed, purpose), so a stream can be entered
-anywhere, and a report does not see the batches of the training. Mixtures of Gaussians also have .centres (M, 2) and
-.sd; sets that are read from files have .fingerprint, which tells one set from another.
+where x are samples (size, *shape). Batch k of a split ("train" or "heldout") is a function of (k, size, seed, purpose):
+a stream can be read from any position, and a report does not see the batches of the training.
+
+A data set with labels also has .classes, their number. It yields labels y (size,) only if .labeled is True, which
+config.py sets if the networks have classes, too. Mixtures of Gaussians have .centers (M, 2) and .sd. Data sets that are
+read from files have .fingerprint, which identifies the set.
 """

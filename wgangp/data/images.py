@@ -1,4 +1,4 @@
-"""Pictures: uint8 on the training device where they fit, indexed there; else decoded by threads ahead of the loop."""
+"""Images: uint8 on the training device if they fit in memory, otherwise decoded by threads ahead of the loop."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,25 +15,26 @@ from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
 from wgangp.data.stream import batch_indices
-from wgangp.seeds import generator_for
+from wgangp.seeds import rng_for
 
 __all__ = ["Images", "Streamed", "cifar10", "fashion_mnist", "image_folder", "mnist"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SPLITS = ("train", "heldout")
-AHEAD = 4  # batches that are being decoded before they are asked for
+AHEAD = 4  # batches that are decoded in advance
 
 
 class Images:
-    """A finite set of pictures with values in span, reshuffled every epoch.
+    """A finite set of images with values in span, shuffled anew in every epoch.
 
     Args:
         pictures: for each split, uint8 (N, C, H, W).
-        labels: for each split, integers (N,).
-        dequantize: add U[0, 1) noise to the 256 levels, (x + u) / 256, so that the data has a density;
-            otherwise x / 255.
-        span: what 0 and 1 become.
+        labels: for each split, integers (N,) in 0 ... classes - 1.
+        dequantize: use (x + u) / 256 with u ~ U[0, 1) in place of x / 255, so that the data has a density.
+        span: the values of black and white after scaling.
     """
+
+    labeled = False  # see wgangp/data/__init__.py
 
     def __init__(
         self,
@@ -48,24 +49,28 @@ class Images:
         self.labels = {split: y.to(self.device) for split, y in labels.items()}
         self.dequantize, self.span = dequantize, span
         self.shape = tuple(pictures["train"].shape[1:])
+        self.classes = _count_classes(self.labels)
         self.fingerprint = hashlib.sha256(pictures["train"].cpu().contiguous().numpy()).hexdigest()
 
-    def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, Tensor]:
-        """Batch k of a split: pictures (size, C, H, W) in span, labels (size,)."""
+    def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, ...]:
+        """Return batch k of a split: images (size, C, H, W) in span, and labels (size,) if labeled is True."""
         stream = f"{purpose}/{split}"
         chosen = batch_indices(k, size, len(self.pictures[split]), seed, stream, self.device)
         pictures = self.pictures[split][chosen]
-        return _scaled(pictures, self.span, self.dequantize, seed, k, stream), self.labels[split][chosen]
+        x = _scale(pictures, self.span, self.dequantize, seed, k, stream)
+        return (x, self.labels[split][chosen]) if self.labeled else (x,)
 
 
 class Streamed:
-    """What Images is, for pictures that do not fit in memory: files, decoded by threads a few batches ahead.
+    """As `Images`, for images that do not fit in memory: files that are decoded by threads a few batches ahead.
 
     Args:
         paths, labels: for each split, N files and N integers.
-        read: a file -> uint8 (C, H, W).
-        workers: threads.
+        read: maps a file to uint8 (C, H, W).
+        workers: number of threads.
     """
+
+    labeled = False  # see wgangp/data/__init__.py
 
     def __init__(
         self,
@@ -79,38 +84,43 @@ class Streamed:
     ) -> None:
         self.device = torch.device(device)
         self.paths, self.read, self.dequantize, self.span = paths, read, dequantize, span
-        self.labels = labels
+        self.labels, self.classes = labels, _count_classes(labels)
         self.shape = tuple(read(paths["train"][0]).shape)
-        named = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths["train"])
-        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
+        names = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths["train"])
+        self.fingerprint = hashlib.sha256(names.encode()).hexdigest()
         self.pool = ThreadPoolExecutor(workers)
-        self.coming: dict[tuple[Any, ...], list[Future[Tensor]]] = {}
+        self.pending: dict[tuple[Any, ...], list[Future[Tensor]]] = {}
 
-    def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, Tensor]:
-        """Batch k of a split: pictures (size, C, H, W) in span, labels (size,). The same one, whatever came before."""
+    def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, ...]:
+        """Return batch k of a split, as `Images.batch`. It does not depend on the batches that were read before."""
         stream = f"{purpose}/{split}"
         for soon in range(k, k + 1 + (AHEAD if purpose == "data" else 0)):
             key = (soon, size, seed, stream)
-            if key not in self.coming:
+            if key not in self.pending:
                 chosen = batch_indices(soon, size, len(self.paths[split]), seed, stream, torch.device("cpu"))
-                self.coming[key] = [self.pool.submit(self.read, self.paths[split][i]) for i in chosen.tolist()]
-        pictures = torch.stack([one.result() for one in self.coming.pop((k, size, seed, stream))])
-        for late in [key for key in self.coming if key[1:] == (size, seed, stream) and not k < key[0] <= k + AHEAD]:
-            del self.coming[late]
+                self.pending[key] = [self.pool.submit(self.read, self.paths[split][i]) for i in chosen.tolist()]
+        pictures = torch.stack([one.result() for one in self.pending.pop((k, size, seed, stream))])
+        for late in [key for key in self.pending if key[1:] == (size, seed, stream) and not k < key[0] <= k + AHEAD]:
+            del self.pending[late]
         chosen = batch_indices(k, size, len(self.paths[split]), seed, stream, torch.device("cpu"))
         labels = self.labels[split][chosen]
-        if self.device.type == "cuda":  # so that the copy is not waited for
+        if self.device.type == "cuda":  # so that the copy does not block
             pictures, labels = pictures.pin_memory(), labels.pin_memory()
         pictures, labels = (x.to(self.device, non_blocking=True) for x in (pictures, labels))
-        return _scaled(pictures, self.span, self.dequantize, seed, k, stream), labels
+        x = _scale(pictures, self.span, self.dequantize, seed, k, stream)
+        return (x, labels) if self.labeled else (x,)
 
 
-def _scaled(pictures: Tensor, span: tuple[float, float], dequantize: bool, seed: int, k: int, stream: str) -> Tensor:
-    """uint8 -> span."""
+def _count_classes(labels: dict[str, Tensor]) -> int:
+    return 1 + int(max(y.max() for y in labels.values()))
+
+
+def _scale(pictures: Tensor, span: tuple[float, float], dequantize: bool, seed: int, k: int, stream: str) -> Tensor:
+    """Scale uint8 images to span."""
     x = pictures.float()
     if dequantize:
-        random = generator_for(seed, k, f"dequantize/{stream}", x.device)
-        x = (x + torch.rand(x.shape, generator=random, device=x.device)) / 256
+        rng = rng_for(seed, k, f"dequantize/{stream}", x.device)
+        x = (x + torch.rand(x.shape, generator=rng, device=x.device)) / 256
     else:
         x = x / 255
     low, high = span
@@ -118,19 +128,19 @@ def _scaled(pictures: Tensor, span: tuple[float, float], dequantize: bool, seed:
 
 
 def mnist(root: str | None = None, dequantize: bool = False, device: torch.device | str = "cpu") -> Images:
-    """MNIST, 1 x 28 x 28: the first 50,000 training digits to train on, the last 10,000 held out.
+    """Read MNIST, 1 x 28 x 28 in [0, 1]: the first 50,000 training digits for training, the last 10,000 held out.
 
     Args:
-        root: a folder that holds MNIST/raw/*-ubyte; nothing is ever downloaded to it. None: download to ./data once.
+        root: a folder with MNIST/raw/*-ubyte. Nothing is downloaded to it. None: download to ./data, once.
 
-    Paper: released code, whose mnist.pkl.gz is split like this. The 10,000 test digits are not touched. Differs: that
-    file holds x / 256, so that its brightest pixel is 0.996; here it is x / 255, and the sigmoid's 1 is the data's 1.
+    Paper: released code, whose mnist.pkl.gz has this split. The 10,000 test digits are not used. Differs: that file
+    has x / 256, so that its brightest pixel is 0.996. Here it is x / 255, and the largest value is that of the sigmoid.
     """
     return _torchvision(torchvision.datasets.MNIST, root, dequantize, device)
 
 
 def fashion_mnist(root: str | None = None, dequantize: bool = False, device: torch.device | str = "cpu") -> Images:
-    """Fashion-MNIST, laid out, split and loaded as `mnist` is; root holds FashionMNIST/raw/*-ubyte."""
+    """Read Fashion-MNIST, with the layout and the split of `mnist`; root has FashionMNIST/raw/*-ubyte."""
     return _torchvision(torchvision.datasets.FashionMNIST, root, dequantize, device)
 
 
@@ -141,13 +151,13 @@ def _torchvision(
     folder = Path(root or "data", name, "raw")
     try:
         data = reader(root or "data", train=True, download=root is None)
-    except Exception as error:  # its own, urllib's, a truncated file's: the way out is the same
-        network = f"connect to the network, delete {folder} if it is there, and run again: {name} is downloaded, once"
-        download = network if root is None else f"leave data.root out: {name} is then downloaded into ./data, once"
+    except Exception as error:  # torchvision, urllib and truncated files raise many types; the remedy is the same
+        network = f"connect to the network, delete {folder} if it exists, and run again: {name} is downloaded once"
+        download = network if root is None else f"leave out data.root: {name} is then downloaded to ./data, once"
         raise ValueError(
-            f"cannot read {name} from {folder}: {error}. Two ways out:"
+            f"cannot read {name} from {folder}: {error}. Two remedies:"
             f"\n  - {download}"
-            f"\n  - data.root=FOLDER, where FOLDER/{name}/raw holds the four unpacked files (train-images-idx3-ubyte,"
+            f"\n  - data.root=FOLDER, where FOLDER/{name}/raw has the four unpacked files (train-images-idx3-ubyte,"
             " train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte)"
         ) from error
     pictures, labels = data.data.unsqueeze(1), data.targets
@@ -162,24 +172,24 @@ def _torchvision(
 
 
 def cifar10(root: str | None = None, dequantize: bool = False, device: torch.device | str = "cpu") -> Images:
-    """CIFAR-10, 3 x 32 x 32 in [-1, 1]: 50,000 pictures to train on, the 10,000 test pictures held out.
+    """Read CIFAR-10, 3 x 32 x 32 in [-1, 1]: 50,000 images for training, the 10,000 test images held out.
 
     Args:
-        root: a folder that holds cifar-10-batches-py/; nothing is ever downloaded to it. None: download to ./data once.
+        root: a folder with cifar-10-batches-py/. Nothing is downloaded to it. None: download to ./data, once.
 
-    Paper: released code, whose "dev" set is the test set; 2 (x / 255 - 0.5) in gan_cifar.py, and in gan_cifar_resnet.py
-    2 (x / 256 - 0.5) + U[0, 1/128), which is dequantize=true.
+    Paper: released code, whose "dev" set is the test set. gan_cifar.py scales with 2 (x / 255 - 0.5),
+    gan_cifar_resnet.py with 2 (x / 256 - 0.5) + U[0, 1/128), which is dequantize=true.
     """
     parts = {}
     try:
         for split in SPLITS:
             parts[split] = torchvision.datasets.CIFAR10(root or "data", split == "train", download=root is None)
-    except Exception as error:  # its own, urllib's, a truncated file's: the way out is the same
+    except Exception as error:  # torchvision, urllib and truncated files raise many types; the remedy is the same
         raise ValueError(
-            f"cannot read CIFAR-10 from {Path(root or 'data')}: {error}. Three ways out:"
-            "\n  - leave data.root out, with a network: it is then downloaded into ./data, once"
-            "\n  - data.root=FOLDER, where FOLDER/cifar-10-batches-py holds the official files"
-            "\n  - data=image_folder data.root=FOLDER: pictures of your own"
+            f"cannot read CIFAR-10 from {Path(root or 'data')}: {error}. Three remedies:"
+            "\n  - leave out data.root and connect to the network: it is then downloaded to ./data, once"
+            "\n  - data.root=FOLDER, where FOLDER/cifar-10-batches-py has the official files"
+            "\n  - data=image_folder data.root=FOLDER: your own images"
         ) from error
     pictures = {split: torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for split, part in parts.items()}
     labels = {split: torch.tensor(part.targets) for split, part in parts.items()}
@@ -195,15 +205,16 @@ def image_folder(
     workers: int = 4,
     device: torch.device | str = "cpu",
 ) -> Images | Streamed:
-    """Any folder of pictures, RGB in [-1, 1], read from it and its subfolders; the first subfolder is the class.
+    """Read a folder of images and its subfolders, as RGB in [-1, 1]. The name of the first subfolder is the class.
 
     Args:
         root: the folder.
-        heldout_root: another one, with the pictures that are held out. None: every tenth of root, by name.
-        size: pictures become size x size: the shorter side resized, the middle cut out. None: all have one size, as
-            they are.
-        memory_gb: decoded pictures that take no more are kept in memory (uint8, on the device); else they are decoded
-            again every time, by `workers` threads ahead of the loop.
+        heldout_root: another folder, with the held-out images. None: every tenth image of root is held out, by name.
+        size: images are resized so that the shorter side has this size, and the central size x size square is kept.
+            None: all images have the same size and stay as they are.
+        memory_gb: the decoded images are kept in memory (uint8, on the device) if they need at most this many GB.
+            Otherwise they are decoded again in every epoch.
+        workers: number of threads that decode.
     """
     for name, value in (("size", size), ("workers", workers)):
         if value is not None and value < 1:
@@ -216,7 +227,7 @@ def image_folder(
         roots = {"train": Path(root), "heldout": Path(heldout_root)}
         paths = {split: _pictures(folder) for split, folder in roots.items()}
     if not paths["train"]:
-        raise ValueError(f"root = {root}: one picture is too few, one in ten is held out")
+        raise ValueError(f"root = {root}: at least two images are needed, because one in ten is held out")
     classes = {split: [_class(path, roots[split]) for path in each] for split, each in paths.items()}
     number = {name: i for i, name in enumerate(sorted({*classes["train"], *classes["heldout"]}))}
     labels = {split: torch.tensor([number[name] for name in each]) for split, each in classes.items()}
@@ -238,11 +249,11 @@ def image_folder(
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Every picture below a folder, in an order that is the same everywhere."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise ValueError(f"root = {folder}: no pictures ({', '.join(SUFFIXES)}) are in it or below it")
-    return found
+    """Return every image in a folder and its subfolders, sorted by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"root = {folder}: there are no images ({', '.join(SUFFIXES)}) in it or in its subfolders")
+    return paths
 
 
 def _class(path: Path, root: Path) -> str:
@@ -251,15 +262,17 @@ def _class(path: Path, root: Path) -> str:
 
 
 def _read(path: Path, size: int | None, shape: tuple[int, ...] | None) -> Tensor:
-    """A picture as uint8 (3, H, W); ValueError when it cannot be read or is of another shape than the first."""
+    """Read an image as uint8 (3, H, W). ValueError if it cannot be read or does not have the given shape."""
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for a broken file
-        raise ValueError(f"{path} cannot be read: {error}. Take it out, or repair it") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # the errors of Pillow for a broken file
+        raise ValueError(f"{path} cannot be read: {error}. Remove it, or repair it") from error
     if size is not None:
         picture = center_crop(resize(picture, size), [size, size])
     x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     if shape is not None and tuple(x.shape) != shape:
-        raise ValueError(f"{path} is {x.shape[1]} x {x.shape[2]}, the first one {shape[1]} x {shape[2]}: set data.size")
+        raise ValueError(
+            f"{path} is {x.shape[1]} x {x.shape[2]}, but the first image is {shape[1]} x {shape[2]}: set data.size"
+        )
     return x

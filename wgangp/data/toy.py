@@ -1,8 +1,8 @@
 """Three distributions in the plane: 8 Gaussians on a ring, 25 on a grid, a Swiss roll.
 
-Paper: figure 1a names them, the geometry is that of the released gan_toy.py lines 174-226. Differs: there 25 Gaussians
-is one set of 100,000 points, cycled in one order; here every batch of all three is drawn afresh, so the held-out
-split is simply other draws.
+Paper: figure 1a names them; the geometry is that of the released gan_toy.py, lines 174-226. Differs: in the released
+code the 25 Gaussians are one set of 100,000 points, cycled in one order. Here every batch of all three is newly drawn,
+and the held-out split is other draws.
 """
 
 import math
@@ -11,13 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wgangp.seeds import generator_for
+from wgangp.seeds import rng_for
 
 __all__ = ["Gaussians", "SwissRoll", "gaussians8", "gaussians25"]
 
 
 class Toy:
-    """Points (B, 2) that can be drawn without end. A subclass says how: draw(size, generator) -> (size, 2)."""
+    """Points (B, 2), newly drawn for every batch. A subclass defines draw(size, rng) -> (size, 2)."""
 
     shape = (2,)
     span = (-3.0, 3.0)
@@ -26,48 +26,48 @@ class Toy:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
 
-    def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, None]:
-        """Batch k of a split: points (size, 2), no labels."""
-        return self.draw(size, generator_for(seed, k, f"{purpose}/{split}", self.device)), None
+    def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor]:
+        """Return batch k of a split: (points (size, 2),)."""
+        return (self.draw(size, rng_for(seed, k, f"{purpose}/{split}", self.device)),)
 
 
 class Gaussians(Toy):
     """An equal mixture of isotropic Gaussians in the plane.
 
     Args:
-        centres: (M, 2).
-        sd: standard deviation of each, in the units of the plane.
+        centers: (M, 2).
+        sd: standard deviation of each Gaussian, in the units of the plane.
     """
 
-    def __init__(self, centres: Tensor, sd: float, device: torch.device | str = "cpu") -> None:
+    def __init__(self, centers: Tensor, sd: float, device: torch.device | str = "cpu") -> None:
         super().__init__(device)
-        self.centres, self.sd = centres.to(device), sd
+        self.centers, self.sd = centers.to(device), sd
 
-    def draw(self, size: int, generator: torch.Generator) -> Tensor:
-        mode = torch.randint(len(self.centres), (size,), generator=generator, device=self.device)
-        noise = torch.randn(size, 2, generator=generator, device=self.device)
-        return self.centres[mode] + self.sd * noise
+    def draw(self, size: int, rng: torch.Generator) -> Tensor:
+        mode = torch.randint(len(self.centers), (size,), generator=rng, device=self.device)
+        noise = torch.randn(size, 2, generator=rng, device=self.device)
+        return self.centers[mode] + self.sd * noise
 
 
 def gaussians8(device: torch.device | str = "cpu") -> Gaussians:
-    """8 Gaussians: centres on a ring of radius 2, sd 0.02, everything divided by 1.414."""
+    """8 Gaussians: centers on a ring of radius 2, sd 0.02, everything divided by 1.414."""
     angle = torch.arange(8) * (math.pi / 4)
     return Gaussians(2 * torch.stack([angle.cos(), angle.sin()], dim=1) / 1.414, 0.02 / 1.414, device)
 
 
 def gaussians25(device: torch.device | str = "cpu") -> Gaussians:
-    """25 Gaussians: centres on the grid {-4, -2, 0, 2, 4}^2, sd 0.05, everything divided by 2.828."""
+    """25 Gaussians: centers on the grid {-4, -2, 0, 2, 4}^2, sd 0.05, everything divided by 2.828."""
     ticks = 2.0 * torch.arange(-2, 3)
     return Gaussians(torch.cartesian_prod(ticks, ticks) / 2.828, 0.05 / 2.828, device)
 
 
 class SwissRoll(Toy):
-    """(t cos t, t sin t) with t ~ U[1.5 pi, 4.5 pi], noise of sd 0.25 in both, everything divided by 7.5.
+    """(t cos t, t sin t) with t ~ U[1.5 pi, 4.5 pi], noise of sd 0.25 in both coordinates, everything divided by 7.5.
 
     Paper: released code, scikit-learn's make_swiss_roll(noise=0.25), its first and last column.
     """
 
-    def draw(self, size: int, generator: torch.Generator) -> Tensor:
-        t = 1.5 * math.pi * (1 + 2 * torch.rand(size, generator=generator, device=self.device))
-        noise = torch.randn(size, 2, generator=generator, device=self.device)
+    def draw(self, size: int, rng: torch.Generator) -> Tensor:
+        t = 1.5 * math.pi * (1 + 2 * torch.rand(size, generator=rng, device=self.device))
+        noise = torch.randn(size, 2, generator=rng, device=self.device)
         return (torch.stack([t * t.cos(), t * t.sin()], dim=1) + 0.25 * noise) / 7.5

@@ -1,8 +1,8 @@
-"""Two pairs of 5x5 convolutions of stride 2: for MNIST, in [0, 1], and for CIFAR-10, in [-1, 1].
+"""Two DCGAN pairs with 5x5 convolutions of stride 2: for MNIST in [0, 1], and for CIFAR-10 in [-1, 1].
 
-Paper: released gan_mnist.py lines 55-101 (the paper itself trains on MNIST for figure 5b only and gives no layers),
-gan_cifar.py lines 47-89. The critics have no norm for WGAN-GP; norm=True is the released "wgan" mode (clipping), with
-batch norm. Of the generators, CIFAR's has it in every mode, MNIST's in "wgan" mode alone.
+Paper: released gan_mnist.py, lines 55-101 (the paper uses MNIST for figure 5b only, and does not give the layers);
+gan_cifar.py, lines 47-89. For WGAN-GP the critics have no norm. norm=True is the released "wgan" mode (clipping), with
+batch norm. The CIFAR generator has batch norm in every mode, the MNIST generator in "wgan" mode only.
 """
 
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class CIFARGenerator(nn.Module):
 
 
 class _Critic(nn.Module):
-    """images (B, *SHAPE) -> scores (B,): three convolutions down to 4 x 4, and a linear layer."""
+    """images (B, *SHAPE) -> scores (B,): three convolutions down to 4 x 4, then a linear layer."""
 
     NAME: str
     SHAPE: tuple[int, int, int]

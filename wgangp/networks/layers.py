@@ -1,6 +1,7 @@
-"""The layers of the released TensorFlow code, exactly: padding, transposed convolution, initialisers, batch norm.
+"""The layers of the released TensorFlow code: padding, transposed convolution, initial weights, batch norm.
 
-Paper: released code, tflib/ops. Initial weights are uniform on +-sqrt(3) std, biases 0. With gain 2 ("he_init") or 1,
+Paper: released code, tflib/ops. Initial weights are uniform in +-sqrt(3) std, biases are 0. With gain 2 ("he_init") or
+gain 1 the standard deviation is
     linear          std = sqrt(2 / (fan_in + fan_out)), or sqrt(2 / fan_in) with init "he"
     convolution     std = sqrt(2 gain / (in k^2 + out k^2 / stride^2))
     transposed      std = sqrt(2 gain / (in k^2 / stride^2 + out k^2))
@@ -31,13 +32,13 @@ __all__ = [
 class LeakyReLU(nn.Module):
     """max(x, 0) + slope min(x, 0) for 0 <= slope < 1, with a constant mask.
 
-    Values and gradients at finite x are those of nn.LeakyReLU, bit for bit but for the sign of a zero. But the mask
-    here is no function of x, so the double backward of the penalty does not send a pass of zeros (the second
-    derivative) back through the whole network. Generators, which nobody differentiates twice, have torch's own: a mask
-    takes time and memory.
+    At finite x, values and gradients are equal to those of nn.LeakyReLU, bit for bit, except for the sign of a zero.
+    But autograd does not know that the mask depends on x. So the second backward pass of the penalty does not compute
+    the second derivative, which is zero everywhere, through the whole network. Generators use torch's own activations:
+    they are never differentiated twice, and a mask takes time and memory.
     """
 
-    lipschitz = 1.0  # for certified_lipschitz, which cannot see through the mask
+    lipschitz = 1.0  # for certified_lipschitz, which has no rule for the mask
 
     def __init__(self, slope: float = 0.2) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class LeakyReLU(nn.Module):
         self.slope = slope
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = x.detach() > 0  # a byte each; where there is a slope, 1 or slope each
+        mask = x.detach() > 0  # one byte per element; with a slope it becomes 1 or slope
         return x * (mask.to(x.dtype).clamp_(min=self.slope) if self.slope else mask)
 
     def extra_repr(self) -> str:
@@ -54,14 +55,14 @@ class LeakyReLU(nn.Module):
 
 
 class ReLU(LeakyReLU):
-    """max(x, 0), with a constant mask: see LeakyReLU."""
+    """max(x, 0), with a constant mask (see LeakyReLU)."""
 
     def __init__(self) -> None:
         super().__init__(slope=0.0)
 
 
 def linear(fan_in: int, fan_out: int, init: str = "glorot") -> nn.Linear:
-    """nn.Linear with the released code's initial weights: init "glorot" or "he"."""
+    """Return nn.Linear with the initial weights of the released code: init "glorot" or "he"."""
     layer = nn.Linear(fan_in, fan_out)
     _uniform_(layer.weight, math.sqrt(2 / (fan_in + fan_out) if init == "glorot" else 2 / fan_in))
     nn.init.zeros_(layer.bias)
@@ -69,9 +70,9 @@ def linear(fan_in: int, fan_out: int, init: str = "glorot") -> nn.Linear:
 
 
 class Conv2d(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding: output ceil(H / stride), the odd pixel of padding below and right.
+    """Convolution with TensorFlow's SAME padding: output ceil(H / stride); an odd pixel of padding is below and right.
 
-    nn.Conv2d(k=5, stride=2, padding=2) has the same shape, but looks at a grid that is shifted by one pixel.
+    nn.Conv2d(k=5, stride=2, padding=2) has the same output shape, but its grid is shifted by one pixel.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, gain: float = 2.0) -> None:
@@ -93,9 +94,10 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvMeanPool(Conv2d):
-    """A 3x3 convolution and the mean of every 2x2 outputs: one 4x4 convolution of stride 2, in 4/9 of the arithmetic.
+    """A 3x3 convolution and 2x2 mean pooling, computed as one 4x4 convolution of stride 2.
 
-    The mean of four shifted convolutions is the convolution with the mean of four shifted kernels. H and W are even.
+    This takes 4/9 of the arithmetic. The mean of four shifted convolutions is the convolution with the mean of
+    four shifted kernels. H and W are even.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -106,20 +108,20 @@ class ConvMeanPool(Conv2d):
 
 
 class UpsampleConv(Conv2d):
-    """Every pixel four times (nearest neighbour, 2H x 2W), then a 3x3 convolution: one transposed convolution."""
+    """Nearest-neighbor upsampling to 2H x 2W followed by a 3x3 convolution, computed as one transposed convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = _four_shifts(self.weight).flip(2, 3).transpose(0, 1)  # a convolution as a transposed one
+        kernel = _four_shifts(self.weight).flip(2, 3).transpose(0, 1)
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
     """TensorFlow's conv2d_transpose with SAME padding, 5x5, stride 2: output 2H x 2W.
 
-    It is the gradient of the SAME convolution above. padding=2, output_padding=1 has the same shape and is not equal.
+    It is the gradient of the SAME convolution above. padding=2, output_padding=1 has the same shape, but other values.
     """
 
     def __init__(self, in_channels: int, out_channels: int, gain: float = 2.0) -> None:
@@ -134,14 +136,15 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over all axes but 1, with the batch's own statistics always, also when sampling; eps 1e-5.
+    """Batch norm over all axes but 1, always with the statistics of the batch, also when sampling; eps 1e-5.
 
-    Paper: released code, which keeps moving averages and never uses them. So what a generator makes depends a little
-    on the batch it is asked for. synchronised: the batch is that of all processes together (torch.distributed), each
-    of which has a slice of it.
+    If the attribute synchronized is True, the batch is that of all ranks together (torch.distributed).
+
+    Paper: released code, which keeps moving averages and never uses them. So a sample of a generator depends a little
+    on the other samples of its batch.
     """
 
-    synchronised = False
+    synchronized = False
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -149,19 +152,20 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.synchronised:
+        if not self.synchronized:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=1e-5)
-        kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # as torch's own does, for bf16
+        # bf16 is computed in float32, as in torch's own batch norm.
+        dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         axes = [axis for axis in range(x.ndim) if axis != 1]
-        along = (-1, *[1] * (x.ndim - 2))
-        centred = x - _mean_of_all(x.mean(axes)).view(along)
-        variance = _mean_of_all(centred.square().mean(axes))
+        shape = (-1, *[1] * (x.ndim - 2))
+        centered = x - _mean_over_ranks(x.mean(axes)).view(shape)
+        variance = _mean_over_ranks(centered.square().mean(axes))
         scale = self.weight * (variance + 1e-5).rsqrt()
-        return (centred * scale.view(along) + self.bias.view(along)).to(kind)
+        return (centered * scale.view(shape) + self.bias.view(shape)).to(dtype)
 
 
-class _SumOfAll(torch.autograd.Function):
-    """The sum over processes; its gradient is the sum of theirs."""
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over ranks. Its gradient is the sum of the gradients of the ranks."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -171,30 +175,30 @@ class _SumOfAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _SumOfAll.apply(gradient)
+        return _SumOverRanks.apply(gradient)
 
 
-def _mean_of_all(x: Tensor) -> Tensor:
-    return _SumOfAll.apply(x) / dist.get_world_size()
+def _mean_over_ranks(x: Tensor) -> Tensor:
+    return _SumOverRanks.apply(x) / dist.get_world_size()
 
 
 def _four_shifts(kernel: Tensor) -> Tensor:
-    """The sum (.., 4, 4) of a kernel (.., 3, 3) at the four places that it can have in 4x4."""
+    """Sum a kernel (.., 3, 3) at its four possible positions in a 4x4 kernel (.., 4, 4)."""
     wide = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))
     return F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
 
 
 def check_shape(network: str, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
-    """Raise ValueError when points of another shape come to a network."""
+    """Raise ValueError if the points do not have the shape that the network expects."""
     if tuple(expected) != tuple(got):
         raise ValueError(
-            f"{network} is for points of shape {tuple(expected)}, got {tuple(got)}:"
+            f"{network} takes points of shape {tuple(expected)}, got {tuple(got)}:"
             " choose data= and networks= that belong together"
         )
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise ValueError when a width, depth or dimension is not positive."""
+    """Raise ValueError if a width, depth or dimension is not positive."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} = {size}: must be >= 1")

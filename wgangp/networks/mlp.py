@@ -1,7 +1,7 @@
 """The toy pair: ReLU multilayer perceptrons on points in R^d.
 
 Paper: released gan_toy.py lines 46-58: three hidden layers of 512, uniform He initial weights, Glorot in the last
-layer, no normalisation.
+layer, no normalization.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ __all__ = ["MLPCritic", "MLPGenerator"]
 
 
 class MLPGenerator(nn.Module):
-    """z (B, latent_dim) -> (B, d): depth ReLU layers of width, then a linear one."""
+    """z (B, latent_dim) -> points (B, d): `depth` ReLU layers of size `width`, then a linear layer."""
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 2, width: int = 512, depth: int = 3) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class MLPGenerator(nn.Module):
 
 
 class MLPCritic(nn.Module):
-    """x (B, d) -> scores (B,): depth ReLU layers of width, then a linear one."""
+    """x (B, d) -> scores (B,): `depth` ReLU layers of size `width`, then a linear layer."""
 
     def __init__(self, shape: tuple[int, ...], width: int = 512, depth: int = 3) -> None:
         super().__init__()
@@ -52,4 +52,4 @@ def _mlp(sizes: list[int], activation: Callable[[], nn.Module]) -> nn.Sequential
 
 def _check_points(shape: tuple[int, ...]) -> None:
     if len(shape) != 1:
-        raise ValueError(f"a multilayer perceptron is for points in R^d, got points of shape {tuple(shape)}")
+        raise ValueError(f"a multilayer perceptron takes points in R^d, got points of shape {tuple(shape)}")

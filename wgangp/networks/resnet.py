@@ -2,8 +2,9 @@
 
 Paper: released gan_cifar_resnet.py lines 66-179 with CONDITIONAL False, NORMALIZATION_D False; appendix F.
 Differs: the paper upsamples before a block's second convolution, the code (followed here) before its first. A 1x1
-convolution commutes with the mean of 2x2 pixels and with their repetition, so shortcuts run at the lower resolution:
-the same function, in a quarter of the arithmetic. Batch norm sees the whole batch; the code's two devices a half each.
+convolution commutes with mean pooling and with nearest-neighbor upsampling, so the shortcuts are computed at the lower
+resolution: the same function, in a quarter of the arithmetic. Batch norm uses the whole batch; in the released code
+each of two devices uses its half.
 """
 
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ SHAPE = (3, 32, 32)
 
 
 class ResNetGenerator(nn.Module):
-    """z (B, latent_dim) -> images (B, 3, 32, 32) in [-1, 1]: three blocks, each of which doubles the resolution."""
+    """z (B, latent_dim) -> images (B, 3, 32, 32) in [-1, 1]: three blocks, each doubles the resolution."""
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 128) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class ResNetGenerator(nn.Module):
 
 
 class ResNetCritic(nn.Module):
-    """images (B, 3, 32, 32) -> scores (B,): four blocks, the mean over all pixels, a linear layer."""
+    """images (B, 3, 32, 32) -> scores (B,): four blocks, mean over all pixels, linear layer."""
 
     def __init__(self, shape: tuple[int, ...], width: int = 128) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class _Up(nn.Module):
 
 
 class _First(nn.Module):
-    """x -> conv1(pool(x)) + pool(conv(relu(conv(x)))): no activation on the image itself."""
+    """x -> conv1(pool(x)) + pool(conv(relu(conv(x)))): there is no activation on the image itself."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class _Down(nn.Module):
 
 
 class _Same(nn.Module):
-    """x -> x + conv(relu(conv(relu(x)))); the skip's x is untouched by the activation."""
+    """x -> x + conv(relu(conv(relu(x)))); the activation does not change the x of the skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
