@@ -1,0 +1,144 @@
+"""README and docs are true: their commands, tables, links, keys and metrics."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from omegaconf import OmegaConf
+
+import wgangp
+from wgangp.config import CONF, TRAIN_KEYS
+from wgangp.results import render_origins, render_summary
+
+README = (ROOT / "README.md").read_text()
+DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *ROOT.glob("docs/*.md"),
+    *ROOT.glob("results/**/*.md"),
+]
+STATISTICS = r"(mean|std|q05|q50|q95|max|above_1|cosine)"
+
+
+def test_readme_has_exactly_two_set_up_commands():
+    commands = re.findall(r"^python -m pip install -e .*$", README, re.MULTILINE)
+    assert commands == [
+        "python -m pip install -e . && python scripts/train.py",
+        'python -m pip install -e ".[test]" && python -m pytest',
+    ]
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()  # which reads the commands from there
+
+
+def test_readme_has_at_most_120_lines_and_no_long_one():
+    lines = README.splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 180  # a table row with two links
+
+
+def test_tables_are_rendered_from_results():
+    results = ROOT / "results"
+    assert render_summary(README, results) == README, "run: python scripts/render.py"
+    page = (results / "README.md").read_text()
+    assert render_origins(page, results) == page, "run: python scripts/render.py"
+
+
+def test_summary_table_has_four_columns():
+    block = README.split("<!-- rendered by scripts/render.py -->\n")[1].splitlines()
+    assert block[0].count("|") == 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_works(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith(("http:", "https:")):
+            assert (page.parent / target.split("#")[0]).exists(), target
+
+
+def test_every_file_that_readme_names_exists():
+    for cell in re.findall(r"^\| (`[^|]+`) \|", README, re.MULTILINE):
+        names = [name for name in re.findall(r"`([^`]+)`", cell) if "=" not in name and "scripts/train" not in name]
+        folder = ROOT / names[0].split("/")[0] if names else ROOT
+        for name in names:
+            assert (ROOT / name).exists() or (folder / name).exists(), name
+
+
+def test_every_module_is_in_the_map_of_readme():
+    for path in [*(ROOT / "wgangp").glob("*.py"), *(ROOT / "wgangp").glob("*/__init__.py")]:
+        name = f"{path.parent.name}/" if path.parent.name != "wgangp" else path.name
+        assert name in README or name.startswith("__"), name
+
+
+def test_every_choice_and_key_is_documented():
+    page = DOCS["config.md"]
+    for path in CONF.rglob("*.yaml"):
+        group = path.parent.name
+        if path.parent == CONF or group == "figure":
+            continue
+        assert f"`{path.stem}`" in page, f"{group}={path.stem}"
+        if group != "experiment":
+            for key in _leaves(OmegaConf.to_container(OmegaConf.load(path))):
+                assert f"`{key}`" in page or f".{key}`" in page, f"{group}.{key}"
+    config = OmegaConf.load(CONF / "config.yaml")
+    keys = [*config.train, *TRAIN_KEYS, *(f"clip.{key}" for key in config.clip), "regularize.gradient_norm"]
+    for key in [*keys, "seed", "device", "budget", "run_dir"]:
+        assert f"`{key}`" in page, key
+    for name in ("sample", "lipschitz", "reproduce"):
+        for key in OmegaConf.load(CONF / f"{name}.yaml"):
+            assert key in ("defaults", "hydra") or f"`{key}`" in page, f"{name}: {key}"
+
+
+def _leaves(node):
+    return [leaf for key, value in node.items() for leaf in (_leaves(value) if isinstance(value, dict) else [key])][
+        0 if "_target_" not in node else 1 :
+    ]
+
+
+def test_every_metric_is_documented(tmp_path, configure):
+    """The metrics of a run that logs all of them, and of the stored runs."""
+    from wgangp.config import build_run, train_options
+    from wgangp.train import train
+
+    tiny = ("networks.generator.width=8", "networks.critic.width=8", "train.batch_size=16", "train.report_size=16")
+    cfg = configure(*tiny, "train.steps=1", "optim.lr=0.01", "device=cpu")
+    train(tmp_path, build_run(cfg), **train_options(cfg))
+    logs = [tmp_path / "metrics.jsonl", *ROOT.glob("results/*/metrics.jsonl")]
+    names = {name for path in logs for line in path.read_text().splitlines() for name in json.loads(line)}
+    page = DOCS["metrics.md"]
+    for name in names:
+        if match := re.fullmatch(rf"slope_(\w+?)_{STATISTICS}", name):
+            assert all(f"`{part}`" in page for part in match.groups()), name
+        else:
+            assert f"`{name}`" in page, name
+
+
+def test_every_public_name_is_documented_and_exported():
+    for name in wgangp.__all__:
+        assert hasattr(wgangp, name) and f"`{name}" in DOCS["api.md"], name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", wgangp.__version__)
+    assert f"version: {wgangp.__version__}" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {wgangp.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
+def test_every_python_example_parses_and_imports_what_exists(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module == "wgangp":
+                assert all(name.name in wgangp.__all__ for name in node.names)
+
+
+def test_minimal_example_trains():
+    """A short run: the gap falls. The whole example covers 8 of 8 modes, which takes a minute."""
+    path = ROOT / "examples" / "minimal.py"
+    assert len(path.read_text().splitlines()) <= 60
+    assert not re.search(r"hydra|omegaconf|wgangp\.\w", path.read_text())
+    run = subprocess.run([sys.executable, str(path), "60"], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    gaps = [float(gap) for gap in re.findall(r"gap ([-\d.]+)", run.stdout)]
+    assert len(gaps) == 2 and "of 8" in run.stdout

@@ -1,0 +1,119 @@
+"""The structure of the project: who may import whom, how long files may be, and the language."""
+
+import ast
+import re
+
+import pytest
+from helpers import ROOT
+
+LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
+    {"gradients", "seeds", "precision", "onednn", "checks", "tables", "schema", "version"},
+    {"penalty", "losses", "optim", "data", "networks", "transport", "certify"},
+    {"step", "lipschitz", "metrics", "checkpoint", "plots", "runs"},
+    {"logs", "compiled"},
+    {"report", "distributed", "results"},
+    {"train"},
+    {"config"},
+    {"figures", "sample"},
+    {"analysis"},
+    {"cli"},
+    {"__main__"},
+]
+LEAVES = {"networks": set(), "data": {"seeds"}}  # sub-packages that know nothing else of the package
+PACKAGE = ROOT / "wgangp"
+HYDRA = {"cli.py", "config.py", "runs.py", "schema.py", "figures/study.py"}  # the files that know Hydra
+
+
+def modules():
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def name_of(path):
+    """The module, or the sub-package, of a file."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_imports_only_from_lower_layers(path):
+    name = name_of(path)
+    imported = {other.split(".")[1] for other in imports(path) if other.startswith("wgangp.")} - {name}
+    layer = next(i for i, names in enumerate(LAYERS) if name in names)
+    assert imported <= LEAVES.get(name, set().union(*LAYERS[:layer]))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_does_not_import_hydra(path):
+    known = {name.split(".")[0] for name in imports(path)} & {"hydra", "omegaconf"}
+    assert not known or str(path.relative_to(PACKAGE)) in HYDRA
+
+
+def test_method_is_short_and_no_file_is_long():
+    lines = {path: len(path.read_text().splitlines()) for path in modules()}
+    assert sum(lines[PACKAGE / name] for name in ("gradients.py", "penalty.py", "step.py")) <= 500
+    assert max(lines.values()) <= 350
+
+
+def test_package_and_scripts_have_at_most_320_kb():
+    files = [path for folder in ("wgangp", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    assert sum(path.stat().st_size for path in files) <= 320_000
+
+
+def test_files_are_ascii():
+    for folder in ("wgangp", "scripts", "bench", "conf", "tests"):
+        for path in sorted((ROOT / folder).rglob("*.*")):
+            if path.suffix in (".py", ".yaml"):
+                assert path.read_text().isascii(), path
+
+
+def test_package_does_not_import_bench():
+    assert not any(name.split(".")[0] == "bench" for path in modules() for name in imports(path))
+
+
+def test_bench_has_no_long_file():
+    assert max(len(path.read_text().splitlines()) for path in (ROOT / "bench").glob("*.py")) <= 350
+
+
+ARTICLE = "a"  # in a variable, so that this file does not match its own patterns
+RIDDLES = re.compile(
+    "(one|line|file|value|row|score|number|record) (eps )?"
+    f"{ARTICLE} (sample|batch|run|report|file|figure|rank|step|device|variant)"
+)
+VERBS = "(normal|initial|minim|maxim|penal|synchron|regular|general)"
+BRITISH = re.compile(
+    rf"optimi{'s'}er|colo{'u'}r|cent{'r'}e[sd]?\b|{VERBS}is(e|ed|es|ing|ation)\b"
+    rf"|\bgr{'e'}y\b|behavi{'o'}ur|label{'l'}ed|neighb{'o'}ur",
+    re.IGNORECASE,
+)
+NAMES = re.compile(r"^\s*(said|found|more|how|of|about|aside|joined|what_\w+)\b[^=\n]*(?<![=!<>])=(?!=)", re.MULTILINE)
+
+
+FOLDERS = ("wgangp", "bench", "scripts", "conf", "docs", "examples", "tests", "results", ".github")
+
+
+def texts(*folders, suffixes=(".py", ".md", ".yaml", ".yml", ".toml")):
+    paths = [*ROOT.glob("*.*"), *(path for folder in folders for path in (ROOT / folder).rglob("*.*"))]
+    return [path for path in paths if path.suffix in suffixes]
+
+
+def test_text_says_per_and_not_an_article():
+    for path in texts(*FOLDERS):
+        assert not (match := RIDDLES.search(path.read_text())), f"{path}: {match}"
+
+
+def test_spelling_is_american():
+    for path in texts(*FOLDERS):
+        assert not (match := BRITISH.search(path.read_text())), f"{path}: {match}"
+
+
+def test_names_have_content():
+    for path in texts("wgangp", "bench", "scripts", "examples", suffixes=(".py",)):
+        assert not (match := NAMES.search(path.read_text())), f"{path}: {match.group()}"
