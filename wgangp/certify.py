@@ -107,7 +107,7 @@ def in_float64(critic: nn.Module) -> nn.Module:
 
 
 def _trace(module: nn.Module, name: str, call_stack: list[str]) -> None:
-    """Let a module put its name on the stack while it is executed. Use its number `lipschitz`, if it has one."""
+    """Record a module's name on call_stack during its forward, and use its attribute `lipschitz`, if it has one."""
     module.register_forward_pre_hook(lambda *_: call_stack.append(name), prepend=True)
     module.register_forward_hook(lambda *_: call_stack.pop() and None)  # None: the output is not changed
     constant, forward = getattr(module, "lipschitz", None), module.forward

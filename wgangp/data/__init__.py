@@ -5,7 +5,7 @@ Every data set has .shape, the shape of one sample, .span, the range (low, high)
     batch(k, size, seed, split="train", purpose="data") -> (x,) or (x, y)
 
 where x are samples (size, *shape). Batch k of a split ("train" or "heldout") is a function of (k, size, seed, purpose):
-a stream can be read from any position, and a report does not see the batches of the training.
+a stream can be read from any position, and a report uses other batches than the training.
 
 A data set with labels also has .classes, their number. It yields labels y (size,) only if .labeled is True, which
 config.py sets if the networks have classes, too. Mixtures of Gaussians have .centers (M, 2) and .sd. Data sets that are

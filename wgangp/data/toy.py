@@ -2,7 +2,7 @@
 
 Paper: figure 1a names them; the geometry is that of the released gan_toy.py, lines 174-226. Differs: in the released
 code the 25 Gaussians are one set of 100,000 points, cycled in one order. Here every batch of all three is newly drawn,
-and the held-out split is other draws.
+and held-out batches are drawn independently.
 """
 
 import math

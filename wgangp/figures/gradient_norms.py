@@ -26,7 +26,7 @@ BINS = 80  # of the histograms
 
 @dataclass(frozen=True)
 class GradientNorms:
-    """Critics of `depth` hidden ReLU layers without normalization, trained with a like generator on the Swiss roll.
+    """Critics of `depth` hidden ReLU layers without norm, with a generator of the same shape, on the Swiss roll.
 
     With clipping the optimizer is RMSProp, with the penalty it is Adam.
 

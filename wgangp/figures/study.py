@@ -42,7 +42,7 @@ def reproduce(figure: Any, name: str, budget: str, seeds: list[int], out: str | 
     Raises:
         ValueError: an argument is not valid; the folder belongs to other settings; its README has no place for the
             rendered block; a run failed (after all other runs).
-        KeyboardInterrupt: it was stopped. The same call continues from there.
+        KeyboardInterrupt: the user pressed Ctrl-C. The same call continues from there.
     """
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds = {list(seeds)}: give at least one number, all of them >= 0 and different")
