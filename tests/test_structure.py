@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 
 import pytest
 from helpers import ROOT
@@ -20,6 +21,8 @@ LAYERS = [  # from the bottom up: a module may import modules of the layers befo
     {"__main__"},
 ]
 LEAVES = {"networks": set(), "data": {"seeds"}}  # sub-packages that know nothing else of the package
+STEP = {"gradients", "losses", "penalty"}  # step.py imports these alone: Algorithm 1 can be read without the rest
+LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "tqdm"}  # a leaf imports these and the standard library
 PACKAGE = ROOT / "wgangp"
 HYDRA = {"cli.py", "config.py", "runs.py", "schema.py", "figures/study.py"}  # the files that know Hydra
 
@@ -50,6 +53,23 @@ def test_module_imports_only_from_lower_layers(path):
     assert imported <= LEAVES.get(name, set().union(*LAYERS[:layer]))
 
 
+def test_step_imports_only_the_method():
+    assert {name.split(".")[1] for name in imports(PACKAGE / "step.py") if name.startswith("wgangp.")} == STEP
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaf_imports_only_its_libraries(leaf):
+    roots = {name.split(".")[0] for path in (PACKAGE / leaf).rglob("*.py") for name in imports(path)}
+    assert "torch" in roots and roots - sys.stdlib_module_names <= LIBRARIES | {"wgangp"}
+
+
+def test_only_scripts_import_the_command_line():
+    """Inside of the package, LAYERS allows it only for __main__."""
+    assert all("wgangp.cli" in imports(path) for path in (ROOT / "scripts").glob("*.py") if path.name != "render.py")
+    for path in (path for folder in ("bench", "examples") for path in (ROOT / folder).glob("*.py")):
+        assert "wgangp.cli" not in imports(path), path
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_module_does_not_import_hydra(path):
     known = {name.split(".")[0] for name in imports(path)} & {"hydra", "omegaconf"}
@@ -62,8 +82,8 @@ def test_method_is_short_and_no_file_is_long():
     assert max(lines.values()) <= 350
 
 
-def test_package_and_scripts_have_at_most_320_kb():
-    files = [path for folder in ("wgangp", "scripts") for path in (ROOT / folder).rglob("*.py")]
+def test_package_scripts_and_configs_have_at_most_320_kb():
+    files = [path for path in texts("wgangp", "scripts", "conf") if path.parent != ROOT]
     assert sum(path.stat().st_size for path in files) <= 320_000
 
 
@@ -78,8 +98,9 @@ def test_package_does_not_import_bench():
     assert not any(name.split(".")[0] == "bench" for path in modules() for name in imports(path))
 
 
-def test_bench_has_no_long_file():
-    assert max(len(path.read_text().splitlines()) for path in (ROOT / "bench").glob("*.py")) <= 350
+def test_bench_and_scripts_have_no_long_file():
+    for folder in ("bench", "scripts"):
+        assert max(len(path.read_text().splitlines()) for path in (ROOT / folder).glob("*.py")) <= 350
 
 
 ARTICLE = "a"  # in a variable, so that this file does not match its own patterns
