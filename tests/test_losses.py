@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from wgangp import GradientPenalty, critic_step, generator_step
 from wgangp.compiled import build_computation
 from wgangp.losses import Wasserstein
+from wgangp.report import report
 from wgangp.seeds import draw_latent, rng_for
 from wgangp.step import critic_gradients, critic_objective, generator_objective
 from wgangp.train import train, update
@@ -230,3 +231,15 @@ def test_labeled_critic_of_the_tests_depends_on_its_labels():
     y = torch.tensor([0, 1, 2, 0])
     assert (critic(x, y) - critic(x, (y + 1) % CLASSES)).abs().min() > 0
     assert torch.equal(critic(x, y, logits=True)[1], critic(x, (y + 1) % CLASSES, logits=True)[1])
+
+
+def test_term_name_that_both_networks_use_is_refused():
+    class OneName(Wasserstein):
+        def generator(self, fake, *y):
+            return {"generator_loss": -fake, "wasserstein": fake}
+
+    run = labeled_run(loss=OneName())
+    computation = build_computation(run.generator, run.critic, run.loss, run.penalty)
+    for compute in (lambda: update(0, run, computation, critic_steps=1, batch_size=4), lambda: report(run, 0, 4)):
+        with pytest.raises(ValueError, match="same name for a term of the critic and of the generator: wasserstein"):
+            compute()

@@ -11,7 +11,7 @@ from wgangp.config import CONF
 from wgangp.figures import known_distance, study
 from wgangp.figures.study import BEGIN, END
 from wgangp.logs import read_lines
-from wgangp.schema import arguments_of
+from wgangp.schema import to_arguments
 from wgangp.tables import markdown_table, replace_block
 
 TINY = ("figure=known_distance", "figure.width=4", "figure.iterations=2", "figure.batch_size=8")
@@ -122,7 +122,7 @@ class TestFolder:
 
     def test_is_not_created_for_an_unknown_key(self, configure, out):
         with pytest.raises(ValueError, match="foo"):
-            arguments_of(configure(*TINY, f"out={out}", "+foo=1", name="reproduce"), REPRODUCE)
+            to_arguments(configure(*TINY, f"out={out}", "+foo=1", name="reproduce"), REPRODUCE)
         assert not out.exists()
 
 

@@ -15,7 +15,7 @@ from wgangp.config import CONF
 from wgangp.figures.study import reproduce
 from wgangp.penalty import GradientPenalty
 from wgangp.sample import sample
-from wgangp.schema import arguments_of, check_keys, register_schema, suggestion, types_of
+from wgangp.schema import check_keys, read_types, register_schema, suggest, to_arguments
 from wgangp.train import Clip, train
 
 
@@ -23,7 +23,7 @@ def draw(count: int, rate: float = 0.5, name: str | None = None, seeds: list[int
     """A function with the types that configs have."""
 
 
-SCHEMA = register_schema("test", types_of(draw, "count", "rate", "name", "seeds") | {"group": {"size": int}})
+SCHEMA = register_schema("test", read_types(draw, "count", "rate", "name", "seeds") | {"group": {"size": int}})
 VALUES = {"count": 3, "rate": 0.1, "name": None, "seeds": [1], "group": {"size": 2}}
 
 
@@ -33,10 +33,10 @@ def values(**changes):
 
 class TestTypesOf:
     def test_returns_the_types_of_the_named_parameters(self):
-        assert types_of(draw, "rate", "name") == {"rate": float, "name": str | None}
+        assert read_types(draw, "rate", "name") == {"rate": float, "name": str | None}
 
     def test_returns_all_parameters_by_default(self):
-        assert list(types_of(draw)) == ["count", "rate", "name", "seeds"]
+        assert list(read_types(draw)) == ["count", "rate", "name", "seeds"]
 
 
 class TestCheckKeys:
@@ -72,10 +72,10 @@ class TestCheckKeys:
 
 
 def test_arguments_are_plain_and_resolved():
-    arguments = arguments_of(OmegaConf.create(VALUES | {"count": "${group.size}"}), SCHEMA)
+    arguments = to_arguments(OmegaConf.create(VALUES | {"count": "${group.size}"}), SCHEMA)
     assert arguments == VALUES | {"count": 2} and type(arguments["seeds"]) is list
     with pytest.raises(ValueError, match="unknown key"):
-        arguments_of(values(foo=1), SCHEMA)
+        to_arguments(values(foo=1), SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_arguments_are_plain_and_resolved():
 def test_suggestion_is_the_nearest_name(name, nearest):
     names = ["train", "train.steps", "train.critic_steps", "train.compile", "seed", "optim.lr"]
     names += ["networks.generator.width", "networks.critic.width"]
-    assert suggestion(name, names) == (f". Did you mean {nearest}?" if nearest else "")
-    assert suggestion(name, []) == ""
+    assert suggest(name, names) == (f". Did you mean {nearest}?" if nearest else "")
+    assert suggest(name, []) == ""
 
 
 class TestConfigs:
@@ -135,7 +135,7 @@ class TestConfigs:
                     assert node[name] == parameter.default, name
 
     def test_types_are_those_of_the_signature(self):
-        types = types_of(train)
+        types = read_types(train)
         assert types["steps"] is int and types["decay_steps"] == int | None
         for schema, values in ((config.SCHEMA, {"train": {"steps": "abc"}}), (cli.SAMPLE, {"n": "abc"})):
             with pytest.raises(Exception, match="could not be converted to Integer"):

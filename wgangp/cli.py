@@ -23,20 +23,20 @@ from wgangp.distributed import join_ranks, local_device
 from wgangp.figures.study import reproduce
 from wgangp.runs import claim_folder, run_name
 from wgangp.sample import sample
-from wgangp.schema import arguments_of, register_schema, suggestion, types_of
+from wgangp.schema import read_types, register_schema, suggest, to_arguments
 from wgangp.train import train
 
 __all__ = ["COMMANDS", "main"]
 
 
-def _keys_of(function: Callable[..., Path], **replaced: Any) -> dict[str, Any]:
-    return {name: kind for name, kind in (types_of(function) | replaced).items() if name != "return"}
+def _read_keys(function: Callable[..., Path], **replaced: Any) -> dict[str, Any]:
+    return {name: kind for name, kind in (read_types(function) | replaced).items() if name != "return"}
 
 
-SAMPLE = register_schema("sample", _keys_of(sample))
-LIPSCHITZ = register_schema("lipschitz", _keys_of(analyze))
+SAMPLE = register_schema("sample", _read_keys(sample))
+LIPSCHITZ = register_schema("lipschitz", _read_keys(analyze))
 REPRODUCE = register_schema(
-    "reproduce", {k: v for k, v in _keys_of(reproduce, figure=dict[str, Any]).items() if k != "name"}
+    "reproduce", {k: v for k, v in _read_keys(reproduce, figure=dict[str, Any]).items() if k != "name"}
 )
 
 
@@ -70,17 +70,17 @@ def run_train(cfg: DictConfig) -> None:
 
 def run_sample(cfg: DictConfig) -> None:
     """Draw samples from a trained generator: scripts/sample.py. Prints the path of what was made."""
-    print(sample(**arguments_of(cfg, SAMPLE)))
+    print(sample(**to_arguments(cfg, SAMPLE)))
 
 
 def run_lipschitz(cfg: DictConfig) -> None:
     """Analyze the slopes of a trained critic: scripts/lipschitz.py. Prints the folder with the results."""
-    print(analyze(**arguments_of(cfg, LIPSCHITZ)))
+    print(analyze(**to_arguments(cfg, LIPSCHITZ)))
 
 
 def run_reproduce(cfg: DictConfig) -> None:
     """Reproduce a figure: scripts/reproduce.py. Prints the folder with the results."""
-    arguments = arguments_of(cfg, REPRODUCE) | {"figure": config.build(cfg, "figure")}
+    arguments = to_arguments(cfg, REPRODUCE) | {"figure": config.build(cfg, "figure")}
     try:
         print(reproduce(name=HydraConfig.get().runtime.choices["figure"], **arguments))
     except KeyboardInterrupt:
@@ -140,7 +140,7 @@ def _suggest_keys(config_name: str, overrides: list[str]) -> None:
     except Exception:  # a choice is the mistake: Hydra has listed the choices
         return
     for key in keys:
-        if key not in known and not key.startswith("hydra.") and (hint := suggestion(key, known)):
+        if key not in known and not key.startswith("hydra.") and (hint := suggest(key, known)):
             print(f"{key} is unknown{hint}", file=sys.stderr)
 
 

@@ -195,12 +195,12 @@ def _doubled(network: nn.Module) -> Iterator[None]:
 
 
 def _compile_gradients(
-    network: nn.Module, terms_of: Objective, minimized: str, regularize_gradient_norm: float
+    network: nn.Module, compute_terms: Objective, minimized: str, regularize_gradient_norm: float
 ) -> Gradients:
     """Compile batch -> terms, gradients of terms[minimized] with respect to the parameters of the network."""
 
     def objective(parameters: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = terms_of(lambda *x, **options: functional_call(network, parameters, x, options), *batch)
+        terms = compute_terms(lambda *x, **options: functional_call(network, parameters, x, options), *batch)
         return terms[minimized], terms
 
     def regularized(parameters: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

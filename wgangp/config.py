@@ -21,7 +21,7 @@ from wgangp.checks import check_per_sample
 from wgangp.distributed import join_ranks, local_device
 from wgangp.precision import check_precision
 from wgangp.runs import MOVED, Run
-from wgangp.schema import check_keys, register_schema, suggestion, types_of
+from wgangp.schema import check_keys, read_types, register_schema, suggest
 from wgangp.seeds import initialize
 from wgangp.train import Clip, train
 
@@ -180,14 +180,14 @@ def build_networks(cfg: DictConfig, shape: tuple[int, ...], device: torch.device
 
 def _match_classes(generator: nn.Module, critic: nn.Module, data: Any) -> None:
     """Let the data yield labels if the networks have classes. ValueError if the numbers of classes are not equal."""
-    of_generator, of_critic = (getattr(network, "classes", 0) for network in (generator, critic))
-    if of_generator == of_critic == 0:
+    generator_classes, critic_classes = (getattr(network, "classes", 0) for network in (generator, critic))
+    if generator_classes == critic_classes == 0:
         return
-    of_data = getattr(data, "classes", 0)
-    if not of_generator == of_critic == of_data:
+    data_classes = getattr(data, "classes", 0)
+    if not generator_classes == critic_classes == data_classes:
         raise ValueError(
-            f"the generator has {of_generator} classes, the critic {of_critic} and the data {of_data}: these numbers"
-            " must be equal. Choose networks= and data= that belong together"
+            f"the generator has {generator_classes} classes, the critic {critic_classes} and the data {data_classes}:"
+            " these numbers must be equal. Choose networks= and data= that belong together"
         )
     data.labeled = True
 
@@ -221,7 +221,7 @@ def build(cfg: DictConfig, key: str, *arguments: Any, **keywords: Any) -> Any:
         if name not in settable:
             raise ValueError(
                 f"{key}.{name} is unknown; the keys of {target} are {', '.join(settable) or 'none'}"
-                + suggestion(name, settable)
+                + suggest(name, settable)
             )
         if not _has_type(value, parameters[name].annotation):
             expected = getattr(parameters[name].annotation, "__name__", parameters[name].annotation)
@@ -299,7 +299,7 @@ def _choose_budget(values: DictConfig, *, _root_: DictConfig) -> Any:
 OmegaConf.register_new_resolver("budget", _choose_budget, replace=True)  # "${budget:{cpu: 1000, paper: 100000}}"
 
 NOT_KEYS = ("folder", "run", "clip", "regularize_gradient_norm", "world", "config")  # not under train. in the config
-TRAIN_KEYS = {name: kind for name, kind in types_of(train).items() if name not in (*NOT_KEYS, "return")}
+TRAIN_KEYS = {name: kind for name, kind in read_types(train).items() if name not in (*NOT_KEYS, "return")}
 SCHEMA = register_schema(
     "config",
     {
@@ -308,10 +308,10 @@ SCHEMA = register_schema(
         "loss": dict[str, Any],
         "penalty": dict[str, Any],
         "optim": dict[str, Any],
-        "clip": types_of(Clip),
-        "regularize": {"gradient_norm": types_of(train)["regularize_gradient_norm"]},
-        "train": TRAIN_KEYS | types_of(build_run, "channels_last") | types_of(join_ranks, "rank_timeout"),
-        "seed": types_of(Run)["seed"],
+        "clip": read_types(Clip),
+        "regularize": {"gradient_norm": read_types(train)["regularize_gradient_norm"]},
+        "train": TRAIN_KEYS | read_types(build_run, "channels_last") | read_types(join_ranks, "rank_timeout"),
+        "seed": read_types(Run)["seed"],
         "device": str,
         "budget": str,
         "run_dir": str | None,

@@ -8,14 +8,15 @@ A loss is a small class with two methods and one attribute:
     generator(fake, *y)        the terms include "generator_loss", which the generator minimizes
     critic_options             keyword arguments for the critic's forward, for a loss that needs more than scores
 
-y is (labels,) if the networks have classes, and () otherwise.
+y is (labels,) if the networks have classes, and () otherwise. The two methods must not use the same name for a term:
+both are logged.
 """
 
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Wasserstein"]
+__all__ = ["Wasserstein", "merge_terms"]
 
 
 class Wasserstein:
@@ -34,3 +35,14 @@ class Wasserstein:
     def generator(self, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
         """Return generator_loss (B,), from the scores of fake samples (B,)."""
         return {"generator_loss": -fake}
+
+
+def merge_terms(critic_terms: dict[str, Any], generator_terms: dict[str, Any]) -> dict[str, Any]:
+    """Return the terms of both networks in one dict. ValueError if a name is in both: one of them would be lost."""
+    shared = sorted(critic_terms.keys() & generator_terms.keys())
+    if shared:
+        raise ValueError(
+            f"the loss uses the same name for a term of the critic and of the generator: {', '.join(shared)}. Rename it"
+            " in one of the two methods of the loss"
+        )
+    return critic_terms | generator_terms

@@ -15,6 +15,7 @@ from wgangp.checks import check_per_sample
 from wgangp.gradients import total_norm
 from wgangp.lipschitz import corrected_wasserstein, expected_slope, largest_quotient, slope_statistics
 from wgangp.logs import read_metrics
+from wgangp.losses import merge_terms
 from wgangp.metrics.modes import mode_coverage
 from wgangp.runs import Run
 from wgangp.seeds import draw_latent, rng_for
@@ -49,7 +50,7 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
             rng = rng_for(run.seed, step, "eps/slopes", device)
             values |= _flatten(slope_statistics(run.critic, real, fake, y=tuple(labels), rng=rng))
     terms = generator_objective(run.generator, run.critic, z, *y, loss=run.loss)
-    values |= {name: term.item() for name, term in terms.items()}
+    values = merge_terms(values, {name: term.item() for name, term in terms.items()})
     values["generator_param_grad_norm"] = _param_grad_norm(terms["generator_loss"], run.generator)
     if hasattr(run.data, "centers"):
         with torch.no_grad():

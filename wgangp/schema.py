@@ -11,10 +11,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["arguments_of", "check_keys", "register_schema", "suggestion", "types_of"]
+__all__ = ["check_keys", "read_types", "register_schema", "suggest", "to_arguments"]
 
 
-def types_of(function: Callable[..., Any], *names: str) -> dict[str, Any]:
+def read_types(function: Callable[..., Any], *names: str) -> dict[str, Any]:
     """The annotated types of the parameters of a function; of those named, or of all."""
     hints = typing.get_type_hints(function)
     return {name: hints[name] for name in names or inspect.signature(function).parameters}
@@ -41,18 +41,18 @@ def check_keys(cfg: DictConfig, schema: type) -> None:
     except OmegaConfBaseException as error:
         key, reason = str(error.full_key), str(error).splitlines()[0]
         siblings = [".".join([*key.split(".")[:-1], name]) for name in _keys(error.parent_node)]
-        hint = suggestion(key, siblings)
+        hint = suggest(key, siblings)
         raise ValueError(f"the config has an unknown key or a wrong value: {key} ({reason}){hint}") from error
 
 
-def arguments_of(cfg: DictConfig, schema: type) -> dict[str, Any]:
+def to_arguments(cfg: DictConfig, schema: type) -> dict[str, Any]:
     """Check a config and return it as keyword arguments of the function that its schema was made from."""
     check_keys(cfg, schema)
     return OmegaConf.to_container(cfg, resolve=True)
 
 
-def suggestion(name: str, names: list[str]) -> str:
-    """A sentence that suggests the nearest of the names; empty if none is near.
+def suggest(name: str, names: list[str]) -> str:
+    """Return a sentence that suggests the nearest of the names; empty if none is near.
 
     The nearest is a similar key of the same group, else the same key of another group, else, if there is no such
     group, a similar name.

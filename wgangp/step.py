@@ -63,10 +63,13 @@ def critic_objective(
     # critic may have batch norm, and real and fake samples must go through it separately.
     if penalty.weight > 0:
         outputs = critic(torch.cat([real, fake]), *(torch.cat([labels, labels]) for labels in y), **loss.critic_options)
-        of_real, of_fake = (tree_map(lambda x: x[: len(real)], outputs), tree_map(lambda x: x[len(real) :], outputs))
+        real_outputs, fake_outputs = (
+            tree_map(lambda x: x[: len(real)], outputs),
+            tree_map(lambda x: x[len(real) :], outputs),
+        )
     else:
-        of_real, of_fake = (critic(x, *y, **loss.critic_options) for x in (real, fake))
-    terms = loss.critic(_to(of_real, real.dtype), _to(of_fake, real.dtype), *y)
+        real_outputs, fake_outputs = (critic(x, *y, **loss.critic_options) for x in (real, fake))
+    terms = loss.critic(_to(real_outputs, real.dtype), _to(fake_outputs, real.dtype), *y)
     means = {name: term.mean() for name, term in terms.items()}
     means["penalty"] = penalty(lambda x: critic(x, *y), real, fake, eps).mean()
     means["critic_loss"] = means.pop("critic_loss") + means["penalty"]  # pop: it stands last

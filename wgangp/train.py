@@ -18,6 +18,7 @@ from wgangp.checkpoint import load_latest, save, write_atomic
 from wgangp.compiled import Computation, build_computation
 from wgangp.distributed import World, check_not_wrapped
 from wgangp.logs import Log, append_line, provenance, read_lines
+from wgangp.losses import merge_terms
 from wgangp.penalty import clip_weights_
 from wgangp.precision import product_precision
 from wgangp.report import lipschitz_report, picture, report
@@ -203,7 +204,7 @@ def update(
     latent = draw_latent(run.generator, generator_batch_size or batch_size, run.seed, step, "generator", device)
     generator_terms, gradients = computation.generator_gradients(*world.slice(*latent))
     descend(run.generator, gradients, run.optim_generator, clip.gradient_norm)
-    return critic_terms | generator_terms
+    return merge_terms(critic_terms, generator_terms)
 
 
 def _state(run: Run, step: int) -> dict[str, Any]:

@@ -188,11 +188,11 @@ def _four_shifts(kernel: Tensor) -> Tensor:
     return F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
 
 
-def check_shape(network: str, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
+def check_shape(network: str, expected: tuple[int, ...], actual: tuple[int, ...]) -> None:
     """Raise ValueError if the points do not have the shape that the network expects."""
-    if tuple(expected) != tuple(got):
+    if tuple(expected) != tuple(actual):
         raise ValueError(
-            f"{network} takes points of shape {tuple(expected)}, got {tuple(got)}:"
+            f"{network} takes points of shape {tuple(expected)}, got {tuple(actual)}:"
             " choose data= and networks= that belong together"
         )
 
