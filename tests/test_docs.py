@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from helpers import ROOT
 from omegaconf import OmegaConf
 
@@ -92,6 +93,32 @@ def test_every_choice_and_key_is_documented():
     for name in ("sample", "lipschitz", "reproduce"):
         for key in OmegaConf.load(CONF / f"{name}.yaml"):
             assert key in ("defaults", "hydra") or f"`{key}`" in page, f"{name}: {key}"
+
+
+def test_defaults_in_the_documentation_are_those_of_the_configs(configure):
+    """The default run's value, or the value in the file of the first choice that has the key."""
+    config = OmegaConf.to_container(configure(), resolve=False)
+    files = {path: OmegaConf.load(path) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "figure"}
+
+    def default(group, key):
+        if group.startswith("networks"):
+            return config["networks"]["generator"].get(key, False)
+        if key in (node := config.get(group, config)):
+            return node[key]
+        return next(node[key] for path, node in files.items() if path.parent.name == group and key in node)
+
+    rows = 0
+    for section in re.split(r"^## ", DOCS["config.md"], flags=re.MULTILINE)[1:]:
+        title = re.match(r"`?(\w+)", section)[1]
+        for cells in re.findall(r"^\| (`[^|]+`) \| (`[^|]+`) \| ", section, re.MULTILINE):
+            keys, values = (re.findall(r"`([^`]+)`", cell) for cell in cells)
+            for key, value in zip(keys, values, strict=True):
+                group, key = key.split(".") if "." in key else (title, key)
+                if (group, key) == ("data", "root"):
+                    continue  # null, but image_folder has none
+                assert yaml.safe_load(value) == default(group, key), f"{group}.{key}"
+                rows += 1
+    assert rows > 40
 
 
 def _leaves(node):
