@@ -70,6 +70,8 @@ MOVED = {"wgangp.gradients.NormalizedGradientDescent": "wgangp.optim.NormalizedG
 def run_name(experiment: str | None, overrides: list[str]) -> str:
     """Return a readable name for a command: its experiment, and the overrides that change a computed number.
 
+    train.steps is not in the name, because a longer run continues a shorter one.
+
     The name has only letters, digits and . - + _, so that run=runs/NAME needs no quotes in a shell or in Hydra.
 
     >>> run_name("mnist", ["experiment=mnist", "train.steps=10", "seed=3"])

@@ -26,6 +26,8 @@ def rng_for(seed: int, step: int, purpose: str, device: torch.device | str = "cp
 def initialize(build: Callable[[], nn.Module], seed: int, name: str) -> nn.Module:
     """Call build() and return the module, with initial weights that are a function of (seed, name).
 
+    name: of the network, for example "critic". Nothing that was drawn before changes the weights.
+
     The state of the global random number generator is restored afterwards.
     """
     with torch.random.fork_rng(devices=[]):

@@ -119,8 +119,11 @@ def render(readme: str, name: str, figure: Any, records: list[dict[str, Any]]) -
     """Return the README with its block rendered from the records: what was run, the table, the picture.
 
     Args:
-        readme: the text of the README, with the lines BEGIN and END.
-        records: of all cells, for one or more seeds.
+        readme: the text of the README. The block is between the lines BEGIN and END (constants of this module).
+        name: of the figure, as in figure=NAME.
+        figure: the object that measures and draws it, which has its settings as attributes.
+        records: the results, one per cell and seed. A cell is one combination of settings, for example one penalty
+            on one data set.
     """
     seeds = sorted({record["seed"] for record in records})
     commands = [f"`{record['command']}`" for record in records]
