@@ -1,3 +1,4 @@
+import gzip
 import math
 import os
 
@@ -155,6 +156,52 @@ def test_truncated_file_raises_with_the_folder(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"cannot read MNIST from .*raw"):
         mnist(root=str(tmp_path))
+
+
+@pytest.mark.parametrize("make", [mnist, fashion_mnist])
+@pytest.mark.parametrize(
+    "file, change, message",
+    [
+        ("images", lambda raw: raw[:-100], r"train-images-idx3-ubyte has \d+,\d+ bytes; its header says \d+,\d+"),
+        ("images", lambda raw: raw + b"0", r"train-images-idx3-ubyte has"),
+        ("images", lambda raw: gzip.compress(raw), r"train-images-idx3-ubyte is not an unpacked IDX file"),
+        ("images", lambda raw: b"", r"train-images-idx3-ubyte is not an unpacked IDX file"),
+        ("labels", lambda raw: idx_labels([3] * 11), r"there are 12 images and 11 labels"),
+        ("labels", lambda raw: idx_labels([3] * 13), r"there are 12 images and 13 labels"),
+        (
+            "labels",
+            lambda raw: idx_labels([3] * 9 + [10, 3, 3]),
+            r"train-labels-idx1-ubyte has the label 10 at 9; labels are 0",
+        ),
+        ("labels", lambda raw: raw[:9], r"train-labels-idx1-ubyte has 9 bytes; its header says 20"),
+        ("labels", lambda raw: raw.replace(b"\x08\x01", b"\x08\x03"), r"train-labels-idx1-ubyte is not .* 1 dimension"),
+    ],
+)
+def test_damaged_mnist_file_is_named_at_load(make, file, change, message, tmp_path):
+    name = {mnist: "MNIST", fashion_mnist: "FashionMNIST"}[make]
+    write_idx(tmp_path / name / "raw", pictures=12, side=28)
+    assert len(make(root=str(tmp_path)).labels["train"]) == 10
+    path = next((tmp_path / name / "raw").glob(f"train-{file}*"))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"(?s)cannot read {name} from .*raw: {message}.*Two remedies"):
+        make(root=str(tmp_path))
+
+
+def idx_labels(labels):
+    """The bytes of a file of labels."""
+    return bytes([0, 0, 8, 1]) + len(labels).to_bytes(4, "big") + bytes(labels)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2, 3], [0, -1, 2]])
+def test_labels_that_do_not_fit_the_images_are_refused(labels, tmp_path):
+    pictures, fitting = gray_images([10, 20, 30])
+    wrong = {"train": fitting["train"], "heldout": torch.tensor(labels)}
+    streamed = streamed_gray_images([10, 20, 30], tmp_path / "images")
+    for make in (lambda: Images(pictures, wrong), lambda: Streamed(streamed.paths, wrong, streamed.read)):
+        with pytest.raises(
+            ValueError, match=rf"heldout: 3 images have {len(labels)} labels; each needs one label >= 0"
+        ):
+            make()
 
 
 def test_fingerprint_identifies_the_data():

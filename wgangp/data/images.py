@@ -1,6 +1,7 @@
 """Images: uint8 on the training device if they fit in memory, otherwise decoded by threads ahead of the loop."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -49,7 +50,7 @@ class Images:
         self.labels = {split: y.to(self.device) for split, y in labels.items()}
         self.dequantize, self.span = dequantize, span
         self.shape = tuple(pictures["train"].shape[1:])
-        self.classes = _count_classes(self.labels)
+        self.classes = _count_classes(self.labels, self.pictures)
         self.fingerprint = hashlib.sha256(pictures["train"].cpu().contiguous().numpy()).hexdigest()
 
     def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, ...]:
@@ -84,7 +85,7 @@ class Streamed:
     ) -> None:
         self.device = torch.device(device)
         self.paths, self.read, self.dequantize, self.span = paths, read, dequantize, span
-        self.labels, self.classes = labels, _count_classes(labels)
+        self.labels, self.classes = labels, _count_classes(labels, paths)
         self.shape = tuple(read(paths["train"][0]).shape)
         names = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths["train"])
         self.fingerprint = hashlib.sha256(names.encode()).hexdigest()
@@ -111,7 +112,11 @@ class Streamed:
         return (x, labels) if self.labeled else (x,)
 
 
-def _count_classes(labels: dict[str, Tensor]) -> int:
+def _count_classes(labels: dict[str, Tensor], items: dict[str, Any]) -> int:
+    """The number of classes. ValueError if there is not one label >= 0 per item."""
+    for split, y in labels.items():
+        if len(y) != len(items[split]) or len(y) == 0 or y.min() < 0:
+            raise ValueError(f"{split}: {len(items[split])} images have {len(y)} labels; each needs one label >= 0")
     return 1 + int(max(y.max() for y in labels.values()))
 
 
@@ -149,18 +154,24 @@ def _torchvision(
 ) -> Images:
     name = reader.__name__
     folder = Path(root or "data", name, "raw")
+    files = [folder / f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1")]
     try:
-        data = reader(root or "data", train=True, download=root is None)
-    except Exception as error:  # torchvision, urllib and truncated files raise many types; the remedy is the same
+        if root is None and not all(path.exists() for path in files):
+            reader("data", download=True)
+        pictures, labels = _read_idx(files[0], 3).unsqueeze(1), _read_idx(files[1], 1).long()
+        if len(labels) != len(pictures) or len(labels) < 6:
+            raise ValueError(f"there are {len(pictures)} images and {len(labels)} labels: one per image, and 6 or more")
+        if (largest := labels.max()) > 9:
+            raise ValueError(f"{files[1].name} has the label {largest} at {labels.argmax()}; labels are 0 ... 9")
+    except Exception as error:  # torchvision, urllib and the file system raise many types; the remedy is the same
         network = f"connect to the network, delete {folder} if it exists, and run again: {name} is downloaded once"
         download = network if root is None else f"leave out data.root: {name} is then downloaded to ./data, once"
         raise ValueError(
             f"cannot read {name} from {folder}: {error}. Two remedies:"
             f"\n  - {download}"
-            f"\n  - data.root=FOLDER, where FOLDER/{name}/raw has the four unpacked files (train-images-idx3-ubyte,"
-            " train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte)"
+            f"\n  - data.root=FOLDER, where FOLDER/{name}/raw has the unpacked files train-images-idx3-ubyte and"
+            " train-labels-idx1-ubyte"
         ) from error
-    pictures, labels = data.data.unsqueeze(1), data.targets
     held_out = len(pictures) // 6
     splits = {"train": slice(None, -held_out), "heldout": slice(-held_out, None)}
     return Images(
@@ -169,6 +180,17 @@ def _torchvision(
         dequantize,
         device,
     )
+
+
+def _read_idx(path: Path, dimensions: int) -> Tensor:
+    """Read an IDX file: four bytes that name type (8: uint8) and dimensions, the big-endian sizes, then the values."""
+    raw, start = path.read_bytes(), 4 + 4 * dimensions
+    if len(raw) < start or raw[:4] != bytes([0, 0, 8, dimensions]):
+        raise ValueError(f"{path.name} is not an unpacked IDX file of bytes in {dimensions} dimension(s)")
+    sizes = np.frombuffer(raw[4:start], ">u4").astype(int).tolist()
+    if len(raw) != start + math.prod(sizes):
+        raise ValueError(f"{path.name} has {len(raw):,} bytes; its header says {start + math.prod(sizes):,}")
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=start).view(sizes)
 
 
 def cifar10(root: str | None = None, dequantize: bool = False, device: torch.device | str = "cpu") -> Images:
