@@ -213,7 +213,7 @@ def save_images(folder, sizes):
     """Save 00.png, 01.png, ... of the given sizes (W, H). File i has the gray level i."""
     folder.mkdir(parents=True)
     for i, size in enumerate(sizes):
-        Image.new("L", size, i).save(folder / f"{i:02}.png")
+        Image.new("RGB", size, (i, i, i)).save(folder / f"{i:02}.png")
 
 
 def test_image_folder_is_read_with_its_classes(tmp_path):

@@ -55,6 +55,8 @@ def run_train(cfg: DictConfig) -> None:
         with claim_folder(folder, cfg) if world.first else nullcontext():
             if world.first:
                 print(f"run folder: {folder}")
+                if summary := getattr(run.data, "summary", ""):
+                    print(f"data: {summary}")
             step = train(folder, run, **options, world=world)
     if step < options["steps"]:
         if world.first:

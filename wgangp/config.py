@@ -18,6 +18,7 @@ from torch import nn
 
 from wgangp.checkpoint import load_latest
 from wgangp.checks import check_per_sample
+from wgangp.data.images import Images, Streamed
 from wgangp.distributed import join_ranks, local_device
 from wgangp.precision import check_precision
 from wgangp.runs import MOVED, Run
@@ -86,7 +87,7 @@ def build_run(cfg: DictConfig, *, channels_last: bool = False) -> Run:
         )
     data = build(cfg, "data", device=device)
     generator, critic = build_networks(cfg, data.shape, device)
-    _match_classes(generator, critic, data)
+    _match_data(generator, critic, data)
     if channels_last:
         for network in (generator, critic):
             network.to(memory_format=torch.channels_last)
@@ -139,7 +140,7 @@ def restore(
             )
     generator, critic = build_networks(cfg, tuple(state["shape"]), device)
     if not isinstance(data, _UnreadData):
-        _match_classes(generator, critic, data)
+        _match_data(generator, critic, data)
     optimizers = [build(cfg, "optim", network.parameters()) for network in (generator, critic)]
     run = Run(generator, critic, *optimizers, data, build(cfg, "loss"), build(cfg, "penalty"), cfg.seed)
     for name in ("generator", "critic", "optim_generator", "optim_critic"):
@@ -178,8 +179,13 @@ def build_networks(cfg: DictConfig, shape: tuple[int, ...], device: torch.device
     return generator, critic
 
 
-def _match_classes(generator: nn.Module, critic: nn.Module, data: Any) -> None:
-    """Let the data yield labels if the networks have classes. ValueError if the numbers of classes are not equal."""
+def _match_data(generator: nn.Module, critic: nn.Module, data: Any) -> None:
+    """Let the data yield what the networks take: values in the generator's span, and labels if they have classes.
+
+    ValueError if the numbers of classes are not equal.
+    """
+    if isinstance(data, Images | Streamed):
+        data.span = getattr(generator, "span", data.span)
     generator_classes, critic_classes = (getattr(network, "classes", 0) for network in (generator, critic))
     if generator_classes == critic_classes == 0:
         return

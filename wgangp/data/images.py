@@ -10,17 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, resize
-from tqdm import tqdm
 
+from wgangp.data.folder import check_files, count_reasons, find_pictures, naming, read_header, read_picture, show
 from wgangp.data.stream import batch_indices
 from wgangp.seeds import rng_for
 
 __all__ = ["Images", "Streamed", "cifar10", "fashion_mnist", "image_folder", "mnist"]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SPLITS = ("train", "heldout")
 AHEAD = 4  # batches that are decoded in advance
 
@@ -87,8 +85,8 @@ class Streamed:
         self.paths, self.read, self.dequantize, self.span = paths, read, dequantize, span
         self.labels, self.classes = labels, _count_classes(labels, paths)
         self.shape = tuple(read(paths["train"][0]).shape)
-        names = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths["train"])
-        self.fingerprint = hashlib.sha256(names.encode()).hexdigest()
+        names = "\n".join(f"{path.name} {_file_size(path)}" for path in paths["train"])
+        self.fingerprint = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
         self.pool = ThreadPoolExecutor(workers)
         self.pending: dict[tuple[Any, ...], list[Future[Tensor]]] = {}
 
@@ -118,6 +116,11 @@ def _count_classes(labels: dict[str, Tensor], items: dict[str, Any]) -> int:
         if len(y) != len(items[split]) or len(y) == 0 or y.min() < 0:
             raise ValueError(f"{split}: {len(items[split])} images have {len(y)} labels; each needs one label >= 0")
     return 1 + int(max(y.max() for y in labels.values()))
+
+
+def _file_size(path: Path) -> int:
+    with naming(path):
+        return path.stat().st_size
 
 
 def _scale(pictures: Tensor, span: tuple[float, float], dequantize: bool, seed: int, k: int, stream: str) -> Tensor:
@@ -222,79 +225,102 @@ def image_folder(
     root: str,
     heldout_root: str | None = None,
     size: int | None = None,
+    channels: int | None = None,
     dequantize: bool = False,
     memory_gb: float = 4.0,
     workers: int = 4,
     device: torch.device | str = "cpu",
 ) -> Images | Streamed:
-    """Read a folder of images and its subfolders, as RGB in [-1, 1]. The name of the first subfolder is the class.
+    """Read a folder of images and its subfolders, in [-1, 1]. The name of the first subfolder is the class.
+
+    wgangp/data/folder.py says which files are read and how they are converted. The result has .summary, one line with
+    the numbers of files that were read, converted and skipped. The header of every file is read before this returns.
 
     Args:
         root: the folder.
-        heldout_root: another folder, with the held-out images. None: every tenth image of root is held out, by name.
+        heldout_root: another folder, with the held-out images. Those that are in root, too, are not trained on.
+            None: every tenth image of root is held out, by name.
         size: images are resized so that the shorter side has this size, and the central size x size square is kept.
             None: all images have the same size and stay as they are.
+        channels: 1 (gray) or 3 (RGB). None: 1 if all images are gray, otherwise 3.
         memory_gb: the decoded images are kept in memory (uint8, on the device) if they need at most this many GB.
             Otherwise they are decoded again in every epoch.
         workers: number of threads that decode.
+
+    Raises:
+        ValueError: a file or folder cannot be read; there are no images to train on; they have different sizes.
     """
     for name, value in (("size", size), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"{name} = {value}: must be >= 1")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels = {channels}: must be 1 (gray), 3 (RGB) or null (as the files are)")
+    in_root, skipped = find_pictures(Path(root))
     if heldout_root is None:
-        every = _pictures(Path(root))
-        paths = {"heldout": every[::10], "train": [path for i, path in enumerate(every) if i % 10]}
-        roots = {split: Path(root) for split in SPLITS}
+        every = list(in_root.values())
+        parts = {"heldout": every[::10], "train": [picture for i, picture in enumerate(every) if i % 10]}
     else:
-        roots = {"train": Path(root), "heldout": Path(heldout_root)}
-        paths = {split: _pictures(folder) for split, folder in roots.items()}
-    if not paths["train"]:
-        raise ValueError(f"root = {root}: at least two images are needed, because one in ten is held out")
-    classes = {split: [_class(path, roots[split]) for path in each] for split, each in paths.items()}
-    number = {name: i for i, name in enumerate(sorted({*classes["train"], *classes["heldout"]}))}
-    labels = {split: torch.tensor([number[name] for name in each]) for split, each in classes.items()}
-    shape = tuple(_read(paths["train"][0], size, None).shape)
+        held_out, skipped_too = find_pictures(Path(heldout_root))
+        skipped = {reason: skipped[reason] | skipped_too[reason] for reason in (*skipped, *skipped_too)}
+        skipped["in root and held out"] = in_root.keys() & held_out.keys()
+        parts = {"train": [picture for real, picture in in_root.items() if real not in held_out]}
+        parts["heldout"] = list(held_out.values())
+    if not parts["train"]:
+        reason = "at least two images are needed, because one in ten is held out"
+        raise ValueError(f"root = {root}: {'all of its images are in heldout_root, too' if heldout_root else reason}")
+    classes = {split: {picture.label for picture in part} for split, part in parts.items()}
+    number = {name: i for i, name in enumerate(sorted(classes["train"] | classes["heldout"]))}
+    labels = {split: torch.tensor([number[picture.label] for picture in part]) for split, part in parts.items()}
+    paths = {split: [picture.path for picture in part] for split, part in parts.items()}
+
+    every, count = paths["train"] + paths["heldout"], len(paths["train"])
+    headers = check_files(read_header, every, workers, "reading headers")
+    channels = channels or (1 if all(header.gray for header in headers) else 3)
+    width, height = headers[0].size if size is None else (size, size)
+    shape = (channels, height, width)
 
     def read(path: Path) -> Tensor:
-        return _read(path, size, shape)
+        picture = read_picture(path, channels)
+        if size is not None:
+            picture = center_crop(resize(picture, size), [size, size])
+        _check_size(path, picture.size, shape)
+        return torch.from_numpy(np.array(picture)).view(height, width, channels).permute(2, 0, 1)
 
-    total = sum(map(len, paths.values()))
-    if total * int(np.prod(shape)) > memory_gb * 1e9:
-        return Streamed(paths, labels, read, dequantize, device, (-1.0, 1.0), workers)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc="decoding", leave=False, disable=None) as bar:
-        pictures = {split: torch.empty(len(each), *shape, dtype=torch.uint8) for split, each in paths.items()}
-        for split, each in paths.items():
-            for into, picture in zip(pictures[split], pool.map(read, each), strict=True):
-                into.copy_(picture)
-                bar.update()
-    return Images(pictures, labels, dequantize, device, (-1.0, 1.0))
+    converted: dict[str, list[Path]] = {}
+    for path, header in zip(every, headers, strict=True):
+        if size is None:
+            _check_size(path, header.size, shape)
+        color = () if header.gray == (channels == 1) else ("gray, as RGB" if header.gray else "in color, as gray",)
+        for change in (*header.changes, *color):
+            converted.setdefault(change, []).append(path)
+    streamed = len(every) * math.prod(shape) > memory_gb * 1e9
+    if streamed:
+        unsure = [path for path, header in zip(every, headers, strict=True) if not header.whole]
+        check_files(lambda path: read(path).shape, unsure, workers, "checking")
+        data = Streamed(paths, labels, read, dequantize, device, (-1.0, 1.0), workers)
+    else:
+        decoded = torch.empty(len(every), *shape, dtype=torch.uint8)
+        check_files(lambda i: decoded[i].copy_(read(every[i])).shape, range(len(every)), workers, "decoding")
+        pictures = {"train": decoded[:count], "heldout": decoded[count:]}
+        data = Images(pictures, labels, dequantize, device, (-1.0, 1.0))
+    loose = [picture.path for picture in parts["train"] if not picture.label and len(number) > 1]
+    only_held_out = {name or "no class" for name in classes["heldout"] - classes["train"]}
+    notes = {
+        "converted": converted,
+        "skipped": skipped,
+        "note": {"in no class folder": loose, "classes only held out": only_held_out},
+    }
+    data.summary = (
+        f"{count:,} images to train on and {len(every) - count:,} held out, {' x '.join(map(str, shape))},"
+        f" classes: {len(number)}, {'decoded in every epoch' if streamed else 'in memory'}"
+        + "".join(f"; {title}: {text}" for title, reasons in notes.items() if (text := count_reasons(reasons)))
+    )
+    return data
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """Return every image in a folder and its subfolders, sorted by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ValueError(f"root = {folder}: there are no images ({', '.join(SUFFIXES)}) in it or in its subfolders")
-    return paths
-
-
-def _class(path: Path, root: Path) -> str:
-    within = path.relative_to(root).parts
-    return within[0] if len(within) > 1 else ""
-
-
-def _read(path: Path, size: int | None, shape: tuple[int, ...] | None) -> Tensor:
-    """Read an image as uint8 (3, H, W). ValueError if it cannot be read or does not have the given shape."""
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # the errors of Pillow for a broken file
-        raise ValueError(f"{path} cannot be read: {error}. Remove it, or repair it") from error
-    if size is not None:
-        picture = center_crop(resize(picture, size), [size, size])
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    if shape is not None and tuple(x.shape) != shape:
+def _check_size(path: Path, size: tuple[int, int], shape: tuple[int, ...]) -> None:
+    """Raise ValueError if a picture of size (W, H) does not have the shape (C, H, W)."""
+    if size != (shape[2], shape[1]):
         raise ValueError(
-            f"{path} is {x.shape[1]} x {x.shape[2]}, but the first image is {shape[1]} x {shape[2]}: set data.size"
+            f"{show(path)} is {size[1]} x {size[0]}, but the first image is {shape[1]} x {shape[2]}: set data.size"
         )
-    return x

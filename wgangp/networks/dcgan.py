@@ -17,6 +17,8 @@ MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 class MNISTGenerator(nn.Module):
     """z (B, latent_dim) -> images (B, 1, 28, 28) in [0, 1]."""
 
+    span = (0.0, 1.0)  # images are scaled to it: see wgangp/data/__init__.py
+
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64, norm: bool = False) -> None:
         super().__init__()
         check_shape("the MNIST generator", MNIST, shape)

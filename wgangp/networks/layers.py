@@ -193,7 +193,7 @@ def check_shape(network: str, expected: tuple[int, ...], actual: tuple[int, ...]
     if tuple(expected) != tuple(actual):
         raise ValueError(
             f"{network} takes points of shape {tuple(expected)}, got {tuple(actual)}:"
-            " choose data= and networks= that belong together"
+            " choose data= and networks= that belong together (data=image_folder has data.size and data.channels)"
         )
 
 
