@@ -231,7 +231,7 @@ def _restore(run: Run, folder: Path, device: torch.device) -> int:
     if state.get("data") != getattr(run.data, "fingerprint", ""):
         raise ValueError(
             f"the data is not the data that {folder} was trained on (its sha256 differs, or an early version wrote the"
-            " checkpoint): set data.root back, or choose another run_dir="
+            " checkpoint): set data.root and data.memory_gb back, or choose another run_dir="
         )
     for name, part in _stateful(run).items():
         part.load_state_dict(state[name])
