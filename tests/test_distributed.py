@@ -14,8 +14,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from wgangp.checkpoint import load_latest
+from wgangp.checks import check_not_wrapped
 from wgangp.compiled import Computation
-from wgangp.distributed import World, check_not_wrapped, join_ranks, local_device
+from wgangp.distributed import World, join_ranks, local_device
 from wgangp.logs import read_lines
 from wgangp.networks.mlp import MLPCritic
 

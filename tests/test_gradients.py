@@ -86,10 +86,6 @@ class TestGradientNorm:
             value = sum(g.square().sum() for g in gradients)
             assert value.isfinite() and value > 0
 
-    def test_of_a_critic_that_ignores_its_input_is_zero(self):
-        bias = nn.Parameter(torch.ones(()))
-        assert gradient_norm(lambda x: bias.expand(len(x)), points(3)).eq(0).all()
-
     @pytest.mark.parametrize("score", [lambda x: x.sum(), lambda x: x, lambda x: x[1:].sum(1)])
     def test_raises_if_there_is_not_one_score_per_sample(self, score):
         with pytest.raises(ValueError, match="one score per sample"):

@@ -235,7 +235,7 @@ class TestGradientPenaltyFunction:
             gradient_penalty(critic, real, fake, 10.0, 1.0)
         kinds = {name: p.kind for name, p in inspect.signature(gradient_penalty).parameters.items()}
         keyword_only = {name for name, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY}
-        assert keyword_only == {"target", "sides", "points", "eps"}
+        assert keyword_only == {"target", "sides", "points", "eps", "y"}
 
 
 def test_clip_weights_bounds_every_parameter():

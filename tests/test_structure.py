@@ -8,7 +8,8 @@ import pytest
 from helpers import ROOT
 
 LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
-    {"gradients", "seeds", "precision", "onednn", "checks", "tables", "schema", "version"},
+    {"seeds", "precision", "onednn", "checks", "accumulate", "tables", "schema", "version"},
+    {"gradients"},
     {"penalty", "losses", "optim", "data", "networks", "transport", "certify"},
     {"step", "lipschitz", "metrics", "checkpoint", "plots", "runs"},
     {"logs", "compiled"},
@@ -21,7 +22,7 @@ LAYERS = [  # from the bottom up: a module may import modules of the layers befo
     {"__main__"},
 ]
 LEAVES = {"networks": set(), "data": {"seeds"}}  # sub-packages that know nothing else of the package
-STEP = {"gradients", "losses", "penalty"}  # step.py imports these alone: Algorithm 1 can be read without the rest
+STEP = {"accumulate", "checks", "gradients", "losses", "optim", "penalty"}  # the method, without the rest
 LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "tqdm"}  # a leaf imports these and the standard library
 PACKAGE = ROOT / "wgangp"
 HYDRA = {"cli.py", "config.py", "runs.py", "schema.py", "figures/study.py"}  # the files that know Hydra

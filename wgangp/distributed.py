@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from wgangp.compiled import Computation, Gradients
 
-__all__ = ["World", "check_not_wrapped", "join_ranks", "local_device"]
+__all__ = ["World", "join_ranks", "local_device"]
 
 LOST = ("connection", "timed out", "timeout")  # words in the errors of gloo, NCCL and the store when a rank is lost
 
@@ -193,20 +193,3 @@ def _from_slurm() -> None:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-
-
-def check_not_wrapped(*networks: nn.Module) -> None:
-    """Raise ValueError for a network that is wrapped for another kind of data parallelism."""
-    for module in (module for network in networks for module in network.modules()):
-        kinds = {kind.__name__ for kind in type(module).__mro__}
-        if "DistributedDataParallel" in kinds:
-            raise ValueError(
-                "a network is wrapped in DistributedDataParallel. Its hooks do not see gradients that come from"
-                " autograd.grad (and with static_graph=True not all of those from backward), so that every rank would"
-                " train alone. Pass the module itself and start with torchrun"
-            )
-        if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
-            raise ValueError(
-                "a network is sharded (FSDP), which fails on the second-order graph of a gradient penalty. Pass the"
-                " module itself and start with torchrun"
-            )

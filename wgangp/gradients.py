@@ -16,49 +16,53 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from wgangp.checks import check_points, check_positive, compute_scores, differentiate, math_attention
+
 __all__ = ["clip_by_norm_", "gradient_norm", "gradient_norm_penalty", "total_norm"]
 
 
-def gradient_norm(critic: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = False) -> Tensor:
+def gradient_norm(critic: Callable[..., Tensor], x: Tensor, *y: Tensor, create_graph: bool = False) -> Tensor:
     """Compute the slope of the critic at every point: ||grad_x D(x_i)||_2, taken over all axes of x_i together.
 
     Args:
-        critic: any differentiable function (B, *) -> (B,) or (B, 1). Score i must depend on x_i alone: then the
+        critic: any differentiable function (x, *y) -> (B,) or (B, 1). Score i must depend on x_i alone: then the
             gradient of the sum of the scores holds the B gradients (see `checks.check_per_sample`).
         x: points (B, *), of any rank. They are detached: no gradient flows back to the network that made them.
+        y: labels of the points, if the critic takes labels.
         create_graph: keep the graph, so that the slopes can be differentiated with respect to the critic's parameters.
 
     Returns:
-        slopes (B,). Where the critic is flat, the slope and all its derivatives are 0, never NaN.
+        slopes (B,), in float32 or, for points in float64, float64. Where the critic is flat, the slope and all its
+        derivatives are 0. Where the score is NaN or infinite, the slope is NaN.
 
     Raises:
-        ValueError: the critic does not return one score per sample, or its score was computed without a graph.
+        ValueError: as in `checks.compute_scores`; the graph from x to the score is cut.
 
     Paper: ||grad_x^ D(x^)||_2, section 4.
     """
+
+    def total(x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = compute_scores(critic, x, *y)
+        return scores.sum(), scores
+
+    check_points(x, *y)
     if torch.compiler.is_compiling():  # the only form that the compiler can differentiate again
-        return _norm_per_sample(torch.func.grad(lambda x: critic(x).sum())(x.detach()))
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        score = critic(x)
-        if score.ndim == 0 or len(score) != len(x) or score.numel() != len(x):
-            raise ValueError(
-                f"a critic returns one score per sample, (B,) or (B, 1): got {tuple(score.shape)} for x"
-                f" {tuple(x.shape)}. Reduce all axes but the first, for example score.flatten(1).mean(1)"
-            )
-        if not score.requires_grad:
-            raise ValueError(
-                "the critic's score has no graph, so it has no gradient: remove no_grad(), detach() or .data from the"
-                " critic's forward"
-            )
-        (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=create_graph, materialize_grads=True)
-    return _norm_per_sample(gradient)
+        with math_attention(create_graph):
+            gradient, scores = torch.func.grad(total, has_aux=True)(x.detach())
+    else:
+        with torch.inference_mode(False), torch.enable_grad(), math_attention(create_graph):
+            x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+            value, scores = total(x)
+            (gradient,) = differentiate(value, [x], "the critic's score", "its points", create_graph=create_graph)
+    return _norm_per_sample(gradient, scores.detach())
 
 
-def _norm_per_sample(gradient: Tensor) -> Tensor:
+def _norm_per_sample(gradient: Tensor, scores: Tensor) -> Tensor:
+    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))  # squares leave the range of float16
     squared = gradient.unsqueeze(-1).flatten(1).square().sum(dim=1)
     flat = squared == 0  # the derivatives of the root are not finite at 0; the second one of vector_norm is NaN there
-    return torch.where(flat, 1, squared).sqrt().masked_fill(flat, 0)
+    slopes = torch.where(flat, 1, squared).sqrt().masked_fill(flat, 0)
+    return slopes + (0 * scores).to(slopes.dtype)  # NaN where a score is: a ReLU has the slope 0 at NaN
 
 
 def total_norm(tensors: Iterable[Tensor | None], ord: float = 2.0) -> Tensor:
@@ -112,11 +116,5 @@ def gradient_norm_penalty(loss: Tensor, params: Iterable[Tensor], weight: float)
     """
     if not 0 <= weight < math.inf:
         raise ValueError(f"weight = {weight}: the weight of a penalty must be >= 0 and finite")
-    gradients = torch.autograd.grad(loss, list(params), create_graph=True, materialize_grads=True)
+    gradients = differentiate(loss, list(params), "the loss", "params", create_graph=True)
     return weight * sum(g.square().sum() for g in gradients)
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError if the value is not above 0."""
-    if not value > 0:
-        raise ValueError(f"{name} = {value}: must be > 0")

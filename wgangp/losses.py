@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
+from wgangp.checks import check_scores
+
 __all__ = ["Wasserstein", "merge_terms"]
 
 
@@ -29,12 +31,13 @@ class Wasserstein:
     critic_options: dict[str, Any] = {}  # noqa: RUF012 - read only
 
     def critic(self, real: Tensor, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
-        """Return wasserstein and critic_loss, each (B,), from the scores of real and fake samples (B,)."""
+        """Return wasserstein and critic_loss, each (B,), from the scores of real and fake samples (B,) or (B, 1)."""
+        real, fake = check_scores(real), check_scores(fake)
         return {"wasserstein": real - fake, "critic_loss": fake - real}
 
     def generator(self, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
-        """Return generator_loss (B,), from the scores of fake samples (B,)."""
-        return {"generator_loss": -fake}
+        """Return generator_loss (B,), from the scores of fake samples (B,) or (B, 1)."""
+        return {"generator_loss": -check_scores(fake)}
 
 
 def merge_terms(critic_terms: dict[str, Any], generator_terms: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,64 @@
-"""Optimizers that torch does not have."""
+"""One step of any optimizer, and optimizers that torch does not have."""
 
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wgangp.gradients import check_positive, total_norm
+from wgangp.checks import check_positive
+from wgangp.gradients import clip_by_norm_, total_norm
 
-__all__ = ["NormalizedGradientDescent"]
+__all__ = ["NormalizedGradientDescent", "descend"]
+
+
+def descend(
+    network: nn.Module,
+    gradients: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    clip_gradient_norm: float | None = None,
+) -> None:
+    """The second half of a step: theta <- optimizer(theta, gradient), for the parameters of one network.
+
+    Args:
+        gradients: one per trainable parameter of the network.
+        optimizer: of all trainable parameters of the network. Other parameters that it has are not updated.
+        clip_gradient_norm: threshold of the norm of all gradients together.
+
+    Raises:
+        ValueError: the optimizer does not have a trainable parameter of the network; it has one whose .grad is not 0
+            or None, and would be lost. Nothing is changed.
+    """
+    _check_optimizer(optimizer, network)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if len(gradients) != len(parameters):
+        raise ValueError(f"{len(gradients)} gradients for {len(parameters)} trainable parameters: give one for each")
+    optimizer.zero_grad()  # a gradient of zeros is not none: the momentum of other parameters would move them
+    for p, gradient in zip(parameters, gradients, strict=True):
+        # A fused optimizer reads the gradient with the strides of the parameter. The gradient of a convolution may
+        # have other strides.
+        p.grad = gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
+    if clip_gradient_norm is not None:
+        clip_by_norm_(parameters, clip_gradient_norm)
+    optimizer.step()
+    optimizer.zero_grad()  # frees the memory before the next gradients are computed
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    known = {id(p) for p in parameters}
+    missing = [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in known]
+    if missing:
+        raise ValueError(
+            f"the optimizer does not have {len(missing)} trainable parameter(s) of the network:"
+            f" {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}. Make it of network.parameters(), after the"
+            " network has its final parameters"
+        )
+    gradients = [p.grad for p in parameters if p.grad is not None]  # usually none: no wait for the device
+    if any(gradient.is_sparse or gradient.any() for gradient in gradients):
+        raise ValueError(
+            "a parameter of the optimizer has a .grad that is not 0, which the step would lose: call"
+            " optimizer.zero_grad() before it, or add it to the gradients that you give to `descend`"
+        )
 
 
 class NormalizedGradientDescent(torch.optim.Optimizer):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from wgangp.checks import check_pairs, check_points, check_positive
 from wgangp.gradients import gradient_norm
 
 __all__ = ["GradientPenalty", "clip_weights_", "gradient_penalty", "interpolate"]
@@ -33,10 +34,9 @@ def interpolate(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
     Paper: Algorithm 1, line 6. Differs: the released code writes real + a (fake - real) with a = 1 - eps, which has
     the same distribution.
     """
-    if real.shape != fake.shape:
-        raise ValueError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} must have the same shape")
-    if eps.shape != real.shape[:1]:
-        raise ValueError(f"eps must have one value per sample, ({len(real)},): got {tuple(eps.shape)}")
+    check_pairs(real, fake)
+    if eps.shape != real.shape[:1] or not eps.is_floating_point():
+        raise ValueError(f"eps must have one value per sample, ({len(real)},): got {tuple(eps.shape)}, {eps.dtype}")
     eps = eps.view(-1, *[1] * (real.ndim - 1))
     return eps * real + (1 - eps) * fake
 
@@ -83,10 +83,13 @@ class GradientPenalty:
         Returns:
             eps (B,) for interpolates, the noise 0.5 std(real) a u (B, *) for perturbed points, None otherwise.
         """
+        check_points(real)
         like = {"generator": rng, "device": real.device, "dtype": real.dtype}
         if self.points == "interpolates":
             return torch.rand(len(real), **like)
         if self.points == "perturbed":
+            if real.numel() < 2:
+                raise ValueError("perturbed points need the standard deviation of at least two numbers: real has one")
             a = torch.rand(len(real), *[1] * (real.ndim - 1), **like)
             return 0.5 * real.detach().std() * a * torch.rand(real.shape, **like)
         return None
@@ -102,17 +105,23 @@ class GradientPenalty:
         return real if self.points == "real" else fake
 
     def __call__(
-        self, critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, eps: Tensor | None = None
+        self, critic: Callable[..., Tensor], real: Tensor, fake: Tensor, eps: Tensor | None = None, *y: Tensor
     ) -> Tensor:
         """Compute the weighted penalty (B,), differentiable with respect to the critic's parameters alone.
 
-        Under torch.no_grad() the values are the same and no graph is kept.
+        Under torch.no_grad() or torch.inference_mode() the values are the same and no graph is kept.
 
         Args:
-            critic: (B, *) -> (B,) or (B, 1). Score i must depend on x_i alone (`checks.check_per_sample`).
+            critic: (x, *y) -> (B,) or (B, 1). Score i must depend on x_i alone (`checks.check_per_sample`).
             real, fake: points (B, *). They are detached: no gradient of the penalty reaches the generator.
             eps: the result of `draw`. If it is left out, it is drawn from torch's global generator.
+            y: labels (B,) of the pairs, if the critic takes labels.
+
+        Raises:
+            ValueError: as in `gradient_norm`; points and eps do not have the shapes above.
         """
+        for points in (real, fake):
+            check_points(points)
         if self.weight == 0:
             return real.new_zeros(len(real))
         if eps is None:
@@ -120,7 +129,7 @@ class GradientPenalty:
         x_hat = self.at(real.detach(), fake.detach(), eps)
         device_type = x_hat.device.type
         with torch.autocast(device_type, enabled=self.autocast and torch.is_autocast_enabled(device_type)):
-            slope = gradient_norm(critic, x_hat, create_graph=torch.is_grad_enabled())
+            slope = gradient_norm(critic, x_hat, *y, create_graph=torch.is_grad_enabled())
         excess = slope - self.target
         if self.sides == "one":
             excess = excess.clamp(min=0)
@@ -128,7 +137,7 @@ class GradientPenalty:
 
 
 def gradient_penalty(
-    critic: Callable[[Tensor], Tensor],
+    critic: Callable[..., Tensor],
     real: Tensor,
     fake: Tensor,
     weight: float = 10.0,
@@ -137,16 +146,17 @@ def gradient_penalty(
     sides: str = "two",
     points: str = "interpolates",
     eps: Tensor | None = None,
+    y: tuple[Tensor, ...] = (),
 ) -> Tensor:
     """Compute the mean weighted gradient penalty () of a batch, for any training loop.
 
         critic_loss = critic(fake).mean() - critic(real).mean() + gradient_penalty(critic, real, fake)
 
     Args:
-        critic, real, fake, eps: as in `GradientPenalty.__call__`.
+        critic, real, fake, eps, y: as in `GradientPenalty.__call__`; y is (labels,), or () without labels.
         weight, target, sides, points: as in `GradientPenalty`.
     """
-    return GradientPenalty(weight, target, sides, points)(critic, real, fake, eps).mean()
+    return GradientPenalty(weight, target, sides, points)(critic, real, fake, eps, *y).mean()
 
 
 @torch.no_grad()
@@ -155,7 +165,6 @@ def clip_weights_(module: nn.Module, bound: float) -> None:
 
     Paper: Arjovsky et al. 2017, Algorithm 1, line 7. Biases and norm scales are clipped too, as in the released code.
     """
-    if not bound > 0:
-        raise ValueError(f"bound = {bound}: weights are clipped to [-bound, bound], so it must be > 0")
+    check_positive("bound", bound)
     for p in module.parameters():
         p.clamp_(-bound, bound)

@@ -4,19 +4,23 @@
         n_critic times:  critic_step(real, fake = G(z), eps)       lines 4-9
         once:            generator_step(z)                         lines 10-11
 
-A step has two halves: `critic_gradients` or `generator_gradients` computes, `descend` updates. The training loop calls
-the halves, because the first half may be compiled or averaged over ranks. The two steps are for your own loop.
+A step has two halves: `critic_gradients` or `generator_gradients` computes, `descend` (optim.py) updates. The training
+loop calls the halves, because the first may be compiled or averaged over ranks. The two steps are for your own loop.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from wgangp.gradients import clip_by_norm_, gradient_norm_penalty
+from wgangp import checks
+from wgangp.accumulate import accumulate_gradients, check_parts
+from wgangp.gradients import gradient_norm_penalty
 from wgangp.losses import Wasserstein
+from wgangp.optim import descend
 from wgangp.penalty import GradientPenalty, clip_weights_
 
 __all__ = [
@@ -56,22 +60,24 @@ def critic_objective(
         y: labels (B,), of both the real and the fake samples, if the critic has classes.
 
     Returns:
-        the terms, each a mean over the batch (), in the precision of real.
+        the terms, each a mean over the batch (), in the precision of real, and at least in float32.
+
+    Raises:
+        ValueError: as in `checks.compute_scores`; real and fake do not have the same shape.
     """
+    checks.check_pairs(real, fake, *y)
     real, fake = real.detach(), fake.detach()
     # With a penalty each score depends on its own sample alone, so that one pass over both is exact. Without one the
     # critic may have batch norm, and real and fake samples must go through it separately.
     if penalty.weight > 0:
-        outputs = critic(torch.cat([real, fake]), *(torch.cat([labels, labels]) for labels in y), **loss.critic_options)
-        real_outputs, fake_outputs = (
-            tree_map(lambda x: x[: len(real)], outputs),
-            tree_map(lambda x: x[len(real) :], outputs),
-        )
+        labels = (torch.cat([each, each]) for each in y)
+        outputs = checks.call_critic(critic, torch.cat([real, fake]), *labels, **loss.critic_options)
+        halves = tree_map(lambda x: x[: len(real)], outputs), tree_map(lambda x: x[len(real) :], outputs)
     else:
-        real_outputs, fake_outputs = (critic(x, *y, **loss.critic_options) for x in (real, fake))
-    terms = loss.critic(_to(real_outputs, real.dtype), _to(fake_outputs, real.dtype), *y)
+        halves = tuple(checks.call_critic(critic, x, *y, **loss.critic_options) for x in (real, fake))
+    terms = loss.critic(*_convert(halves, real.dtype), *y)
     means = {name: term.mean() for name, term in terms.items()}
-    means["penalty"] = penalty(lambda x: critic(x, *y), real, fake, eps).mean()
+    means["penalty"] = penalty(critic, real, fake, eps, *y).mean()
     means["critic_loss"] = means.pop("critic_loss") + means["penalty"]  # pop: it stands last
     return means
 
@@ -80,8 +86,9 @@ def generator_objective(
     generator: Callable[..., Tensor], critic: Callable[..., Any], z: Tensor, *y: Tensor, loss: Wasserstein = LOSS
 ) -> Terms:
     """Compute the terms of the generator on noise z (B, latent_dim) and labels y (B,): means over the batch ()."""
-    outputs = _to(critic(generator(z, *y), *y, **loss.critic_options), z.dtype)
-    return {name: term.mean() for name, term in loss.generator(outputs, *y).items()}
+    checks.check_points(z, *y)
+    outputs = checks.call_critic(critic, generator(z.clone(), *y), *y, **loss.critic_options)
+    return {name: term.mean() for name, term in loss.generator(_convert(outputs, z.dtype), *y).items()}
 
 
 def critic_gradients(
@@ -102,8 +109,10 @@ def critic_gradients(
     Returns:
         the terms (), detached; one gradient per trainable parameter of the critic.
     """
-    terms = critic_objective(critic, real, fake, eps, *y, penalty=penalty, loss=loss)
-    return _detach(terms), _differentiate(terms["critic_loss"], critic, regularize_gradient_norm)
+    checks.check_not_wrapped(critic)
+    with checks.math_attention(regularize_gradient_norm > 0):
+        terms = critic_objective(critic, real, fake, eps, *y, penalty=penalty, loss=loss)
+    return _differentiate(terms, "critic_loss", critic, regularize_gradient_norm)
 
 
 def generator_gradients(
@@ -115,31 +124,10 @@ def generator_gradients(
     regularize_gradient_norm: float = 0.0,
 ) -> tuple[Terms, list[Tensor]]:
     """The first half of a generator step, as `critic_gradients`. The critic gets no gradients."""
-    terms = generator_objective(generator, critic, z, *y, loss=loss)
-    return _detach(terms), _differentiate(terms["generator_loss"], generator, regularize_gradient_norm)
-
-
-def descend(
-    network: nn.Module,
-    gradients: list[Tensor],
-    optimizer: torch.optim.Optimizer,
-    clip_gradient_norm: float | None = None,
-) -> None:
-    """The second half of a step: theta <- optimizer(theta, gradient), for the parameters of one network.
-
-    Args:
-        gradients: one per trainable parameter of the network.
-        clip_gradient_norm: threshold of the norm of all gradients together.
-    """
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    for p, gradient in zip(parameters, gradients, strict=True):
-        # A fused optimizer reads the gradient with the strides of the parameter. The gradient of a convolution may
-        # have other strides.
-        p.grad = gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
-    if clip_gradient_norm is not None:
-        clip_by_norm_(parameters, clip_gradient_norm)
-    optimizer.step()
-    optimizer.zero_grad()  # frees the memory before the next gradients are computed
+    checks.check_not_wrapped(generator, critic)
+    with checks.math_attention(regularize_gradient_norm > 0):
+        terms = generator_objective(generator, critic, z, *y, loss=loss)
+    return _differentiate(terms, "generator_loss", generator, regularize_gradient_norm)
 
 
 def critic_step(
@@ -154,6 +142,7 @@ def critic_step(
     clip_weights: float | None = None,
     clip_gradient_norm: float | None = None,
     regularize_gradient_norm: float = 0.0,
+    accumulate: int = 1,
 ) -> Terms:
     """Update the critic once. Paper: Algorithm 1, lines 4-9.
 
@@ -162,12 +151,17 @@ def critic_step(
         real, fake, eps, y: as in `critic_objective`; fake = G(z), with or without its graph.
         clip_weights: bound of every weight after the update.
         clip_gradient_norm, regularize_gradient_norm: as in `descend` and `critic_gradients`.
+        accumulate: parts in which the batch is computed, one after another, to need less memory: a divisor of B.
 
     Returns:
         the terms of `critic_objective` before the update, detached ().
     """
+    check_parts(accumulate, regularize_gradient_norm)
+    if accumulate > 1 and eps is None:
+        eps = penalty.draw(real)  # of the whole batch, as with one part
     objective = {"penalty": penalty, "loss": loss, "regularize_gradient_norm": regularize_gradient_norm}
-    terms, gradients = critic_gradients(critic, real, fake, eps, *y, **objective)
+    compute = partial(critic_gradients, critic, **objective)
+    terms, gradients = accumulate_gradients(compute, accumulate, real, fake, eps, *y)
     descend(critic, gradients, optimizer, clip_gradient_norm)
     if clip_weights is not None:
         clip_weights_(critic, clip_weights)
@@ -183,6 +177,7 @@ def generator_step(
     loss: Wasserstein = LOSS,
     clip_gradient_norm: float | None = None,
     regularize_gradient_norm: float = 0.0,
+    accumulate: int = 1,
 ) -> Terms:
     """Update the generator once, as `critic_step` does the critic. Paper: Algorithm 1, lines 10-11.
 
@@ -190,23 +185,25 @@ def generator_step(
         optimizer: of the generator's parameters. Nothing else is updated.
         z, y: noise (B, latent_dim), labels (B,).
     """
+    check_parts(accumulate, regularize_gradient_norm)
     objective = {"loss": loss, "regularize_gradient_norm": regularize_gradient_norm}
-    terms, gradients = generator_gradients(generator, critic, z, *y, **objective)
+    compute = partial(generator_gradients, generator, critic, **objective)
+    terms, gradients = accumulate_gradients(compute, accumulate, z, *y)
     descend(generator, gradients, optimizer, clip_gradient_norm)
     return terms
 
 
-def _differentiate(objective: Tensor, network: nn.Module, regularize_gradient_norm: float) -> list[Tensor]:
-    """grad_theta (objective + weight ||grad_theta objective||^2), one per trainable parameter of the network."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
+def _differentiate(
+    terms: Terms, minimized: str, network: nn.Module, regularize_gradient_norm: float
+) -> tuple[Terms, list[Tensor]]:
+    """The terms, detached, and grad_theta (objective + weight ||grad_theta objective||^2), one per parameter."""
+    parameters, objective = [p for p in network.parameters() if p.requires_grad], terms[minimized]
     if regularize_gradient_norm:
         objective = objective + gradient_norm_penalty(objective, parameters, regularize_gradient_norm)
-    return list(torch.autograd.grad(objective, parameters, materialize_grads=True))
+    gradients = checks.differentiate(objective, parameters, minimized, "a trainable parameter of the network")
+    return {name: term.detach() for name, term in terms.items()}, gradients
 
 
-def _to(outputs: Any, dtype: torch.dtype) -> Any:
-    return tree_map(lambda x: x.to(dtype), outputs)  # scores in float32, also under autocast
-
-
-def _detach(terms: Terms) -> Terms:
-    return {name: term.detach() for name, term in terms.items()}
+def _convert(outputs: Any, dtype: torch.dtype) -> Any:
+    dtype = torch.promote_types(dtype, torch.float32)  # means are in float32 at least, also under autocast
+    return tree_map(lambda x: x.to(dtype), outputs)

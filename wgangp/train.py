@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wgangp.checkpoint import load_latest, save, write_atomic
+from wgangp.checks import check_not_wrapped
 from wgangp.compiled import Computation, build_computation
-from wgangp.distributed import World, check_not_wrapped
+from wgangp.distributed import World
 from wgangp.logs import Log, append_line, provenance, read_lines
 from wgangp.losses import merge_terms
 from wgangp.penalty import clip_weights_
