@@ -298,9 +298,10 @@ def test_learning_rates_decay_linearly_to_zero_and_generator_batch_size_is_used(
     options = ("train.critic_steps=1", "train.generator_batch_size=5", "optim.lr=0.4")
     try:
         run, _ = train_tiny(tmp_path / "a", "train.steps=0", *options)
-        handle = run.generator.register_forward_hook(lambda m, args, out: sizes.append((len(out), torch.is_grad_enabled())))
+        generator = run.generator
+        handle = generator.register_forward_hook(lambda m, args, out: sizes.append((len(out), torch.is_grad_enabled())))
         steps = ("train.steps=4", "train.decay_steps=4", "train.log_every=9")
-        network = {"generator": run.generator, "optim_generator": run.optim_generator}
+        network = {"generator": generator, "optim_generator": run.optim_generator}
         train_tiny(tmp_path / "a", *steps, *options, **network)
         handle.remove()
         assert rates == pytest.approx([0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1])
