@@ -62,6 +62,7 @@ def main():
             **never,
             **clipped,
             compile="compile" in words,
+            accumulate=4 if "parts" in words else 1,
             sync_batch_norm="sync" in words,
             world=world,
         )

@@ -49,7 +49,8 @@ def run_train(cfg: DictConfig) -> None:
     device = config.find_device(local_device(cfg.device))
     with join_ranks(device, cfg.train.rank_timeout) as world:
         sizes = {name: cfg.train[name] for name in ("batch_size", "generator_batch_size")}
-        world.check(sizes, cfg.regularize.gradient_norm, cfg.train.sync_batch_norm and cfg.train.compile)
+        compiled_norm = cfg.train.sync_batch_norm and cfg.train.compile
+        world.check(sizes, cfg.regularize.gradient_norm, compiled_norm, cfg.train.accumulate)
         with world.first_before_others():  # the first rank may download the data
             run = config.build_run(cfg, channels_last=cfg.train.channels_last)
         with claim_folder(folder, cfg) if world.first else nullcontext():

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from wgangp.accumulate import check_parts
 from wgangp.compiled import Computation, Gradients
 
 __all__ = ["World", "join_ranks", "local_device"]
@@ -56,7 +57,7 @@ class World:
     def _average(self, gradients: Gradients) -> Gradients:
         """Average with one all-reduce of one flat tensor."""
 
-        def averaged(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+        def average(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
             terms, local = gradients(*batch)
             parts = (*local, *terms.values())
             flat = torch.cat([x.reshape(-1) for x in parts])
@@ -67,7 +68,7 @@ class World:
             mean_terms = [term.clone() for term in means[len(local) :]]
             return dict(zip(terms, mean_terms, strict=True)), means[: len(local)]
 
-        return averaged
+        return average
 
     def any(self, flag: bool) -> bool:
         """Logical OR over ranks. The flag is a CPU tensor, so that the call does not wait for a GPU."""
@@ -103,21 +104,21 @@ class World:
         if self.size > 1 and first:
             dist.barrier()
 
-    def check(self, sizes: dict[str, int | None], regularize_gradient_norm: float, compiled_norm: bool) -> None:
-        """Raise ValueError for settings that do not work with several ranks.
+    def check(
+        self, sizes: dict[str, int | None], regularize_gradient_norm: float, compiled_norm: bool, accumulate: int = 1
+    ) -> None:
+        """Raise ValueError for settings that do not work with several ranks, or with several parts per rank.
 
         Args:
-            sizes: batch sizes by name; each must be a multiple of the number of ranks.
+            sizes: batch sizes by name; each must be a multiple of the number of ranks times that of parts.
             compiled_norm: batch norm is synchronized and the steps are compiled.
+            accumulate: parts in which each rank computes its slice of a batch.
         """
         for name, size in sizes.items():
-            if size is not None and size % self.size:
-                raise ValueError(f"train.{name} = {size}: must be a multiple of the number of ranks, {self.size}")
-        if self.size > 1 and regularize_gradient_norm:
-            raise ValueError(
-                "regularize.gradient_norm does not work with several ranks: the squared norm of a mean over ranks is"
-                " not a mean over ranks, so averaged gradients would be wrong. Use one process, or 0"
-            )
+            if size is not None and size % (self.size * accumulate):
+                parts = f", {self.size}" if accumulate == 1 else f" times train.accumulate, {self.size} * {accumulate}"
+                raise ValueError(f"train.{name} = {size}: must be a multiple of the number of ranks{parts}")
+        check_parts(self.size * accumulate, regularize_gradient_norm)
         if self.size > 1 and compiled_norm:
             raise ValueError(
                 "train.sync_batch_norm does not work with train.compile: its all-reduce cannot be compiled. Choose one"

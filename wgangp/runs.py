@@ -59,6 +59,7 @@ NOT_COMPUTED = (  # keys that say where, how long and how often. They do not cha
 )
 ADDED = {  # keys that older run folders do not have, with the value that changes no number
     "penalty.autocast": False,
+    "train.accumulate": 1,
     "train.channels_last": False,
     "train.compile": False,
     "train.precision": "fp32",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from wgangp.accumulate import accumulate_gradients, split_batch
 from wgangp.checkpoint import load_latest, save, write_atomic
 from wgangp.checks import check_not_wrapped
 from wgangp.compiled import Computation, build_computation
@@ -69,6 +71,7 @@ def train(
     decay_steps: int | None = None,  # learning rates decay linearly, to 0 at this generator update; None: constant
     compile: bool = False,  # compile the gradients of each network into one graph; compared with eager at the start
     precision: str = "fp32",  # fp32, tf32 or bf16, of the updates. Reports are in fp32
+    accumulate: int = 1,  # parts in which the batch of an update is computed, one after another; needs less memory
     sync_batch_norm: bool = False,  # with several ranks: batch norm over the batch of all ranks
     clip: Clip = NO_CLIP,
     regularize_gradient_norm: float = 0.0,  # weight of ||grad||^2 in the objective of both networks
@@ -93,23 +96,15 @@ def train(
     # Set up. Nothing is written before the arguments, the checkpoint and the data are known to fit.
     check_not_wrapped(run.generator, run.critic)
     sizes = {"batch_size": batch_size, "generator_batch_size": generator_batch_size}
-    world.check(sizes, regularize_gradient_norm, sync_batch_norm and compile)
+    world.check(sizes, regularize_gradient_norm, sync_batch_norm and compile, accumulate)
     device = next(run.critic.parameters()).device
-    computation = world.average(
-        build_computation(
-            run.generator,
-            run.critic,
-            run.loss,
-            run.penalty,
-            regularize_gradient_norm,
-            precision=precision,
-            compile=compile,
-        )
-    )
+    networks, form = (run.generator, run.critic), {"precision": precision, "compile": compile}
+    computation = build_computation(*networks, run.loss, run.penalty, regularize_gradient_norm, **form)
+    computation = world.average(_compute_in_parts(computation, accumulate))
     options = {"critic_steps": critic_steps, **sizes, "clip": clip, "world": world}
     step = _restore(run, folder, device)
     numbers = {"seed": run.seed, "steps": steps, "decay_steps": decay_steps, "penalty": run.penalty}
-    numbers |= {"precision": precision, "compile": compile, "regularize": regularize_gradient_norm, **options}
+    numbers |= {"regularize": regularize_gradient_norm, "accumulate": accumulate, **form, **options}
     _require_equal_ranks(world, run, folder, step, numbers)
     if step > 0 and step >= steps:
         return step
@@ -119,7 +114,7 @@ def train(
         ranks = {"ranks": world.size} if world.size > 1 else {}
         append_line(folder / "provenance.jsonl", provenance(device) | ranks)
     log = Log(folder, step) if world.first else None
-    synchronized = (run.generator, run.critic) if sync_batch_norm else ()
+    synchronized = networks if sync_batch_norm else ()
     unchecked: list[tuple[int, dict[str, Tensor]]] = []  # terms that were not yet checked to be finite, by step
 
     with (
@@ -206,6 +201,18 @@ def update(
     generator_terms, gradients = computation.generator_gradients(*world.slice(*latent))
     descend(run.generator, gradients, run.optim_generator, clip.gradient_norm)
     return merge_terms(critic_terms, generator_terms)
+
+
+def _compute_in_parts(computation: Computation, parts: int) -> Computation:
+    """Return a computation that computes every batch in equal parts, one after another."""
+    if parts == 1:
+        return computation
+
+    def sample(*latent: Tensor) -> Tensor:
+        return torch.cat([computation.sample(*part) for part in split_batch(parts, *latent)])
+
+    gradients = (computation.critic_gradients, computation.generator_gradients)
+    return Computation(sample, *(partial(accumulate_gradients, compute, parts) for compute in gradients))
 
 
 def _state(run: Run, step: int) -> dict[str, Any]:
