@@ -8,7 +8,8 @@ import pytest
 from helpers import ROOT
 
 LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
-    {"seeds", "precision", "onednn", "checks", "accumulate", "tables", "schema", "version"},
+    {"seeds", "precision", "onednn", "accumulate", "tables", "schema", "version"},
+    {"checks"},
     {"gradients"},
     {"penalty", "losses", "optim", "data", "networks", "transport", "certify"},
     {"step", "lipschitz", "metrics", "checkpoint", "plots", "runs"},

@@ -22,13 +22,13 @@ def accumulate_gradients(compute: Callable[..., Gradients], parts: int, *batch: 
         parts: a divisor of the size of the batch. With 1 the result is that of compute, bit for bit.
         batch: tensors with one row per sample, or None.
     """
+    if parts == 1:
+        return compute(*batch)
     terms, gradients = {}, []
     for i, part in enumerate(split_batch(parts, *batch)):
         new_terms, new_gradients = compute(*part)
         terms = {name: terms[name] + term if i else term for name, term in new_terms.items()}
         gradients = [a + b for a, b in zip(gradients, new_gradients, strict=True)] if i else new_gradients
-    if parts == 1:
-        return terms, gradients
     return {name: term / parts for name, term in terms.items()}, [gradient / parts for gradient in gradients]
 
 

@@ -10,12 +10,15 @@ import copy
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
+
+from wgangp.precision import product_precision
 
 __all__ = [
     "call_critic",
@@ -137,9 +140,19 @@ def math_attention(needed: bool) -> AbstractContextManager[None]:
 def copy_critic(critic: Callable[..., Any]) -> Callable[..., Any]:
     """Return a copy of a critic, whose state (buffers, counters) moves on without that of the critic.
 
-    deepcopy refuses tensors that have a graph. A forward may leave such tensors in a module (spectral_norm keeps its
-    weight in this way), so they are copied without their graph. A plain function is not copied.
+    A function is copied together with the modules that it names. deepcopy refuses tensors that have a graph; a forward
+    may leave such tensors in a module (spectral_norm keeps its weight in this way), so they are copied without it.
     """
+    if isinstance(critic, FunctionType):
+        own = {name: critic.__globals__.get(name) for name in critic.__code__.co_names}
+        modules = {name: copy_critic(value) for name, value in own.items() if isinstance(value, nn.Module)}
+        cells = [cell for cell in critic.__closure__ or () if cell != CellType() and cell.cell_contents is not critic]
+        copies = {id(cell): CellType(copy_critic(cell.cell_contents)) for cell in cells if callable(cell.cell_contents)}
+        closure = tuple(copies.get(id(cell), cell) for cell in critic.__closure__ or ())
+        names = critic.__globals__ | modules
+        function = FunctionType(critic.__code__, names, critic.__name__, critic.__defaults__, closure)
+        function.__kwdefaults__ = critic.__kwdefaults__
+        return function
     modules = critic.modules() if isinstance(critic, nn.Module) else ()
     tensors = [t for module in modules for t in tree_leaves(list(vars(module).values())) if isinstance(t, Tensor)]
     return copy.deepcopy(critic, {id(t): t.detach().clone() for t in tensors if t.grad_fn is not None})
@@ -153,9 +166,10 @@ def check_positive(name: str, value: float) -> None:
 
 def _refuse(outputs: Any, count: int | None) -> None:
     if not isinstance(outputs, Tensor):
+        key = repr(next(iter(outputs), 0)) if isinstance(outputs, dict) else 0
         raise ValueError(
-            f"{ONE_SCORE}: this one returns a {type(outputs).__name__}. Pass a function that returns the score alone,"
-            " for example `lambda x: critic(x)[0]`, or to a step an nn.Module whose forward does so"
+            f"{ONE_SCORE}: got a value of type {type(outputs).__name__}. Pass a function that returns the score alone,"
+            f" for example `lambda x: critic(x)[{key}]`, or to a step an nn.Module whose forward does so"
         )
     raise ValueError(
         f"{ONE_SCORE}, (B,) or (B, 1): got {tuple(outputs.shape)} for {count} samples. Reduce all axes but the first,"
@@ -172,8 +186,8 @@ def _call(critic: Callable[..., Any], inputs: list[Tensor], options: dict[str, A
             inspect.signature(getattr(critic, "forward", critic)).bind(*inputs, **options)
         except (TypeError, ValueError):
             raise ValueError(
-                f"a critic is called as critic(x, *y) with a batch, here with {len(inputs)} arguments: {error}. Pass"
-                " labels as y, or wrap the critic, for example `lambda x: critic(pictures=x)`"
+                f"a critic is called as critic(x, *y), here with {len(inputs)} argument(s): {error}. Pass labels as y,"
+                " or wrap the critic, for example `lambda x: critic(pictures=x)`"
             ) from error
         raise
     except RuntimeError as error:
@@ -185,29 +199,96 @@ def _call(critic: Callable[..., Any], inputs: list[Tensor], options: dict[str, A
         ) from error
 
 
-def check_per_sample(critic: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """Raise ValueError if the score of one sample depends on another sample, as it does with batch norm.
+def check_per_sample(critic: Callable[..., Tensor], x: Tensor, *, y: tuple[Tensor, ...] = ()) -> None:
+    """Raise ValueError if a gradient penalty is not defined for the critic: a score depends on another sample.
 
     The penalty is on the gradient of each score with respect to its own sample. It has no meaning for a critic that
-    maps a whole batch to a batch of scores (Paper: section 4, "No critic batch normalization"). The check computes
-    d score_i / d x_0, which must be 0 for every i > 0.
+    maps a whole batch to a batch of scores (Paper: section 4, "No critic batch normalization"). It also needs second
+    derivatives. For every pair i, j the check computes d score_i / d x_j, which must be 0, and score_i with another
+    x_j, which must not change. Besides, score and gradient of each sample must be the same in a batch of its own
+    copies, unless the critic draws random numbers: dropout passes if one mask per sample is drawn.
 
     Args:
-        critic: (B, *) -> (B,) or (B, 1). A copy is used, so its running statistics do not change.
+        critic: (x, *y) -> (B,) or (B, 1). Copies are used: its state does not change, nor do torch's random numbers.
         x: points (B, *), B >= 2.
+        y: (labels (B,),), if the critic takes labels.
+
+    Raises:
+        ValueError: as above, and as in `gradients.gradient_norm`.
     """
-    if len(x) < 2:
-        raise ValueError(f"x has {len(x)} sample(s): at least two are needed to see if scores depend on each other")
-    critic = copy.deepcopy(critic)
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        others = critic(x)[1:].sum()
-    if not others.requires_grad:
-        raise ValueError("the critic's score has no graph: remove no_grad(), detach() or .data from its forward")
-    (gradient,) = torch.autograd.grad(others, x, materialize_grads=True)
-    if gradient[0].ne(0).any():  # NaN counts as dependence
-        raise ValueError(
-            "the critic mixes the samples of a batch (batch norm?): score i changes with x_j, so a gradient penalty is"
-            " not defined. Use a critic without batch norm, a norm within each sample (layer norm), or"
-            " penalty.weight=0"
-        )
+    check_points(x, *y)
+    count = len(x)
+    if count < 2:
+        raise ValueError(f"x has {count} sample(s): at least two are needed to see if scores depend on each other")
+    x, *y = (tensor.detach() for tensor in (x, *y))
+    scores, gradient, random = _evaluate(critic, x, *y, second=True)
+    if not scores.isfinite().all():
+        raise ValueError("the critic's score is NaN or infinite. Use finite points and weights")
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in (x, scores))
+    largest = scores.abs().max()
+    positions = torch.arange(count, device=x.device)
+    for bit in range((count - 1).bit_length()):  # the numbers of two samples differ in at least one bit
+        for own in (positions >> bit & 1 == 0, positions >> bit & 1 == 1):
+            leaked = _evaluate(critic, x, *y, rows=own)[1][~own]
+            mixed = [torch.where(own.view(-1, *[1] * (t.ndim - 1)), t, t.roll(1, 0)) for t in (x, *y)]
+            change = (_evaluate(critic, *mixed)[0] - scores)[own].abs().max()
+            if leaked.ne(0).any() or not change <= 1000 * eps * largest:  # NaN counts as dependence
+                raise ValueError(
+                    "the critic mixes the samples of a batch (batch norm?): score i changes with x_j, so a gradient"
+                    " penalty is not defined. Use a critic without batch norm, a norm within each sample (layer norm),"
+                    " or penalty.weight=0"
+                )
+    for i in range(0 if random else count):
+        copies = (t[i : i + 1].repeat_interleave(2 + (count == 2), dim=0) for t in (x, *y))
+        try:
+            own_scores, own_gradient, _ = _evaluate(critic, *copies)
+        except RuntimeError as error:
+            raise ValueError(f"the critic works for batches of one size only: {error}") from error
+        change, turn = (own_scores[0] - scores[i]).abs(), (own_gradient[0] - gradient[i]).norm()
+        if not (change <= eps**0.5 * largest and turn <= 0.05 * gradient[i].norm()):
+            raise ValueError(
+                f"the critic's score of sample {i}, or its gradient, depends on the size of the batch, on the place in"
+                " it, or on the other samples, so a gradient penalty is not defined. Use a critic that treats every"
+                " sample by itself, or penalty.weight=0"
+            )
+
+
+def _evaluate(
+    critic: Callable[..., Tensor], x: Tensor, *y: Tensor, rows: Tensor | None = None, second: bool = False
+) -> tuple[Tensor, Tensor, bool]:
+    """Evaluate a copy of the critic, always with the same random numbers.
+
+    Args:
+        rows: the scores that are differentiated, as a mask. None: all.
+        second: also compute the second derivative that a step takes.
+
+    Returns:
+        scores (B,); the gradient (B, *) of their weighted sum, of their sum if rows is None; whether random numbers
+        were drawn.
+    """
+    devices = [x.device] if x.is_cuda else []
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        math_attention(True),
+        product_precision("fp32"),
+        torch.random.fork_rng(devices),
+    ):
+        states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+        critic, x = copy_critic(critic), x.clone().requires_grad_()
+        parameters = [p for p in critic.parameters() if p.requires_grad] if isinstance(critic, nn.Module) else []
+        scores = compute_scores(critic, x, *y)
+        after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+        weights = 1 if rows is None else rows / (1 + torch.arange(len(x), device=x.device) % 7)  # nothing cancels
+        name = ("the critic's score", "its points")
+        (gradient,) = differentiate((weights * scores).sum(), [x], *name, create_graph=second)
+        try:
+            if second and gradient.requires_grad:
+                torch.autograd.grad(gradient.square().sum(), [x, *parameters], allow_unused=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the critic has no second derivative, which the gradient of a penalty needs: {error}. Use operations"
+                " that can be differentiated twice (for an RNN on CUDA: torch.backends.cudnn.flags(enabled=False))"
+            ) from error
+    drawn = not all(map(torch.equal, states, after))
+    return scores.detach(), gradient.detach(), drawn

@@ -98,7 +98,7 @@ def build_run(cfg: DictConfig, *, channels_last: bool = False) -> Run:
             raise ValueError(f"train.{name}: {error}") from error
     if penalty.weight > 0:
         x, *y = data.batch(0, 4, cfg.seed)
-        check_per_sample(critic if not y else lambda x: critic(x, *y), x)
+        check_per_sample(critic, x, y=tuple(y))
     optimizers = [build(cfg, "optim", network.parameters()) for network in (generator, critic)]
     return Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed)
 

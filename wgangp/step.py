@@ -206,4 +206,4 @@ def _differentiate(
 
 def _convert(outputs: Any, dtype: torch.dtype) -> Any:
     dtype = torch.promote_types(dtype, torch.float32)  # means are in float32 at least, also under autocast
-    return tree_map(lambda x: x.to(dtype), outputs)
+    return tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, outputs)
