@@ -95,6 +95,31 @@ class TestGradientNorm:
         with pytest.raises(ValueError, match="no graph"):
             gradient_norm(lambda x: x.detach().sum(1), points(3))
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("slope", [0.05, 1.0, 1000.0])
+    def test_of_half_precision_points_is_summed_in_float32(self, slope, dtype):
+        """The squares of the elements are too small or too large for float16."""
+        shape = (3, 256, 256)
+        w, x = nn.Parameter(torch.full(shape, slope / 196_608**0.5, dtype=dtype)), torch.zeros(2, *shape, dtype=dtype)
+        slopes = gradient_norm(lambda x: (w * x).flatten(1).sum(1), x, create_graph=True)
+        assert slopes.dtype == torch.float32
+        torch.testing.assert_close(slopes, w.double().norm().float().expand(2), rtol=1e-5, atol=0)
+        assert slopes[0].item() == pytest.approx(slope, rel=0.01)
+        (gradient,) = torch.autograd.grad(slopes.sum(), w)
+        torch.testing.assert_close(gradient.double(), 2 * w.double() / w.double().norm(), rtol=0.02, atol=0)
+
+    def test_is_nan_where_the_score_is_not_finite_and_only_there(self):
+        """The derivative of a ReLU at NaN is 0, so that the slope alone would be finite."""
+        critic, x = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)).double(), points(3)
+        expected = gradient_norm(critic, x)
+        x[1, 2], x[3] = math.nan, math.inf
+        slopes = gradient_norm(critic, x)
+        assert slopes[[1, 3]].isnan().all() and torch.equal(slopes[[0, 2, 4]], expected[[0, 2, 4]])
+
+    def test_of_float64_scores_of_float32_points_is_float32(self):
+        critic, x = smooth_critic(3).float(), points(3).float()
+        assert torch.equal(gradient_norm(lambda x: critic(x).double(), x), gradient_norm(critic, x))
+
 
 class TestTotalNorm:
     @pytest.mark.parametrize("order", [1.0, 2.0, 3.0, math.inf])

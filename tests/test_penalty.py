@@ -167,6 +167,31 @@ class TestGradientPenalty:
             assert all(p.grad is None for p in generator.parameters())
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in critic.parameters())
 
+    @pytest.mark.parametrize("name", ["real", "fake", "eps"])
+    def test_complex_points_and_eps_are_refused(self, name):
+        batch = dict(zip(["real", "fake"], draw_pair(3), strict=True)) | {"eps": torch.rand(6, dtype=torch.float64)}
+        batch[name] = batch[name] + 0j
+        with pytest.raises(ValueError, match="complex"):
+            GradientPenalty()(lambda x: x.abs().sum(1), **batch)
+        with pytest.raises(ValueError, match="complex"):
+            interpolate(**batch)
+
+    def test_perturbed_points_of_one_number_are_refused(self):
+        x = torch.ones(1, 1)
+        with pytest.raises(ValueError, match="standard deviation of at least two numbers"):
+            GradientPenalty(points="perturbed")(nn.Linear(1, 1), x, x)
+
+    @pytest.mark.parametrize("points", ["real", "fake", "perturbed"])
+    def test_numbers_of_real_and_fake_points_may_differ_without_interpolates(self, points):
+        critic, (real, fake) = Linear((3,)), draw_pair(3)
+        penalty = GradientPenalty(points=points)
+        assert penalty(critic, real[:4], fake).shape == ((6,) if points == "fake" else (4,))
+
+    def test_nan_points_give_a_nan_penalty(self):
+        critic, (real, fake) = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)).double(), draw_pair(3)
+        real[0] = math.nan
+        assert GradientPenalty()(critic, real, fake).isnan().tolist() == [True] + [False] * 5
+
     def test_with_weight_zero_does_not_call_the_critic(self):
         def never_called(x):
             raise AssertionError

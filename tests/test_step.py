@@ -264,11 +264,107 @@ def test_real_and_fake_samples_share_a_pass_only_if_there_is_a_penalty(weight, b
     torch.testing.assert_close(terms["wasserstein"], gap, rtol=1e-12, atol=1e-12)
 
 
-def test_batches_of_different_sizes_raise():
+@pytest.mark.parametrize("penalty", [GradientPenalty(), GradientPenalty(points="real"), NO_PENALTY])
+def test_batches_of_different_sizes_or_without_samples_raise_before_anything_moves(penalty):
     _, critic = build_networks()
+    (real, fake), before = draw_batch(), copy_weights(critic)
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
+    for batch, message in (((real, fake[:10]), r"real \(32, 2\) and fake \(10, 2\)"), ((real[:0],) * 2, "one sample")):
+        with pytest.raises(ValueError, match=message):
+            critic_step(critic, optimizer, *batch, penalty=penalty)
+    assert has_weights(critic, before)
+    with pytest.raises(ValueError, match="one sample"):
+        generator_step(build_networks()[0], critic, optimizer, real[:0])
+
+
+def test_optimizer_of_another_model_is_refused():
+    generator, critic = build_networks()
+    (real, fake), z = draw_batch(), torch.randn(32, 2, dtype=torch.float64)
+    before = copy_weights(generator), copy_weights(critic)
+    message = r"does not have 8 trainable parameter\(s\) of the network: layers\.0\.weight, layers\.0\.bias, layers\.2"
+    with pytest.raises(ValueError, match=message):
+        critic_step(critic, torch.optim.Adam(generator.parameters()), real, fake)
+    with pytest.raises(ValueError, match=message):
+        generator_step(generator, critic, torch.optim.Adam(critic.parameters()), z)
+    assert has_weights(generator, before[0]) and has_weights(critic, before[1])
+    optimizer = torch.optim.Adam(critic.parameters())
+    critic.layers[0].weight = nn.Parameter(critic.layers[0].weight.detach().clone())
+    with pytest.raises(ValueError, match=r"1 trainable parameter\(s\) of the network: layers\.0\.weight\. Make it"):
+        critic_step(critic, optimizer, real, fake)
+
+
+def test_one_optimizer_of_both_networks_updates_one_of_them():
+    """Also with momentum, and with zeros in the .grad of the other network."""
+    generator, critic = build_networks()
+    optimizer = torch.optim.Adam([*generator.parameters(), *critic.parameters()], lr=0.1)
+    z = torch.randn(32, 2, dtype=torch.float64)
+    generator_step(generator, critic, optimizer, z)
+    optimizer.zero_grad(set_to_none=False)
+    for p in generator.parameters():
+        p.grad = torch.zeros_like(p)
+    before = copy_weights(generator), copy_weights(critic)
+    critic_step(critic, optimizer, *draw_batch())
+    assert has_weights(generator, before[0]) and not has_weights(critic, before[1])
+
+
+def test_gradients_that_would_be_lost_are_refused():
+    _, critic = build_networks()
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
+    (real, fake), before = draw_batch(), copy_weights(critic)
+    critic(real).sum().backward()
+    with pytest.raises(
+        ValueError, match=r"a \.grad that is not 0, which the step would lose: call optimizer\.zero_grad"
+    ):
+        critic_step(critic, optimizer, real, fake)
+    assert has_weights(critic, before)
+    for set_to_none in (False, True):  # zeros, None
+        optimizer.zero_grad(set_to_none=set_to_none)
+        critic_step(critic, optimizer, real, fake)
+    with pytest.raises(ValueError, match="7 gradients for 8 trainable parameters"):
+        descend(critic, critic_gradients(critic, real, fake)[1][1:], optimizer)
+
+
+def test_wrapped_networks_are_refused():
+    generator, critic = build_networks()
+    (real, fake), z = draw_batch(), torch.randn(32, 2, dtype=torch.float64)
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (generator, critic)]
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for wrap in (nn.parallel.DistributedDataParallel, nn.DataParallel):
+            with pytest.raises(ValueError, match=f"wrapped in {wrap.__name__}.* Pass the module itself"):
+                critic_step(wrap(critic), optimizers[1], real, fake)
+            for networks in ((wrap(generator), critic), (generator, wrap(critic))):
+                with pytest.raises(ValueError, match=f"wrapped in {wrap.__name__}"):
+                    generator_step(*networks, optimizers[0], z)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_objective_without_a_graph_is_refused():
+    generator, critic = build_networks()
     real, fake = draw_batch()
-    with pytest.raises((RuntimeError, ValueError)):
-        critic_objective(critic, real, fake[:10], penalty=GradientPenalty(points="real"))
+    optimizer = torch.optim.SGD([*critic.parameters(), *generator.parameters()], lr=0.1)
+    with torch.no_grad(), pytest.raises(ValueError, match="critic_loss has no graph back to a trainable parameter"):
+        critic_step(critic, optimizer, real, fake, penalty=NO_PENALTY)
+    for cut in (lambda z: generator(z).detach(), torch.no_grad()(generator.forward)):
+        network = copy.copy(generator)
+        network.forward = cut
+        with pytest.raises(ValueError, match="generator_loss has no graph back to a trainable parameter"):
+            generator_step(network, critic, optimizer, real)
+    critic.requires_grad_(False)
+    with pytest.raises(ValueError, match="no graph back to"):
+        critic_step(critic, optimizer, real, fake)
+
+
+def test_terms_and_penalty_of_half_precision_networks_are_in_float32():
+    critic = nn.Linear(2, 1).half()
+    with torch.no_grad():
+        critic.weight.copy_(torch.tensor([[3000.0, 4000.0]]))
+    real, fake = (x.half() for x in draw_batch())
+    terms, gradients = critic_gradients(critic, real, fake)
+    assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
+    assert terms["penalty"].item() == pytest.approx(10 * 4999**2, rel=1e-3)
+    assert all(g.dtype == torch.float16 for g in gradients)
 
 
 def test_gradients_are_freed_after_a_step():
