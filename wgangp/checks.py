@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 ONE_SCORE = "a critic returns one score per sample"
+UNDEFINED = "so a gradient penalty is not defined."
 SHARDED = "The network is sharded, which fails on the second-order graph of a gradient penalty"
 WRAPPERS = {  # class name: why it is refused
     "DataParallel": "Its replicas on other devices are no part of a step",
@@ -144,13 +145,14 @@ def copy_critic(critic: Callable[..., Any]) -> Callable[..., Any]:
     may leave such tensors in a module (spectral_norm keeps its weight in this way), so they are copied without it.
     """
     if isinstance(critic, FunctionType):
-        own = {name: critic.__globals__.get(name) for name in critic.__code__.co_names}
-        modules = {name: copy_critic(value) for name, value in own.items() if isinstance(value, nn.Module)}
-        cells = [cell for cell in critic.__closure__ or () if cell != CellType() and cell.cell_contents is not critic]
-        copies = {id(cell): CellType(copy_critic(cell.cell_contents)) for cell in cells if callable(cell.cell_contents)}
-        closure = tuple(copies.get(id(cell), cell) for cell in critic.__closure__ or ())
-        names = critic.__globals__ | modules
-        function = FunctionType(critic.__code__, names, critic.__name__, critic.__defaults__, closure)
+        names, cells = dict(critic.__globals__), list(critic.__closure__ or ())
+        for name in critic.__code__.co_names:
+            if isinstance(names.get(name), nn.Module):
+                names[name] = copy_critic(names[name])
+        for i, cell in enumerate(cells):
+            if cell != CellType() and callable(cell.cell_contents) and cell.cell_contents is not critic:
+                cells[i] = CellType(copy_critic(cell.cell_contents))
+        function = FunctionType(critic.__code__, names, critic.__name__, critic.__defaults__, tuple(cells))
         function.__kwdefaults__ = critic.__kwdefaults__
         return function
     modules = critic.modules() if isinstance(critic, nn.Module) else ()
@@ -234,9 +236,8 @@ def check_per_sample(critic: Callable[..., Tensor], x: Tensor, *, y: tuple[Tenso
             change = (_evaluate(critic, *mixed)[0] - scores)[own].abs().max()
             if leaked.ne(0).any() or not change <= 1000 * eps * largest:  # NaN counts as dependence
                 raise ValueError(
-                    "the critic mixes the samples of a batch (batch norm?): score i changes with x_j, so a gradient"
-                    " penalty is not defined. Use a critic without batch norm, a norm within each sample (layer norm),"
-                    " or penalty.weight=0"
+                    "the critic mixes the samples of a batch (batch norm?): score i changes with x_j,"
+                    f" {UNDEFINED} Use a norm within each sample (layer norm), or penalty.weight=0"
                 )
     for i in range(0 if random else count):
         copies = (t[i : i + 1].repeat_interleave(2 + (count == 2), dim=0) for t in (x, *y))
@@ -247,23 +248,18 @@ def check_per_sample(critic: Callable[..., Tensor], x: Tensor, *, y: tuple[Tenso
         change, turn = (own_scores[0] - scores[i]).abs(), (own_gradient[0] - gradient[i]).norm()
         if not (change <= eps**0.5 * largest and turn <= 0.05 * gradient[i].norm()):
             raise ValueError(
-                f"the critic's score of sample {i}, or its gradient, depends on the size of the batch, on the place in"
-                " it, or on the other samples, so a gradient penalty is not defined. Use a critic that treats every"
-                " sample by itself, or penalty.weight=0"
+                f"the score of sample {i}, or its gradient, depends on the size of the batch or the place in it,"
+                f" {UNDEFINED} Let the critic treat every sample by itself, or use penalty.weight=0"
             )
 
 
 def _evaluate(
     critic: Callable[..., Tensor], x: Tensor, *y: Tensor, rows: Tensor | None = None, second: bool = False
 ) -> tuple[Tensor, Tensor, bool]:
-    """Evaluate a copy of the critic, always with the same random numbers.
-
-    Args:
-        rows: the scores that are differentiated, as a mask. None: all.
-        second: also compute the second derivative that a step takes.
+    """Evaluate a copy of the critic, always with the same random numbers, and with the second derivative of a step.
 
     Returns:
-        scores (B,); the gradient (B, *) of their weighted sum, of their sum if rows is None; whether random numbers
+        scores (B,); the gradient (B, *) of their sum, or of a weighted sum over rows (a mask); whether random numbers
         were drawn.
     """
     devices = [x.device] if x.is_cuda else []

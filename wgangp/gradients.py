@@ -105,7 +105,8 @@ def clip_by_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 def gradient_norm_penalty(loss: Tensor, params: Iterable[Tensor], weight: float) -> Tensor:
     """Compute weight * ||grad_params loss||_2^2 (), differentiable. Add it to the loss to prefer flat regions.
 
-    Its own gradient is 2 * weight * H grad, with the Hessian H. Parameters that the loss does not use count as zeros.
+    Its own gradient is 2 * weight * H grad, with the Hessian H. Parameters that the loss does not use count as zeros;
+    ValueError if it uses none.
 
     Args:
         loss: (), with its graph; the graph is kept.
