@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import CellType, FunctionType
 from typing import Any
 
@@ -57,7 +58,7 @@ def compute_scores(critic: Callable[..., Tensor], x: Tensor, *y: Tensor) -> Tens
     Raises:
         ValueError: as in `check_points` and `check_scores`; the critic cannot be called with these arguments.
     """
-    return check_scores(call_critic(critic, x, *y), len(x))
+    return check_scores(call_critic(critic, x, *y))
 
 
 def call_critic(critic: Callable[..., Any], x: Tensor, *y: Tensor, **options: Any) -> Any:
@@ -65,7 +66,8 @@ def call_critic(critic: Callable[..., Any], x: Tensor, *y: Tensor, **options: An
     check_points(x, *y)
     inputs = [tensor.clone() for tensor in (x, *y)]
     outputs = critic(*inputs, **options) if torch.compiler.is_compiling() else _call(critic, inputs, options)
-    if not all(isinstance(out, Tensor) and out.ndim > 0 and len(out) == len(x) for out in tree_leaves(outputs)):
+    tensors = [outputs] if isinstance(outputs, Tensor) else tree_leaves(outputs)
+    if not all(isinstance(out, Tensor) and out.shape[:1] == x.shape[:1] for out in tensors):
         _refuse(outputs, len(x))
     return outputs
 
@@ -78,9 +80,9 @@ def check_points(x: Tensor, *y: Tensor) -> None:
             f"points are a dense tensor of real numbers in floating point: got {kind}. Use x.float(), x.to_dense() or"
             " torch.view_as_real(x)"
         )
-    if x.ndim == 0 or len(x) == 0:
+    if x.ndim == 0 or x.shape[0] == 0:  # len(x) is slow
         raise ValueError(f"points have the shape (B, *) with at least one sample: got {tuple(x.shape)}")
-    if any(not isinstance(labels, Tensor) or labels.ndim == 0 or len(labels) != len(x) for labels in y):
+    if not all(isinstance(labels, Tensor) and labels.shape[:1] == x.shape[:1] for labels in y):
         sizes = ", ".join(str(tuple(labels.shape)) if isinstance(labels, Tensor) else repr(labels) for labels in y)
         raise ValueError(f"y has {sizes} labels for {len(x)} samples: y is a tuple of tensors, with one row per sample")
 
@@ -94,9 +96,10 @@ def check_pairs(real: Tensor, fake: Tensor, *y: Tensor) -> None:
 
 
 def check_scores(scores: Any, count: int | None = None) -> Tensor:
-    """Return scores (B,) or (B, 1) as (B,). ValueError if they are not `count` real numbers, one per sample."""
-    count = len(scores) if count is None and isinstance(scores, Tensor) and scores.ndim else count
-    if not isinstance(scores, Tensor) or scores.ndim == 0 or len(scores) != count or scores.numel() != count:
+    """Return scores (B,) or (B, 1) as (B,). ValueError if they are not real numbers, one per sample (count of them)."""
+    if isinstance(scores, Tensor) and scores.ndim > 0 and count is None:
+        count = scores.shape[0]
+    if not isinstance(scores, Tensor) or scores.ndim == 0 or not scores.shape[0] == scores.numel() == count:
         _refuse(scores, count)
     if not scores.is_floating_point():
         raise ValueError(f"{ONE_SCORE}, a real number in floating point: got {scores.dtype}")
@@ -105,13 +108,15 @@ def check_scores(scores: Any, count: int | None = None) -> Tensor:
 
 def check_not_wrapped(*networks: nn.Module) -> None:
     """Raise ValueError for a network that is wrapped for another kind of data parallelism."""
-    for module in (module for network in networks for module in network.modules()):
-        for kind in type(module).__mro__:
-            if kind.__name__ in WRAPPERS:
-                raise ValueError(
-                    f"a network is wrapped in {kind.__name__}. {WRAPPERS[kind.__name__]}. Pass the module itself, and"
-                    " start with torchrun"
-                )
+    for name in {_find_wrapper(type(module)) for network in networks for module in network.modules()} - {None}:
+        raise ValueError(
+            f"a network is wrapped in {name}. {WRAPPERS[name]}. Pass the module itself, and start with torchrun"
+        )
+
+
+@cache
+def _find_wrapper(kind: type) -> str | None:
+    return next((base.__name__ for base in kind.__mro__ if base.__name__ in WRAPPERS), None)
 
 
 def differentiate(

@@ -28,11 +28,10 @@ def descend(
         ValueError: the optimizer does not have a trainable parameter of the network; it has one whose .grad is not 0
             or None, and would be lost. Nothing is changed.
     """
-    _check_optimizer(optimizer, network)
     parameters = [p for p in network.parameters() if p.requires_grad]
+    _check_optimizer(optimizer, network, parameters)
     if len(gradients) != len(parameters):
         raise ValueError(f"{len(gradients)} gradients for {len(parameters)} trainable parameters: give one for each")
-    optimizer.zero_grad()  # a gradient of zeros is not none: the momentum of other parameters would move them
     for p, gradient in zip(parameters, gradients, strict=True):
         # A fused optimizer reads the gradient with the strides of the parameter. The gradient of a convolution may
         # have other strides.
@@ -43,22 +42,24 @@ def descend(
     optimizer.zero_grad()  # frees the memory before the next gradients are computed
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    known = {id(p) for p in parameters}
-    missing = [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in known]
-    if missing:
+def _check_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, parameters: list[Tensor]) -> None:
+    known = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    if any(id(p) not in known for p in parameters):
+        missing = [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in known]
         raise ValueError(
             f"the optimizer does not have {len(missing)} trainable parameter(s) of the network:"
             f" {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}. Make it of network.parameters(), after the"
             " network has its final parameters"
         )
-    gradients = [p.grad for p in parameters if p.grad is not None]  # usually none: no wait for the device
-    if any(gradient.is_sparse or gradient.any() for gradient in gradients):
+    gradients = [p.grad for p in known.values() if p.grad is not None]
+    if not gradients:
+        return
+    if any(gradient.is_sparse or gradient.any() for gradient in gradients):  # waits for the device
         raise ValueError(
             "a parameter of the optimizer has a .grad that is not 0, which the step would lose: call"
             " optimizer.zero_grad() before it, or add it to the gradients that you give to `descend`"
         )
+    optimizer.zero_grad()  # zeros are not None: momentum would move the parameters of another network
 
 
 class NormalizedGradientDescent(torch.optim.Optimizer):
