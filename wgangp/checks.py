@@ -48,16 +48,7 @@ WRAPPERS = {  # class name: why it is refused
 
 
 def compute_scores(critic: Callable[..., Tensor], x: Tensor, *y: Tensor) -> Tensor:
-    """Compute the score D(x, y) of every sample (B,), and check points, labels and scores.
-
-    Args:
-        critic: (x, *y) -> (B,) or (B, 1).
-        x: points (B, *), B >= 1, in floating point.
-        y: labels, one per sample.
-
-    Raises:
-        ValueError: as in `check_points` and `check_scores`; the critic cannot be called with these arguments.
-    """
+    """Compute the score D(x, y) of every sample (B,). ValueError if points, labels, scores or the call are wrong."""
     return check_scores(call_critic(critic, x, *y))
 
 
@@ -124,8 +115,7 @@ def differentiate(
 ) -> list[Tensor]:
     """Return the gradient of value () with respect to each tensor; zeros for tensors that it does not depend on.
 
-    Raises:
-        ValueError: value depends on none of them through the graph. name and goal are what the message calls them.
+    ValueError if it depends on none of them; name and goal are what the message calls value and tensors.
     """
     gradients: tuple[Tensor | None, ...] = ()
     if tensors and value.requires_grad:
@@ -144,10 +134,10 @@ def math_attention(needed: bool) -> AbstractContextManager[None]:
 
 
 def copy_critic(critic: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a copy of a critic, whose state (buffers, counters) moves on without that of the critic.
+    """Return a copy of a module, or of a function together with the modules that it names.
 
-    A function is copied together with the modules that it names. deepcopy refuses tensors that have a graph; a forward
-    may leave such tensors in a module (spectral_norm keeps its weight in this way), so they are copied without it.
+    deepcopy refuses tensors that have a graph. A forward may leave such tensors in a module (spectral_norm keeps its
+    weight in this way), so they are copied without their graph.
     """
     if isinstance(critic, FunctionType):
         names, cells = dict(critic.__globals__), list(critic.__closure__ or ())
@@ -209,11 +199,10 @@ def _call(critic: Callable[..., Any], inputs: list[Tensor], options: dict[str, A
 def check_per_sample(critic: Callable[..., Tensor], x: Tensor, *, y: tuple[Tensor, ...] = ()) -> None:
     """Raise ValueError if a gradient penalty is not defined for the critic: a score depends on another sample.
 
-    The penalty is on the gradient of each score with respect to its own sample. It has no meaning for a critic that
-    maps a whole batch to a batch of scores (Paper: section 4, "No critic batch normalization"). It also needs second
-    derivatives. For every pair i, j the check computes d score_i / d x_j, which must be 0, and score_i with another
-    x_j, which must not change. Besides, score and gradient of each sample must be the same in a batch of its own
-    copies, unless the critic draws random numbers: dropout passes if one mask per sample is drawn.
+    The penalty has no meaning for a critic that maps a whole batch to a batch of scores (Paper: section 4, "No critic
+    batch normalization"), and it needs second derivatives. For every pair i, j the check computes d score_i / d x_j,
+    which must be 0, and score_i with another x_j, which must not change. Besides, score and gradient of each sample
+    must be the same in a batch of its own copies, unless the critic draws random numbers (dropout draws per sample).
 
     Args:
         critic: (x, *y) -> (B,) or (B, 1). Copies are used: its state does not change, nor do torch's random numbers.
