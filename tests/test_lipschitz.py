@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wgangp import (
+    certified_lipschitz,
     corrected_wasserstein,
     expected_slope,
     largest_quotient,
@@ -225,10 +226,12 @@ def test_invalid_arguments_raise(call, message):
         call(MLPCritic((2,), width=4), torch.randn(6, 2))
 
 
-def test_function_that_does_not_compute_in_float64_raises():
-    net = torch.nn.Linear(2, 1)
-    with pytest.raises(ValueError, match="pass the module"):
-        steepest_slope(lambda x: net(x), torch.randn(5, 2))
+def test_function_of_a_module_is_computed_in_float64():
+    net, x = torch.nn.Linear(2, 1), torch.randn(5, 2)
+    assert steepest_slope(lambda x: net(x), x) == steepest_slope(net, x)
+    assert net.weight.dtype == torch.float32
+    with pytest.raises(ValueError, match="a tensor that it makes itself may be float32"):
+        steepest_slope(lambda x: x @ torch.ones(2, 1), x)
 
 
 def test_quotient_of_a_critic_that_returns_nan_is_nan():
@@ -263,7 +266,124 @@ def test_slope_of_a_conditional_critic_is_computed_with_the_label_of_each_sample
 
 def test_labels_that_do_not_fit_are_refused():
     x = torch.zeros(4, 2)
-    with pytest.raises(ValueError, match="y has 3 labels for 4 samples"):
+    with pytest.raises(ValueError, match=r"y has \(3,\) labels for 4 samples"):
         slope_statistics(lambda x, y: x.sum(1), x, x, y=(torch.zeros(3),))
     with pytest.raises(ValueError, match="coupled=True does not work with labels"):
         slope_statistics(lambda x, y: x.sum(1), x, x, y=(torch.zeros(4),), coupled=True)
+
+
+# Critics that do not fit, and critics of an unusual kind
+
+MEASURES = {
+    "slope_statistics": lambda critic, x: slope_statistics(critic, x, x.flip(0)),
+    "slope_statistics, float64": lambda critic, x: slope_statistics(critic, x, x.flip(0), float64=True),
+    "largest_quotient": largest_quotient,
+    "steepest_slope": lambda critic, x: steepest_slope(critic, x, steps=2),
+}
+each_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+
+
+@each_measure
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda score: (score, score), "one score per sample: got a value of type tuple"),
+        (lambda score: {"score": score}, "one score per sample: got a value of type dict"),
+        (lambda score: score[None], "one score per sample"),
+        (lambda score: score.view(-1, 1, 1).expand(-1, 4, 4), "one score per sample"),
+        (lambda score: score.mean(), "one score per sample"),
+        (lambda score: score.long(), "a real number in floating point"),
+        (lambda score: score + 0j, "a real number in floating point"),
+        (lambda score: score.tolist(), "one score per sample: got a value of type list"),
+    ],
+)
+def test_critic_without_one_score_per_sample_is_refused(change, message, measure):
+    with pytest.raises(ValueError, match=message):
+        measure(lambda x: change(x.sum(1)), torch.randn(6, 2))
+
+
+@each_measure
+@pytest.mark.parametrize(
+    "points, message",
+    [
+        (torch.tensor([[0.0, math.nan], [1, 1]]), "have NaN or inf"),
+        (torch.tensor([[0.0, math.inf], [1, 1]]), "have NaN or inf"),
+        (torch.zeros(0, 2), "at least one sample"),
+        (torch.zeros(3, 2, dtype=torch.complex64), "real numbers"),
+        (torch.zeros(3, 2, dtype=torch.long), "floating point"),
+    ],
+)
+def test_points_that_have_no_slope_are_refused(points, message, measure):
+    with pytest.raises(ValueError, match=message):
+        measure(MLPCritic((2,), width=4), points)
+
+
+@each_measure
+def test_critic_that_works_in_place_is_measured_and_the_points_stay_as_they_are(measure):
+    class InPlace(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Linear(4, 1))
+
+        def forward(self, x):
+            return self.layers(x.div_(255))
+
+    critic, x = InPlace(), 255 * torch.rand(20, 4)
+    before = x.clone()
+    plain = torch.nn.Sequential(torch.nn.Linear(4, 1)).requires_grad_(False)
+    plain[0].weight.copy_(critic.layers[1].weight / 255), plain[0].bias.copy_(critic.layers[1].bias)
+    result, expected = measure(critic, x), measure(plain, x)
+    assert torch.equal(x, before)
+    if isinstance(result, float):
+        assert result == pytest.approx(expected, rel=1e-5)
+        assert result <= certified_lipschitz(plain, (4,)) * (1 + 1e-6)
+    else:
+        assert result["real"]["max"] == pytest.approx(expected["real"]["max"], rel=1e-5)
+
+
+@each_measure
+def test_measures_work_under_inference_mode_and_without_gradients(measure):
+    critic, x = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)), torch.randn(6, 2)
+    torch.manual_seed(0)
+    expected = measure(critic, x)
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            torch.manual_seed(0)
+            assert measure(critic, x.clone()) == expected
+    assert all(p.grad is None for p in critic.parameters())
+
+
+@each_measure
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_critics_and_points_in_half_precision_are_measured(dtype, measure):
+    critic = torch.nn.Linear(2, 1).to(dtype)
+    result = measure(critic, torch.randn(20, 2).to(dtype))
+    slope = result if isinstance(result, float) else result["interpolates"]["max"]
+    norm = critic.weight.detach().double().norm().item()
+    assert (0.5 * norm if measure is largest_quotient else 0.99 * norm) < slope < 1.01 * norm
+
+
+@pytest.mark.parametrize("distance", [1e-3, 1e-6, 1e-9, 1e-12, 1e-15])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_no_rounding_lifts_a_quotient_above_the_truth(distance, offset):
+    """The scores of points that are close to each other differ by rounding, which a small distance makes large."""
+    rng = make_rng()
+    for _ in range(10):
+        critic = Linear((5,))
+        x = torch.randn(30, 5, generator=rng, dtype=torch.float64)
+        x = torch.cat([x, x + distance * torch.randn(30, 5, generator=rng, dtype=torch.float64)])
+        norm = critic.w.detach().norm().item()
+        assert largest_quotient(lambda x, critic=critic: critic(x) + offset, x) <= norm
+        assert largest_quotient(critic, x) <= certified_lipschitz(critic, (5,))
+    far = largest_quotient(critic, torch.cat([x[:30], x[:30] + critic.w.detach()]))
+    assert far == pytest.approx(norm, rel=1e-9)
+
+
+def test_interval_is_that_of_the_critic_in_eval_mode():
+    critic = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.ReLU(), torch.nn.Dropout(0.9), torch.nn.Linear(64, 1))
+    x = torch.randn(50, 2)
+    upper, lower = certified_lipschitz(critic, (2,)), [largest_quotient(critic, x), steepest_slope(critic, x, steps=5)]
+    lower.append(slope_statistics(critic, x, x.flip(0), float64=True)["interpolates"]["max"])
+    assert critic.training and max(lower) <= upper
+    critic.eval()
+    assert [largest_quotient(critic, x), steepest_slope(critic, x, steps=5)] == lower[:2]

@@ -8,9 +8,9 @@ import pytest
 from helpers import ROOT
 
 LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
-    {"seeds", "precision", "onednn", "accumulate", "tables", "schema", "version"},
+    {"seeds", "precision", "onednn", "accumulate", "tables", "schema", "version", "bounds"},
     {"checks"},
-    {"gradients"},
+    {"gradients", "state"},
     {"penalty", "losses", "optim", "data", "networks", "transport", "certify"},
     {"step", "lipschitz", "metrics", "checkpoint", "plots", "runs"},
     {"logs", "compiled"},

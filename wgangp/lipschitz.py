@@ -7,18 +7,23 @@ segments; otherwise it is an approximation. For every critic there is a proved i
 and K / L <= W1:
 
     largest_quotient, steepest_slope  <=  L  <=  certify.certified_lipschitz
+
+All ends of the interval are those of the critic in eval mode. No function here changes a critic, its points or a random
+state, and each refuses a critic that is random in eval mode.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wgangp.certify import in_float64
+from wgangp.checks import check_pairs, check_points, compute_scores, differentiate
 from wgangp.gradients import gradient_norm
 from wgangp.penalty import GradientPenalty, interpolate
+from wgangp.state import check_not_random, in_float64, use_eval_mode
 from wgangp.transport import optimal_pairs
 
 __all__ = [
@@ -35,6 +40,7 @@ __all__ = [
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 CHUNK = 500  # points per forward pass, to limit the memory
+ROUNDING = 1e-12  # of a score in float64, relative: several thousand times the rounding of one operation
 Critic = Callable[..., Tensor]
 
 
@@ -94,11 +100,12 @@ def critic_slopes(
     """Compute the critic's slope at every point of every kind, and the cosines at the coupled points.
 
     Args:
-        critic: (x, *y) -> (B,) or (B, 1), one score per sample.
+        critic: (x, *y) -> (B,) or (B, 1), one score per sample. It is put in eval mode for this call.
         real, fake: points (B, *), paired by their order for the interpolates.
         eps: (B,) in [0, 1], the position on each segment: 1 is the real point, 0 the fake point. Drawn if left out.
         y: (labels (B,),) of the pairs, if the critic takes labels.
-        rng: the random number generator for the draws. If it is left out, torch's global one is used.
+        rng: the random number generator for the draws. If it is left out, torch's global one is used, and its state is
+            restored.
         coupled: also use points on the segments between optimally coupled pairs. It needs exact transport, which says
             something in low dimension only. Not with labels.
         float64: compute in double precision, on a copy of the critic.
@@ -109,28 +116,25 @@ def critic_slopes(
         if coupled is False.
 
     Raises:
-        ValueError: the points do not have the same shape or do not fit the critic; there are too many to couple.
+        ValueError: the points do not have the same shape, are not finite or do not fit the critic; there are too many
+            to couple; the critic draws random numbers.
     """
-    if real.shape != fake.shape or len(real) == 0:
-        raise ValueError(
-            f"real {tuple(real.shape)} and fake {tuple(fake.shape)} must have the same shape and at least one sample"
-        )
-    if any(len(labels) != len(real) for labels in y):
-        raise ValueError(f"y has {', '.join(str(len(labels)) for labels in y)} labels for {len(real)} samples")
+    check_pairs(real, fake, *y)
     if y and coupled:
         raise ValueError("coupled=True does not work with labels: optimal pairs may have different labels")
-    if float64:
-        critic, real, fake = _double(critic), real.double(), fake.double()
-    eps = _uniform(real, rng) if eps is None else eps.to(real.dtype)
-    perturbed = GradientPenalty(points="perturbed")
-    points = {"real": real, "fake": fake, "interpolates": interpolate(real, fake, eps)}
-    points["perturbed"] = perturbed.at(real, fake, perturbed.draw(real, rng))
-    cosines = None
-    if coupled:
-        partner = fake[optimal_pairs(real, fake)]
-        points["coupled"] = interpolate(real, partner, eps)
-        cosines = cosine(critic, points["coupled"], real - partner)
-    return {kind: slope_at(critic, x, *y).double() for kind, x in points.items()}, cosines
+    with _open(critic, real, *y, float64=float64) as (critic, real, *y):
+        _check_finite(fake)
+        fake = fake.detach().to(real.dtype)
+        eps = _uniform(real, rng) if eps is None else eps.to(real.dtype)
+        perturbed = GradientPenalty(points="perturbed")
+        points = {"real": real, "fake": fake, "interpolates": interpolate(real, fake, eps)}
+        points["perturbed"] = perturbed.at(real, fake, perturbed.draw(real, rng))
+        cosines = None
+        if coupled:
+            partner = fake[optimal_pairs(real, fake)]
+            points["coupled"] = interpolate(real, partner, eps)
+            cosines = cosine(critic, points["coupled"], real - partner)
+        return {kind: slope_at(critic, x, *y).double() for kind, x in points.items()}, cosines
 
 
 def cosine(critic: Critic, x: Tensor, direction: Tensor) -> Tensor:
@@ -144,32 +148,31 @@ def slope_at(critic: Critic, x: Tensor, *y: Tensor) -> Tensor:
     slopes = []
     with _explain_misfit(x):
         for part, *labels in zip(x.split(CHUNK), *(each.split(CHUNK) for each in y), strict=True):
-            slopes.append(gradient_norm(lambda x, labels=labels: critic(x, *labels), part))
+            slopes.append(gradient_norm(critic, part, *labels))
     return torch.cat(slopes)
 
 
 def largest_quotient(critic: Critic, x: Tensor) -> float:
     """Compute the largest |D(x_i) - D(x_j)| / ||x_i - x_j|| over all pairs: a lower bound of the Lipschitz constant.
 
-    It is computed in float64, on a copy of the critic. Pairs of equal points are left out. For one point it is 0.
+    It is computed in float64, on a copy of the critic, and rounded down: each difference of scores is made smaller by
+    what rounding can add to it. Pairs of equal points are left out. For one point it is 0.
 
     Args:
         critic: (B, *) -> (B,) or (B, 1).
         x: points (N, *).
 
     Raises:
-        ValueError: the points do not fit the critic.
+        ValueError: the points are not finite or do not fit the critic; the critic draws random numbers.
     """
-    x = x.detach().double()
-    with torch.no_grad(), _explain_misfit(x):
-        critic = _double(critic)
-        score = torch.cat([critic(part).flatten() for part in x.split(CHUNK)])
+    with _open(critic, x, float64=True) as (critic, x), torch.no_grad(), _explain_misfit(x):
+        score = torch.cat([compute_scores(critic, part) for part in x.split(CHUNK)])
     flat = x.unsqueeze(-1).flatten(1)
     largest = []
-    for x, rises in zip(flat.split(CHUNK), score.split(CHUNK), strict=True):
+    for x, scores in zip(flat.split(CHUNK), score.split(CHUNK), strict=True):
         distance = torch.cdist(x, flat, compute_mode="donot_use_mm_for_euclid_dist")
-        rise = (rises.unsqueeze(1) - score).abs()
-        largest.append(torch.where(distance > 0, rise / distance, 0).max())
+        rise = (scores.unsqueeze(1) - score).abs() - ROUNDING * (scores.abs().unsqueeze(1) + score.abs())
+        largest.append(torch.where(distance > 0, rise.clamp(min=0) / distance, 0).max())
     return torch.stack(largest).max().item()  # NaN if one of them is
 
 
@@ -187,21 +190,21 @@ def steepest_slope(critic: Critic, x: Tensor, steps: int = 100) -> float:
         steps: of the ascent, >= 1.
 
     Raises:
-        ValueError: steps < 1; the points do not fit the critic.
+        ValueError: steps < 1; the points are not finite or do not fit the critic; the critic draws random numbers.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: must be >= 1")
-    critic, x = _double(critic), x.detach().double()
-    steepest = slope_at(critic, x)
-    direction = _unit(_gradient(critic, x))
-    scale = x.std(correction=0).item() or 1.0
-    for h in torch.logspace(0, -2, steps).tolist():
-        ahead, behind = (_gradient(critic, x + sign * h * scale * direction) for sign in (1, -1))
-        for gradient in (ahead, behind):
-            steepest = torch.maximum(steepest, gradient.unsqueeze(-1).flatten(1).norm(dim=1))
-        direction = _unit(ahead + behind)
-        x = x + h * scale * _unit(ahead - behind)
-    return steepest.max().item()
+    with _open(critic, x, float64=True) as (critic, x):
+        steepest = slope_at(critic, x)
+        direction = _unit(_gradient(critic, x))
+        scale = x.std(correction=0).item() or 1.0
+        for h in torch.logspace(0, -2, steps).tolist():
+            ahead, behind = (_gradient(critic, x + sign * h * scale * direction) for sign in (1, -1))
+            for gradient in (ahead, behind):
+                steepest = torch.maximum(steepest, gradient.unsqueeze(-1).flatten(1).norm(dim=1))
+            direction = _unit(ahead + behind)
+            x = x + h * scale * _unit(ahead - behind)
+        return steepest.max().item()
 
 
 def expected_slope(w1: float, weight: float) -> float:
@@ -259,8 +262,23 @@ def proved_wasserstein(
     return {"bound": float(real.mean() - fake.mean()), "low": float(interval.low), "high": float(interval.high)}
 
 
-def _double(critic: Critic) -> Critic:
-    return in_float64(critic) if isinstance(critic, nn.Module) else critic
+@contextmanager
+def _open(critic: Critic, x: Tensor, *y: Tensor, float64: bool) -> Iterator[tuple[Any, ...]]:
+    """Yield the critic in eval mode with its points and labels, in float64 if asked for; see `use_eval_mode`."""
+    check_points(x, *y)
+    _check_finite(x)
+    with torch.inference_mode(False), use_eval_mode(critic):
+        x, *y = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in (x, *y))
+        if float64:
+            critic, x = in_float64(critic), x.double()
+        with _explain_misfit(x):
+            check_not_random(critic, x[:2], *(labels[:2] for labels in y))
+        yield critic, x, *y
+
+
+def _check_finite(x: Tensor) -> None:
+    if not x.isfinite().all():
+        raise ValueError("the points have NaN or inf in them: slopes and scores would say nothing. Remove these points")
 
 
 def _uniform(x: Tensor, rng: torch.Generator | None) -> Tensor:
@@ -269,10 +287,10 @@ def _uniform(x: Tensor, rng: torch.Generator | None) -> Tensor:
 
 def _gradient(critic: Critic, x: Tensor) -> Tensor:
     gradients = []
-    for part in x.detach().split(CHUNK):
+    for part in x.split(CHUNK):
         with torch.enable_grad(), _explain_misfit(x):
-            part = part.requires_grad_()
-            gradients += torch.autograd.grad(critic(part).sum(), part, materialize_grads=True)
+            part = part.detach().requires_grad_()
+            gradients += differentiate(compute_scores(critic, part).sum(), [part], "the critic's score", "its points")
     return torch.cat(gradients)
 
 
@@ -282,15 +300,15 @@ def _unit(x: Tensor) -> Tensor:
 
 @contextmanager
 def _explain_misfit(x: Tensor) -> Iterator[None]:
-    """Turn a RuntimeError of torch into a ValueError that says that the points do not fit."""
+    """Turn an error in a forward into a ValueError that says that the points do not fit."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, LookupError, AssertionError) as error:
         hint = ""
         if x.dtype == torch.float64:
-            hint = " (they are float64; only an nn.Module is converted to float64, so pass the module)"
+            hint = " (they are float64, as its weights are here; a tensor that it makes itself may be float32)"
         raise ValueError(f"points of shape {tuple(x.shape[1:])} do not fit this critic{hint}: {error}") from error
 
 

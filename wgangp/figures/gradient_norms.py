@@ -9,13 +9,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from wgangp.certify import in_float64
 from wgangp.data.toy import SwissRoll
 from wgangp.figures.common import describe_range, format_spread, make_run, select, train_networks
 from wgangp.networks.layers import ReLU
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import GradientPenalty, clip_weights_
 from wgangp.seeds import draw_latent, initialize
+from wgangp.state import in_float64
 
 __all__ = ["GradientNorms"]
 
