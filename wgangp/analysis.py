@@ -13,6 +13,7 @@ from wgangp.certify import certified_lipschitz
 from wgangp.checks import check_per_sample
 from wgangp.config import find_device, restore
 from wgangp.logs import provenance
+from wgangp.report import leave_unchanged
 from wgangp.runs import Run
 from wgangp.sample import generate
 from wgangp.seeds import draw_latent, rng_for
@@ -74,6 +75,7 @@ def analyze(
         return unfinished.rename(path)
 
 
+@leave_unchanged
 def measure(
     run: Run, n: int, starts: int, ascent: int, seed: int, low_dimension: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -21,6 +21,7 @@ from wgangp.gradients import total_norm
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
 from wgangp.precision import autocast, check_precision
+from wgangp.state import preserve_state
 from wgangp.step import critic_gradients, critic_objective, generator_gradients, generator_objective
 
 __all__ = ["Computation", "build_computation", "verify"]
@@ -103,15 +104,21 @@ def build_computation(
 
     fast_critic = _compile_gradients(critic, critic_terms, "critic_loss", regularize_gradient_norm)
     fast_generator = _compile_gradients(generator, generator_terms, "generator_loss", regularize_gradient_norm)
+    both = (generator, critic)
     return Computation(
-        sample=_verify_samples(_compile(sample, device), eager.sample, precision),
-        critic_gradients=verify("critic", fast_critic, eager_critic, precision, double=critic),
-        generator_gradients=verify("generator", fast_generator, eager_generator, precision),
+        sample=_verify_samples(_compile(sample, device), eager.sample, precision, both),
+        critic_gradients=verify("critic", fast_critic, eager_critic, precision, double=critic, networks=both),
+        generator_gradients=verify("generator", fast_generator, eager_generator, precision, networks=both),
     )
 
 
 def verify(
-    name: str, fast: Gradients, eager: Gradients, precision: str = "fp32", double: nn.Module | None = None
+    name: str,
+    fast: Gradients,
+    eager: Gradients,
+    precision: str = "fp32",
+    double: nn.Module | None = None,
+    networks: tuple[nn.Module, ...] = (),
 ) -> Gradients:
     """Return a function that uses fast if its gradients agree with eager at the first batches, and eager otherwise.
 
@@ -122,33 +129,46 @@ def verify(
         name: of the step, for messages.
         double: a network whose gradients are also compared with all its parameters doubled. Initial slopes may be so
             small that the penalty contributes nothing to the gradient (one-sided penalty, for example).
+        networks: that fast and eager compute with. The comparison leaves them and the random numbers as they were.
     """
-    return _verified(name, "gradients", fast, eager, precision, double)
+    return _verified(name, "gradients", fast, eager, precision, double, networks)
 
 
-def _verify_samples(fast: Callable[..., Tensor], eager: Callable[..., Tensor], precision: str) -> Callable[..., Tensor]:
+def _verify_samples(
+    fast: Callable[..., Tensor], eager: Callable[..., Tensor], precision: str, networks: tuple[nn.Module, ...]
+) -> Callable[..., Tensor]:
     """As `verify`, for the samples of the generator."""
 
     def as_gradients(sample: Callable[..., Tensor]) -> Gradients:
         return lambda *batch: ({}, [sample(*batch)])
 
-    verified = _verified("sample", "samples", as_gradients(fast), as_gradients(eager), precision, None)
+    verified = _verified("sample", "samples", as_gradients(fast), as_gradients(eager), precision, None, networks)
     return lambda *batch: verified(*batch)[1][0]
 
 
 def _verified(
-    name: str, quantity: str, fast: Gradients, eager: Gradients, precision: str, double: nn.Module | None
+    name: str,
+    quantity: str,
+    fast: Gradients,
+    eager: Gradients,
+    precision: str,
+    double: nn.Module | None,
+    networks: tuple[nn.Module, ...],
 ) -> Gradients:
     chosen: list[Gradients] = []
     batches = 0
 
-    def compare(batch: tuple[Tensor, ...], expected: list[Tensor]) -> tuple[str, Any]:
-        """The relative error as text, and the result of fast; None in place of the result if the error is too large."""
-        result = fast(*batch)
-        difference = total_norm([a - b for a, b in zip(result[1], expected, strict=True)]).item()
+    def compute(gradients: Gradients, batch: tuple[Tensor, ...]) -> list[Tensor]:
+        """Compute gradients from the state that the networks and random numbers have now, and leave it unchanged."""
+        with preserve_state(*networks):
+            return gradients(*batch)[1]
+
+    def compare(batch: tuple[Tensor, ...], expected: list[Tensor]) -> tuple[str, bool]:
+        """Return the relative error as text, and whether it is small enough."""
+        compiled = compute(fast, batch)
+        difference = total_norm([a - b for a, b in zip(compiled, expected, strict=True)]).item()
         relative = difference / max(total_norm(expected).item(), torch.finfo(expected[0].dtype).tiny)
-        allowed = TOLERANCE["fp64" if expected[0].dtype == torch.float64 else precision]
-        return f"{relative:.2g}", result if relative <= allowed else None
+        return f"{relative:.2g}", relative <= TOLERANCE["fp64" if expected[0].dtype == torch.float64 else precision]
 
     def choose(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
         nonlocal batches
@@ -156,15 +176,15 @@ def _verified(
             return chosen[0](*batch)
         batches += 1
         start = time.monotonic()
-        terms, expected = eager(*batch)
+        expected = compute(eager, batch)
         try:
-            error, result = "", ()
+            error, equal = "", True
             if double is not None and batches == 1:
                 with _doubled(double):
-                    error, result = compare(batch, eager(*batch)[1])
-            if result is not None:
-                error, result = compare(batch, expected)
-            problem = "" if result is not None else f"its {quantity} differ from the eager ones by {error} (relative)"
+                    error, equal = compare(batch, compute(eager, batch))
+            if equal:
+                error, equal = compare(batch, expected)
+            problem = "" if equal else f"its {quantity} differ from the eager ones by {error} (relative)"
         except Exception as failure:  # the compiler raises many types
             problem = f"{type(failure).__name__}: {' '.join(str(failure).splitlines()[:2])}"
         if problem:
@@ -176,7 +196,7 @@ def _verified(
             print(f"compiled the {name} step in {seconds:.0f} s; relative error of its {quantity}: {error}")
         if problem or batches == VERIFIED.get(expected[0].device.type, 1):
             chosen.append(eager if problem else fast)
-        return (terms, expected) if problem else result  # not the eager result if fast is used: resumed runs agree
+        return (eager if problem else fast)(*batch)  # not the eager result if fast is used: resumed runs agree
 
     return choose
 

@@ -1,10 +1,14 @@
 """What a run logs and draws at a step: one line of the log, one picture.
 
-Both are functions of the run and the step alone, so that a resumed run logs and draws the same.
+Both are functions of the run and the step alone, so that a resumed run logs and draws the same. They see the networks
+in eval mode and change nothing, so that the trained weights do not depend on how often a run is measured.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +22,34 @@ from wgangp.logs import read_metrics
 from wgangp.losses import merge_terms
 from wgangp.metrics.modes import mode_coverage
 from wgangp.runs import Run
-from wgangp.seeds import draw_latent, rng_for
+from wgangp.seeds import draw_latent, rng_for, seed_layers
+from wgangp.state import check_not_random, use_eval_mode
 from wgangp.step import critic_objective, generator_objective
 
-__all__ = ["lipschitz_report", "picture", "report"]
+__all__ = ["leave_unchanged", "lipschitz_report", "picture", "report"]
 
 IMAGES, POINTS = 128, 512  # samples in a picture, all from the same noise at every step
 QUOTIENT_POINTS = 256  # points of each kind for the Lipschitz report, at most
 COVERAGE_SAMPLES = 10_000  # samples for the mode coverage
 
 
+def leave_unchanged(measure: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function of a run: it sees the networks in eval mode, and they and random states stay as they were.
+
+    Layers that are random in eval mode, too, draw the same numbers at every call.
+    """
+
+    @wraps(measure)
+    def call(*args: Any, **keywords: Any) -> Any:
+        run = next(value for value in (*args, *keywords.values()) if isinstance(value, Run))
+        device = next(run.critic.parameters()).device
+        with use_eval_mode(run.generator, run.critic), seed_layers(run.seed, 0, "measurement", device):
+            return measure(*args, **keywords)
+
+    return call
+
+
+@leave_unchanged
 def report(run: Run, step: int, size: int) -> dict[str, float]:
     """Compute one line of the log, on `size` samples of each kind. docs/metrics.md explains every name.
 
@@ -48,7 +70,8 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
         if split == "train":
             values["critic_param_grad_norm"] = _param_grad_norm(terms["critic_loss"], run.critic)
             rng = rng_for(run.seed, step, "eps/slopes", device)
-            values |= _flatten(slope_statistics(run.critic, real, fake, y=tuple(labels), rng=rng))
+            if not _is_random(run.critic, real, *labels):
+                values |= _flatten(slope_statistics(run.critic, real, fake, y=tuple(labels), rng=rng))
     terms = generator_objective(run.generator, run.critic, z, *y, loss=run.loss)
     values = merge_terms(values, {name: term.item() for name, term in terms.items()})
     values["generator_param_grad_norm"] = _param_grad_norm(terms["generator_loss"], run.generator)
@@ -59,6 +82,7 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
     return values
 
 
+@leave_unchanged
 def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
     """Compute what train.lipschitz_every adds to a line of the log, on held-out samples.
 
@@ -69,15 +93,15 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
     size = min(size, QUOTIENT_POINTS)
     device = next(run.critic.parameters()).device
     real, *labels = run.data.batch(step, size, run.seed, "heldout", purpose="lipschitz")
-    if labels:
-        return {}  # the score is a function of point and label, for which these numbers are not defined
+    if labels or _is_random(run.critic, real):
+        return {}  # the score is not a function of the point alone, so that these numbers are not defined
     with torch.no_grad():
         z, *_ = draw_latent(run.generator, size, run.seed, step, "lipschitz", device)
         fake = run.generator(z)
         gap = (run.critic(real).mean() - run.critic(fake).mean()).item()
     try:
         check_per_sample(run.critic, torch.cat([real[:1], fake[:1]]))
-    except ValueError:  # batch norm, which is allowed without a penalty: the score is not a function of a point
+    except ValueError:  # the released batch norm, which is allowed without a penalty
         return {}
     values = {"largest_quotient": largest_quotient(run.critic, torch.cat([real, fake]))}
     if run.penalty.weight > 0 and run.penalty.target == 1 and gap >= 0:
@@ -91,6 +115,7 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
     return values
 
 
+@leave_unchanged
 def picture(folder: Path, run: Run, step: int) -> None:
     """Draw samples/STEP.png from noise that is the same at every step, and curves.png of the log so far."""
     device = next(run.critic.parameters()).device
@@ -108,6 +133,14 @@ def picture(folder: Path, run: Run, step: int) -> None:
     elif len(run.data.shape) == 3:
         plots.image_grid(path, fake.cpu(), run.data.span)
     plots.curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"), run.penalty.target)
+
+
+def _is_random(critic: nn.Module, *batch: Tensor) -> bool:
+    try:
+        check_not_random(critic, *batch)
+    except ValueError:
+        return True
+    return False
 
 
 def _flatten(statistics: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from wgangp import plots
 from wgangp.config import find_device, restore
 from wgangp.runs import Run
 from wgangp.seeds import draw_latent
+from wgangp.state import use_eval_mode
 
 __all__ = ["generate", "sample"]
 
@@ -70,8 +71,8 @@ def sample(
 
 
 def generate(generator: nn.Module, latent: tuple[Tensor, ...]) -> Tensor:
-    """Compute the samples (N, *) of a generator for latent = (z (N, latent_dim), *y), in batches."""
-    with torch.no_grad():
+    """Compute the samples (N, *) of a generator in eval mode for latent = (z (N, latent_dim), *y), in batches."""
+    with torch.no_grad(), use_eval_mode(generator):
         return torch.cat([generator(*part) for part in zip(*(x.split(BATCH) for x in latent), strict=True)])
 
 

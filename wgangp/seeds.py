@@ -1,16 +1,18 @@
 """Randomness as a function of (seed, step, purpose).
 
 Every random draw of a run comes from a random number generator that is made for this one draw. Nothing about it has to
-be saved to resume a run, and the global random number generators of torch are never used.
+be saved to resume a run. The global random number generators of torch are used by layers alone, such as dropout; see
+`seed_layers`.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["draw_latent", "initialize", "rng_for"]
+__all__ = ["draw_latent", "initialize", "rng_for", "seed_layers"]
 
 
 def rng_for(seed: int, step: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -33,6 +35,20 @@ def initialize(build: Callable[[], nn.Module], seed: int, name: str) -> nn.Modul
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(rng_for(seed, 0, f"init/{name}").get_state())
         return build()
+
+
+@contextmanager
+def seed_layers(seed: int, step: int, purpose: str, device: torch.device) -> Iterator[None]:
+    """Make what layers draw inside of the with block (dropout, noise) a function of (seed, step, purpose).
+
+    They draw from torch's global random number generators, whose states are restored afterwards.
+    """
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.set_rng_state(rng_for(seed, step, f"layers/{purpose}").get_state())
+        if cuda:
+            torch.cuda.set_rng_state(rng_for(seed, step, f"layers/{purpose}", device).get_state(), device)
+        yield
 
 
 def draw_latent(

@@ -26,7 +26,7 @@ from wgangp.penalty import clip_weights_
 from wgangp.precision import product_precision
 from wgangp.report import lipschitz_report, picture, report
 from wgangp.runs import Run
-from wgangp.seeds import draw_latent, rng_for
+from wgangp.seeds import draw_latent, rng_for, seed_layers
 from wgangp.step import descend
 
 __all__ = ["Clip", "train", "update"]
@@ -158,7 +158,8 @@ def train(
             # One generator update, and the critic updates before it.
             if decay_steps is not None:
                 _set_rates(run, 1 - step / decay_steps)
-            with world.synchronize_batch_norm(*synchronized):
+            draws = seed_layers(run.seed, step, f"rank {world.rank}", device)
+            with world.synchronize_batch_norm(*synchronized), draws:
                 terms = update(step, run, computation, **options)
             step += 1
             unchecked.append((step, terms))

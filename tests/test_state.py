@@ -1,0 +1,375 @@
+"""Measuring a network changes nothing: not its buffers, modes and gradients, and no random number."""
+
+import copy
+import functools
+import random
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from wgangp import certified_lipschitz, config, largest_quotient, slope_statistics, steepest_slope
+from wgangp.compiled import verify
+from wgangp.logs import read_lines
+from wgangp.report import lipschitz_report, report
+from wgangp.sample import generate
+from wgangp.seeds import initialize
+from wgangp.state import check_not_random, find_networks, preserve_state, use_eval_mode
+from wgangp.train import train
+
+pytestmark = [
+    pytest.mark.usefixtures("quick_pictures"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # torch.nn.utils.spectral_norm and weight_norm
+]
+
+
+class Stateful(nn.Linear):
+    """A layer that changes everything that a forward can change, also in eval mode."""
+
+    def __init__(self, width):
+        super().__init__(width, width)
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("mean", torch.zeros(width))
+        self.calls, self.plain, self.history, self.rng = 0, torch.zeros(2), [], torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        self.count += 1
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0).float()  # replaced, not updated
+        self.plain.add_(1)
+        self.calls += 1
+        self.history.append(self.calls)
+        self.weight.data.clamp_(-0.1, 0.1)
+        torch.rand(1), np.random.rand(), random.random(), torch.rand(1, generator=self.rng)
+        return super().forward(x)
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.rand(x.shape, dtype=x.dtype)
+
+
+class MonteCarlo(nn.Dropout):
+    """Dropout that stays active in eval mode."""
+
+    def train(self, mode=True):
+        return super().train(True)
+
+
+class First(nn.Module):
+    """The first output of a module."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)[0]
+
+
+def build_critic(*layers):
+    return nn.Sequential(nn.Linear(2, 8), *layers, nn.LeakyReLU(), nn.Linear(8, 1), nn.Flatten(0))
+
+
+LAYERS = {
+    "batch norm": lambda: [nn.BatchNorm1d(8)],
+    "batch norm, cumulative": lambda: [nn.BatchNorm1d(8, momentum=None)],
+    "instance norm": lambda: [nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()],
+    "spectral norm": lambda: [nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))],
+    "old spectral norm": lambda: [nn.utils.spectral_norm(nn.Linear(8, 8))],
+    "old weight norm": lambda: [nn.utils.weight_norm(nn.Linear(8, 8))],
+    "dropout": lambda: [nn.Dropout(0.5)],
+    "a frozen layer": lambda: [nn.BatchNorm1d(8).eval().requires_grad_(False)],
+    "data parallel": lambda: [nn.DataParallel(nn.BatchNorm1d(8))],
+    "in place": lambda: [nn.LeakyReLU(inplace=True)],
+    "recurrent": lambda: [nn.Unflatten(1, (2, 4)), First(nn.LSTM(4, 4, dropout=0.1, num_layers=2)), nn.Flatten()],
+}
+RANDOM = {
+    "noise": lambda: [Noise()],
+    "dropout in eval mode": lambda: [MonteCarlo()],
+    "everything": lambda: [Stateful(8)],
+}
+
+
+def copy_state(*networks):
+    """Everything that a measurement could change, as a structure that can be compared."""
+    state = [torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()]
+    for network in networks:
+        for module in network.modules():
+            names = ("calls", "plain", "history", "weight")
+            own = {name: vars(module)[name] for name in names if name in vars(module)}
+            state += [module.training, own, module.rng.get_state() if hasattr(module, "rng") else None]
+        state += [(p.requires_grad, p.grad) for p in network.parameters()]
+        state += [*network.parameters(), *network.buffers()]
+    return [x.detach().cpu().numpy().tobytes() if isinstance(x, torch.Tensor) else x for x in tree_leaves(state)]
+
+
+def require_unchanged(before, *networks):
+    assert copy_state(*networks) == before
+
+
+def train_once(critic):
+    """Leave a trace in every kind of state: running statistics, counters, .grad, a graph in a weight."""
+    critic(torch.randn(5, 2)).sum().backward()
+    return critic
+
+
+def certify(critic):
+    with suppress(ValueError) if any(isinstance(m, nn.LSTM) for m in critic.modules()) else nullcontext():
+        return certified_lipschitz(critic, (2,))
+
+
+MEASUREMENTS = {
+    "slopes": lambda critic, x: slope_statistics(critic, x, x + 1, coupled=True),
+    "slopes in float64": lambda critic, x: slope_statistics(critic, x, x + 1, float64=True),
+    "largest quotient": largest_quotient,
+    "steepest slope": lambda critic, x: steepest_slope(critic, x, steps=2),
+    "certificate": lambda critic, x: certify(critic),
+}
+
+
+@pytest.mark.parametrize("measure", MEASUREMENTS.values(), ids=MEASUREMENTS)
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+def test_measurement_leaves_a_critic_and_the_random_numbers_as_they_were(layers, measure):
+    critic, x = train_once(build_critic(*layers())), torch.randn(6, 2)
+    buffers, before = list(critic.buffers()), copy_state(critic)
+    measure(critic, x)
+    require_unchanged(before, critic)
+    assert all(a is b for a, b in zip(critic.buffers(), buffers, strict=True))
+
+
+@pytest.mark.parametrize("measure", MEASUREMENTS.values(), ids=MEASUREMENTS)
+@pytest.mark.parametrize("layers", RANDOM.values(), ids=RANDOM)
+def test_random_critic_is_refused_and_left_as_it_was(layers, measure):
+    critic, x = train_once(build_critic(*layers())), torch.randn(6, 2)
+    before = copy_state(critic)
+    with pytest.raises(ValueError, match="the critic draws random numbers in eval mode"):
+        measure(critic, x)
+    require_unchanged(before, critic)
+
+
+@pytest.mark.parametrize("measure", [MEASUREMENTS[name] for name in MEASUREMENTS if name != "certificate"])
+def test_function_of_a_critic_is_measured_like_the_critic(measure):
+    """The modules that a function refers to are put in eval mode, and left as they were."""
+    critic, x = train_once(build_critic(nn.Dropout(), nn.BatchNorm1d(8))), torch.randn(6, 2)
+
+    class Holder:
+        def __init__(self):
+            self.networks = [critic]
+
+        def score(self, x):
+            return self.networks[0](x)
+
+    torch.manual_seed(0)
+    before, expected = copy_state(critic), measure(copy.deepcopy(critic).eval(), x)
+    for function in (lambda x: critic(x), functools.partial(critic.forward), Holder().score, Holder().networks[0]):
+        torch.manual_seed(0)
+        assert measure(function, x) == expected
+        assert critic.training
+    torch.manual_seed(0)
+    require_unchanged(before, critic)
+
+
+def test_networks_of_a_function_are_found():
+    one, two = nn.Linear(2, 1), nn.Linear(2, 1)
+    assert find_networks(one) == [one]
+    assert find_networks(lambda x, second=two: one(x) + second(x)) in ([one, two], [two, one])
+    assert find_networks(functools.partial(lambda net, x: net(x), one)) == [one]
+    assert find_networks(one.forward) == [one]
+    assert find_networks(lambda x: x.sum(1)) == []
+    pairs = {"a": [one], "b": (two,)}
+    assert set(find_networks(lambda x: pairs["a"][0](x))) == {one, two}
+
+
+def test_state_is_restored_after_an_error_and_when_nested():
+    critic = train_once(build_critic(Stateful(8), nn.BatchNorm1d(8)))
+    before = copy_state(critic)
+    with pytest.raises(RuntimeError, match="stop"), preserve_state(critic), use_eval_mode(critic):
+        assert not any(module.training for module in critic.modules())
+        critic(torch.randn(3, 2))
+        critic.requires_grad_(False)
+        raise RuntimeError("stop")
+    require_unchanged(before, critic)
+
+
+def test_graph_that_was_recorded_before_a_measurement_can_be_used_after_it():
+    critic, x = build_critic(nn.BatchNorm1d(8), Stateful(8)), torch.randn(6, 2)
+    loss = critic(x).square().sum()
+    expected = torch.autograd.grad(loss, list(critic.parameters()), retain_graph=True)
+    with preserve_state(critic):
+        critic(x + 1).sum().backward()
+    assert all(p.grad is None for p in critic.parameters())
+    for a, b in zip(torch.autograd.grad(loss, list(critic.parameters())), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gradients_that_were_there_are_kept():
+    critic = train_once(build_critic())
+    gradients = [(p.grad, p.grad.clone()) for p in critic.parameters()]
+    with preserve_state(critic):
+        train_once(critic)
+    assert all(
+        p.grad is g and torch.equal(g, value) for p, (g, value) in zip(critic.parameters(), gradients, strict=True)
+    )
+
+
+def test_overridden_eval_is_called_and_its_result_is_not_used():
+    class Own(nn.Linear):
+        def eval(self):
+            self.scale = 3.0
+            self.train(False)
+
+        def forward(self, x):
+            return getattr(self, "scale", 1.0) * super().forward(x)
+
+    critic, x = Own(2, 1), torch.randn(5, 2)
+    slope = 3 * critic.weight.detach().norm().item()
+    assert slope_statistics(critic, x, x)["real"]["max"] == pytest.approx(slope)
+    assert certified_lipschitz(critic, (2,)) == pytest.approx(slope)
+    assert critic.training and not hasattr(critic, "scale")
+
+
+def test_lazy_network_is_refused():
+    with pytest.raises(ValueError, match="a lazy layer has no weights yet"):
+        slope_statistics(nn.LazyLinear(1), torch.randn(3, 2), torch.randn(3, 2))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile reads it
+def test_scripted_and_compiled_critics_are_left_as_they_were(quick_compile):
+    x = torch.randn(6, 2)
+    for change in (torch.jit.script, torch.compile):
+        critic = change(
+            build_critic(nn.BatchNorm1d(8)),
+            **({"fullgraph": False, "dynamic": None} if change is torch.compile else {}),
+        )
+        before = copy_state(critic)
+        slope_statistics(critic, x, x + 1)
+        require_unchanged(before, critic)
+        assert critic.training
+
+
+@pytest.mark.gpu
+def test_random_numbers_of_cuda_are_preserved():
+    critic = build_critic(Noise()).cuda()
+    critic(torch.randn(3, 2).cuda())
+    before = torch.cuda.get_rng_state_all()
+    with preserve_state(critic):
+        torch.rand(3, device="cuda")
+    assert all(torch.equal(a, b) for a, b in zip(torch.cuda.get_rng_state_all(), before, strict=True))
+    with pytest.raises(ValueError, match="random"):
+        check_not_random(nn.Sequential(nn.Linear(2, 1), nn.Dropout()).cuda(), torch.randn(99, 2).cuda())
+
+
+# Runs
+
+
+class Generator(nn.Sequential):
+    """A generator with batch norm and dropout of torch."""
+
+    latent_dim = 3
+
+    def __init__(self):
+        super().__init__(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+
+
+EVERY = ("train.steps=10", "train.checkpoint_every=5", "train.lipschitz_every=5", "train.sample_every=10")
+KINDS = {"spectral norm": LAYERS["spectral norm"], "old spectral norm": LAYERS["old spectral norm"]}
+KINDS |= {"dropout": LAYERS["dropout"], "noise": RANDOM["noise"], "counters": lambda: [Stateful(8)]}
+
+
+@pytest.fixture
+def train_foreign(configure, monkeypatch):
+    """train_foreign(folder, layers, "train.log_every=1", ...) trains networks that have state; returns them."""
+
+    def call(folder, layers, *overrides):
+        cfg = configure(*TINY, *EVERY, *overrides)
+        run = config.build_run(cfg)
+        critic = initialize(lambda: build_critic(*layers()), 0, "critic")
+        generator = initialize(Generator, 0, "generator")
+        optimizers = [torch.optim.Adam(network.parameters(), lr=1e-2) for network in (generator, critic)]
+        run = replace(
+            run, generator=generator, critic=critic, optim_generator=optimizers[0], optim_critic=optimizers[1]
+        )
+        random_state = torch.get_rng_state()
+        train(folder, run, **config.train_options(cfg))
+        assert torch.equal(torch.get_rng_state(), random_state)
+        return run
+
+    return call
+
+
+def weights(run):
+    return [value for network in (run.generator, run.critic) for value in network.state_dict().values()]
+
+
+def require_equal_weights(one, two):
+    assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(two), strict=True))
+
+
+@pytest.mark.parametrize("layers", KINDS.values(), ids=KINDS)
+def test_run_does_not_depend_on_how_often_it_is_measured_or_resumed(layers, train_foreign, tmp_path):
+    often = train_foreign(tmp_path / "often", layers, "train.log_every=1", "train.lipschitz_every=1")
+    rarely = train_foreign(tmp_path / "rarely", layers, "train.log_every=10", "train.lipschitz_every=10")
+    require_equal_weights(often, rarely)
+    torch.rand(5)  # the process that resumes has drawn other numbers
+    train_foreign(tmp_path / "parts", layers, "train.log_every=1", "train.steps=5")
+    require_equal_weights(train_foreign(tmp_path / "parts", layers, "train.log_every=1"), often)
+    whole, parts = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("often", "parts"))
+    for record, other in zip(whole, parts, strict=True):  # the interrupted run has fewer Lipschitz reports
+        assert {key: record[key] for key in other} == other
+
+
+@pytest.mark.filterwarnings("ignore:the compiled")
+@pytest.mark.parametrize("layers", KINDS.values(), ids=KINDS)
+def test_fallback_to_eager_is_the_eager_run(layers, train_foreign, tmp_path, monkeypatch):
+    def compile_wrongly(function, **options):
+        def wrong(*batch):
+            function(*batch)
+            raise RuntimeError("not compiled")
+
+        return wrong
+
+    eager = train_foreign(tmp_path / "eager", layers)
+    monkeypatch.setattr(torch, "compile", compile_wrongly)
+    require_equal_weights(train_foreign(tmp_path / "fallback", layers, "train.compile=true"), eager)
+
+
+def test_start_up_check_compares_from_the_same_state_and_leaves_no_trace():
+    """Eager and compiled passes see the same random numbers, and the result that is used is that of the first pass."""
+    critic, x = build_critic(nn.Dropout(), nn.BatchNorm1d(8)), torch.randn(6, 2)
+
+    def gradients(batch):
+        return {}, list(torch.autograd.grad(critic(batch).sum(), critic.parameters(), materialize_grads=True))
+
+    with preserve_state(critic):
+        expected = gradients(x)[1]
+        after = copy_state(critic)
+    step = verify("critic", gradients, gradients, double=critic, networks=(critic,))
+    for a, b in zip(step(x)[1], expected, strict=True):
+        assert torch.equal(a, b)
+    require_unchanged(after, critic)
+
+
+def test_report_of_a_random_critic_has_no_slopes_and_is_repeatable(configure):
+    run = replace(config.build_run(configure(*TINY)), critic=build_critic(Noise()))
+    values = report(run, 3, 8)
+    torch.rand(5)
+    assert report(run, 3, 8) == values
+    assert "penalty" in values and not any(name.startswith("slope") for name in values)
+    assert lipschitz_report(run, 3, 8) == {}
+
+
+def test_report_and_samples_are_those_of_eval_mode(configure):
+    generator = Generator()
+    generator(torch.randn(20, 3))
+    run = replace(config.build_run(configure(*TINY)), generator=generator, critic=build_critic(nn.Dropout()))
+    before = copy_state(run.generator, run.critic)
+    values, samples = report(run, 0, 8), generate(run.generator, (torch.ones(4, 3),))
+    require_unchanged(before, run.generator, run.critic)
+    run.generator.eval(), run.critic.eval()
+    assert report(run, 0, 8) == values
+    assert torch.equal(generate(run.generator, (torch.ones(4, 3),)), samples) and samples.std(0).max() == 0
