@@ -97,7 +97,7 @@ RANDOM = {
 
 def copy_state(*networks):
     """Everything that a measurement could change, as a structure that can be compared."""
-    state = [torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()]
+    state = [torch.get_rng_state(), np.random.get_state()[1].tobytes(), np.random.get_state()[2], random.getstate()]
     for network in networks:
         for module in network.modules():
             names = ("calls", "plain", "history", "weight")
