@@ -361,6 +361,8 @@ def test_critics_and_points_in_half_precision_are_measured(dtype, measure):
     slope = result if isinstance(result, float) else result["interpolates"]["max"]
     norm = critic.weight.detach().double().norm().item()
     assert (0.5 * norm if measure is largest_quotient else 0.99 * norm) < slope < 1.01 * norm
+    x = 1e-4 * torch.randn(20, 2).to(dtype)
+    assert math.isfinite(slope_statistics(critic, x, x.flip(0), coupled=True)["coupled"]["cosine"])
 
 
 @pytest.mark.parametrize("distance", [1e-3, 1e-6, 1e-9, 1e-12, 1e-15])

@@ -3,6 +3,7 @@
 import copy
 import functools
 import random
+import threading
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 
@@ -231,6 +232,17 @@ def test_overridden_eval_is_called_and_its_result_is_not_used():
     assert slope_statistics(critic, x, x)["real"]["max"] == pytest.approx(slope)
     assert certified_lipschitz(critic, (2,)) == pytest.approx(slope)
     assert critic.training and not hasattr(critic, "scale")
+
+
+@pytest.mark.parametrize("measure", MEASUREMENTS.values(), ids=MEASUREMENTS)
+def test_critic_that_cannot_be_copied_is_measured_and_left_as_it_was(measure):
+    critic, x = train_once(build_critic(nn.BatchNorm1d(8))), torch.randn(6, 2)
+    parameters, expected = list(critic.parameters()), measure(critic, x)
+    critic.lock = threading.Lock()
+    before = copy_state(critic)
+    assert measure(critic, x) == expected
+    require_unchanged(before, critic)
+    assert all(p is q for p, q in zip(critic.parameters(), parameters, strict=True))
 
 
 def test_lazy_network_is_refused():

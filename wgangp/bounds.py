@@ -2,10 +2,8 @@
 
     rule(args, out, call) -> the bound of the result
 
-args are the arguments by name, with "op", the name of the operation. An activation among them is a tensor with the
-attribute `bound`: a bound of the Lipschitz constant of the map from the input to it. Its first axis has the same number
-of rows for each of SAMPLES samples. out is the result for ones, and call(fill) is the operation with fill(shape) in the
-place of each activation.
+args are the arguments by name, with "op", the name of the operation. Activations among them have the attribute `bound`.
+out is the result for ones, and call(fill) is the operation with fill(shape) in the place of each activation.
 """
 
 import math

@@ -139,8 +139,9 @@ def critic_slopes(
 
 def cosine(critic: Critic, x: Tensor, direction: Tensor) -> Tensor:
     """Compute cos(grad D(x_i), direction_i) (B,) at points x (B, *). It is 0 if one of the two vectors is 0."""
-    gradient = _gradient(critic, x).unsqueeze(-1).flatten(1)
-    return torch.nn.functional.cosine_similarity(gradient, direction.unsqueeze(-1).flatten(1), dim=1)
+    dtype = torch.promote_types(x.dtype, torch.float32)  # squares leave the range of float16
+    gradient, direction = (v.unsqueeze(-1).flatten(1).to(dtype) for v in (_gradient(critic, x), direction))
+    return torch.nn.functional.cosine_similarity(gradient, direction, dim=1)
 
 
 def slope_at(critic: Critic, x: Tensor, *y: Tensor) -> Tensor:

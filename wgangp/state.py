@@ -118,9 +118,10 @@ def find_networks(critic: Any) -> list[nn.Module]:
 
 
 def in_float64(critic: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a copy of a module in float64, or a function whose modules were converted, inside of `preserve_state`."""
+    """Return a copy of a module in float64. What cannot be copied (a function) is converted: use `preserve_state`."""
     if isinstance(critic, nn.Module):
-        return copy_critic(critic).double()
+        with suppress(TypeError):  # a lock or an open file cannot be copied
+            return copy_critic(critic).double()
     future = torch.__future__
     before = future.get_overwrite_module_params_on_conversion()
     future.set_overwrite_module_params_on_conversion(True)  # new parameters, which preserve_state replaces by the old
