@@ -10,7 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from types import CellType, FunctionType
 from typing import Any
 
@@ -69,7 +69,7 @@ def check_points(x: Tensor, *y: Tensor) -> None:
         kind = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(
             f"points are a dense tensor of real numbers in floating point: got {kind}. Use x.float(), x.to_dense() or"
-            " torch.view_as_real(x)"
+            " torch.view_as_real(x); for tokens one-hot vectors, since the slope is taken with respect to x"
         )
     if x.ndim == 0 or x.shape[0] == 0:  # len(x) is slow
         raise ValueError(f"points have the shape (B, *) with at least one sample: got {tuple(x.shape)}")
@@ -99,7 +99,8 @@ def check_scores(scores: Any, count: int | None = None) -> Tensor:
 
 def check_not_wrapped(*networks: nn.Module) -> None:
     """Raise ValueError for a network that is wrapped for another kind of data parallelism."""
-    for name in {_find_wrapper(type(module)) for network in networks for module in network.modules()} - {None}:
+    find = _find_wrapper.__wrapped__ if torch.compiler.is_compiling() else _find_wrapper  # it warns about a cache
+    for name in {find(type(module)) for network in networks for module in network.modules()} - {None}:
         raise ValueError(
             f"a network is wrapped in {name}. {WRAPPERS[name]}. Pass the module itself, and start with torchrun"
         )
@@ -115,17 +116,31 @@ def differentiate(
 ) -> list[Tensor]:
     """Return the gradient of value () with respect to each tensor; zeros for tensors that it does not depend on.
 
-    ValueError if it depends on none of them; name and goal are what the message calls value and tensors.
+    ValueError if it depends on none of them, or torch has no such derivative; name and goal are what the message calls
+    value and tensors.
     """
     gradients: tuple[Tensor | None, ...] = ()
     if tensors and value.requires_grad:
-        gradients = torch.autograd.grad(value, tensors, create_graph=create_graph, allow_unused=True)
+        gradients = _grad(value, tensors, name, create_graph=create_graph)
     if all(gradient is None for gradient in gradients):
         raise ValueError(
             f"{name} has no graph back to {goal}, so it has no gradient: remove no_grad(), detach() or .data from the"
             " forward of the network, or from the code around it"
         )
     return [torch.zeros_like(x) if g is None else g for x, g in zip(tensors, gradients, strict=True)]
+
+
+def _grad(value: Tensor, tensors: list[Tensor], name: str, create_graph: bool = False) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(value, tensors, create_graph=create_graph, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} has no second derivative, which the gradient of a penalty needs: {error}. Compile the step and not"
+            " the critic. For an RNN on CUDA use torch.backends.cudnn.flags(enabled=False), for torch.utils.checkpoint"
+            " use_reentrant=False; docs/your-own-critic.md lists what works"
+        ) from error
 
 
 def math_attention(needed: bool) -> AbstractContextManager[None]:
@@ -168,10 +183,12 @@ def _refuse(outputs: Any, count: int | None) -> None:
             f"{ONE_SCORE}: got a value of type {type(outputs).__name__}. Pass a function that returns the score alone,"
             f" for example `lambda x: critic(x)[{key}]`, or to a step an nn.Module whose forward does so"
         )
-    raise ValueError(
-        f"{ONE_SCORE}, (B,) or (B, 1): got {tuple(outputs.shape)} for {count} samples. Reduce all axes but the first,"
-        " for example score.flatten(1).mean(1)"
-    )
+    remedy = "Reduce all axes but the first, for example score.flatten(1).mean(1)"
+    if outputs.numel() == count:
+        remedy = "Return score.flatten()"
+    elif outputs.ndim == 0:
+        remedy = "Return the scores, not their mean"
+    raise ValueError(f"{ONE_SCORE}, (B,) or (B, 1): got {tuple(outputs.shape)} for {count} samples. {remedy}")
 
 
 def _call(critic: Callable[..., Any], inputs: list[Tensor], options: dict[str, Any]) -> Any:
@@ -213,6 +230,8 @@ def check_per_sample(critic: Callable[..., Tensor], x: Tensor, *, y: tuple[Tenso
         ValueError: as above, and as in `gradients.gradient_norm`.
     """
     check_points(x, *y)
+    if isinstance(critic, nn.Module):
+        check_not_wrapped(critic)
     count = len(x)
     if count < 2:
         raise ValueError(f"x has {count} sample(s): at least two are needed to see if scores depend on each other")
@@ -268,17 +287,39 @@ def _evaluate(
         critic, x = copy_critic(critic), x.clone().requires_grad_()
         parameters = [p for p in critic.parameters() if p.requires_grad] if isinstance(critic, nn.Module) else []
         scores = compute_scores(critic, x, *y)
+        if second:
+            _watch_functions(scores)
         after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-        weights = 1 if rows is None else rows / (1 + torch.arange(len(x), device=x.device) % 7)  # nothing cancels
+        weights = 1 / (1 + torch.arange(len(x), device=x.device) % 7)  # nothing cancels
+        weights = torch.ones((), device=x.device, requires_grad=second) if rows is None else rows * weights
         name = ("the critic's score", "its points")
         (gradient,) = differentiate((weights * scores).sum(), [x], *name, create_graph=second)
-        try:
-            if second and gradient.requires_grad:
-                torch.autograd.grad(gradient.square().sum(), [x, *parameters], allow_unused=True)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the critic has no second derivative, which the gradient of a penalty needs: {error}. Use operations"
-                " that can be differentiated twice (for an RNN on CUDA: torch.backends.cudnn.flags(enabled=False))"
-            ) from error
+        if second:
+            _grad(gradient.square().sum(), [x, *parameters], name[0])
     drawn = not all(map(torch.equal, states, after))
     return scores.detach(), gradient.detach(), drawn
+
+
+def _watch_functions(scores: Tensor) -> None:
+    """Let a backward pass raise ValueError where an autograd.Function returns a gradient without its graph.
+
+    torch.autograd.grad leaves the second derivative of such a function out, without an error.
+    """
+    nodes, seen = [scores.grad_fn], {None}
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            nodes += [parent for parent, _ in node.next_functions]
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                node.register_hook(partial(_check_graph, node.name()))
+
+
+def _check_graph(name: str, gradients: tuple[Tensor | None, ...], _: Any) -> None:
+    for gradient in gradients:
+        lost = gradient is not None and (gradient.grad_fn is None or gradient.grad_fn.name().endswith("::Error"))
+        if lost and gradient.any():  # Error: once_differentiable
+            raise ValueError(
+                f"{name}, the backward of a torch.autograd.Function in the critic, cannot be differentiated, and the"
+                " penalty needs its derivative: write it with differentiable operations, without once_differentiable"
+            )

@@ -46,7 +46,8 @@ def gradient_norm(critic: Callable[..., Tensor], x: Tensor, *y: Tensor, create_g
         return scores.sum(), scores
 
     check_points(x, *y)
-    if torch.compiler.is_compiling():  # the only form that the compiler can differentiate again
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        # the only form that torch.compile and the transforms of torch.func can differentiate again
         with math_attention(create_graph):
             gradient, scores = torch.func.grad(total, has_aux=True)(x.detach())
     else:
