@@ -140,10 +140,10 @@ def _trace(module: nn.Module, name: str, call_stack: list[str], trusted: bool) -
 
 
 class _Tracked(Tensor):
-    """An activation without values: its shape, and a bound of the Lipschitz constant of the map from the input to it.
+    """Stands for an activation: its shape, and an upper bound of the Lipschitz constant from the points to it.
 
-    The first axis has the same number of rows for every sample, (n B, *). Operations arrive as those of torch.ops.aten,
-    where x.relu(), F.relu and nn.ReLU are the same operation.
+    It has no values. The first axis has n rows for each of the B samples, (n B, *), for example n = 1. torch passes
+    each operation as one of torch.ops.aten, so that x.relu(), F.relu and nn.ReLU are the same operation.
     """
 
     @staticmethod

@@ -111,7 +111,9 @@ class World:
 
         Args:
             sizes: batch sizes by name; each must be a multiple of the number of ranks times that of parts.
-            compiled_norm: batch norm is synchronized and the steps are compiled.
+            regularize_gradient_norm: weight of the squared norm of the gradient. It must be 0 on several ranks.
+            compiled_norm: True if batch norm is synchronized and the steps are compiled. It must be False on several
+                ranks.
             accumulate: parts in which each rank computes its slice of a batch.
         """
         for name, size in sizes.items():

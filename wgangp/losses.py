@@ -24,8 +24,8 @@ __all__ = ["Wasserstein", "merge_terms"]
 class Wasserstein:
     """The Wasserstein loss: the critic maximizes E D(x) - E D(x~), the generator maximizes E D(x~). Paper: equation 2.
 
-    x are real samples, x~ generated ones. Terms: wasserstein = D(x) - D(x~), critic_loss = -wasserstein,
-    generator_loss = -D(x~).
+    x are real samples, x~ generated ones. Terms, one value per sample: wasserstein = D(x) - D(x~), critic_loss =
+    -wasserstein (the penalty is added later), generator_loss = -D(x~).
     """
 
     critic_options: dict[str, Any] = {}  # noqa: RUF012 - read only

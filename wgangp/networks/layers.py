@@ -97,7 +97,10 @@ class ConvMeanPool(Conv2d):
     """A 3x3 convolution and 2x2 mean pooling, computed as one 4x4 convolution of stride 2.
 
     This takes 4/9 of the arithmetic. The mean of four shifted convolutions is the convolution with the mean of
-    four shifted kernels. H and W are even.
+    four shifted kernels. H and W of the input must be even.
+
+    Paper: released gan_cifar_resnet.py, ConvMeanPool. Differs: it computes the two operations one after the other,
+    which gives the same values to rounding.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
