@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from bench.command import Parser, print_errors
 from bench.contestants import CRITIC_STEPS
 from wgangp.checkpoint import write_atomic
-from wgangp.logs import read_lines
+from wgangp.logs import describe_hardware, read_lines
+from wgangp.plots import BAR, open_figure
 from wgangp.tables import markdown_table, replace_block
 
 __all__ = [
@@ -38,12 +38,12 @@ ROOT = Path(__file__).parent.parent
 SPEED, SCALING, GUIDE = "results/benchmark", "results/scaling", "docs/speed.md"
 BEGIN, END = "<!-- rendered by bench -->", "<!-- /rendered -->"
 GUIDE_MARKERS = "<!-- speed: rendered by bench -->", "<!-- /speed -->"
-COLORS = {"textbook": "#888888", "eager": "#7fcdbb", "compiled": "#2c7fb8"}
+DRAWN = ("textbook", "eager", "compiled")  # variants with a curve
 GROWING = {  # key "grows" of the records -> what the axis shows
     "batch": "batch size (toy MLP)",
     "width": "width (toy MLP)",
     "depth": "depth of the critic (toy MLP)",
-    "resolution": "image size, pixels (ResNet critic)",
+    "resolution": "image size (ResNet critic)",
 }
 DEVICES = (8, 64, 512)  # numbers of devices for which the efficiency is predicted
 
@@ -153,7 +153,7 @@ def _source(record: Record) -> str:
     else:
         width = "The CIFAR pairs have a quarter of the released width."
     return (
-        f"`{record['command']}`, commit {_commit(record)}, {record['device']}, torch {record['torch']}:"
+        f"`{record['command']}`, commit {_commit(record)}, {describe_hardware(record)}:"
         f" medians over {record['rounds']} rounds. {width}"
     )
 
@@ -270,31 +270,30 @@ def draw_picture(path: Path, records: list[Record]) -> None:
     ratios = _of_cases(records)
     cases, variants = _distinct(ratios, "case"), _distinct(ratios, "variant")[::-1]
     quantities = _distinct([record for record in records if "grows" in record], "grows")
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
-    above, below = figure.subfigures(2, 1)
-    above.suptitle("Time of a whole iteration, divided by that of the textbook")
-    for axes, case in zip(above.subplots(1, len(cases), squeeze=False, sharey=True)[0], cases, strict=True):
-        for record in (record for record in ratios if record["case"] == case):
-            position = variants.index(record["variant"])
-            axes.barh(position, record["iteration_ratio"], color=COLORS["compiled"])
-            axes.text(0.02, position, f"{record['iteration_ratio']:.2f}", va="center", color="white", fontsize=8)
-        axes.axvline(1, color="black", linewidth=0.8)
-        axes.set(title=case, xlim=(0, None), yticks=range(len(variants)), yticklabels=variants)
-    if quantities:
-        below.suptitle("Time of a critic step, in milliseconds")
-        for axes, quantity in zip(below.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
-            for variant, color in COLORS.items():
-                line = [r for r in records if r.get("grows") == quantity and r["variant"] == variant]
-                sizes = [record["size"] for record in line]
-                axes.plot(sizes, [1e3 * r["critic_step_s"] for r in line], marker="o", color=color, label=variant)
-            axes.set(xscale="log", yscale="log", xlabel=GROWING[quantity])
-            axes.set_xticks(sizes, [str(size) for size in sizes])
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.legend(fontsize=8)
-    figure.savefig(path, dpi=90)
+    with open_figure(path, 5.6) as figure:
+        above, below = figure.subfigures(2, 1)
+        above.suptitle("Time of a whole iteration, divided by that of the textbook")
+        for axes, case in zip(above.subplots(1, len(cases), squeeze=False, sharey=True)[0], cases, strict=True):
+            for record in (record for record in ratios if record["case"] == case):
+                position = variants.index(record["variant"])
+                axes.barh(position, record["iteration_ratio"], color=BAR)
+                axes.text(0.02, position, f"{record['iteration_ratio']:.2f}", va="center", color="white")
+            axes.axvline(1, color="black", linewidth=0.8)
+            axes.set(title=case, xlim=(0, None), yticks=range(len(variants)), yticklabels=variants)
+        if quantities:
+            below.suptitle("Time of a critic step, in milliseconds")
+            for axes, quantity in zip(below.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
+                for variant in DRAWN:
+                    line = [r for r in records if r.get("grows") == quantity and r["variant"] == variant]
+                    sizes = [record["size"] for record in line]
+                    axes.plot(sizes, [1e3 * r["critic_step_s"] for r in line], marker="o", markersize=4, label=variant)
+                axes.set(xscale="log", yscale="log", xlabel=GROWING[quantity])
+                axes.set_xticks(sizes, [str(size) for size in sizes])
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axes.yaxis.set_minor_locator(NullLocator())
+                axes.legend()
 
 
 def _distinct(records: Iterable[Record], key: str) -> list[str]:

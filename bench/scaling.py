@@ -19,7 +19,7 @@ from bench.command import Parser, command_line, print_errors
 from bench.contestants import CRITIC_STEPS, Ours
 from bench.measure import CASES
 from wgangp.distributed import World, join_ranks, local_device
-from wgangp.logs import append_line, provenance, read_lines
+from wgangp.logs import append_line, collect_provenance, read_lines
 from wgangp.train import update
 
 __all__ = ["main", "measure"]
@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> None:
         records = [measure(name, grows, device, world) for name in MEASURED for grows in (False, True)]
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)
-            source = {**provenance(device), "command": command_line("bench.scaling", arguments)}
+            source = {**collect_provenance(device), "command": command_line("bench.scaling", arguments)}
             for record in records:
                 append_line(folder / "records.jsonl", {**record, **source})
             block = page.scaling_block(read_lines(folder / "records.jsonl"))

@@ -12,7 +12,7 @@ from bench import measure, page
 from bench.command import Parser, command_line, print_errors
 from wgangp.checkpoint import write_atomic
 from wgangp.config import BUDGETS, find_device
-from wgangp.logs import provenance
+from wgangp.logs import collect_provenance
 
 __all__ = ["main", "run"]
 
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> None:
     readme = folder / "README.md"
     page.read_page(readme, "Speed")  # an error comes before the measurement
     command = command_line("bench.speed", arguments)
-    source = {**provenance(device), "command": command, "rounds": options.rounds, "budget": budget}
+    source = {**collect_provenance(device), "command": command, "rounds": options.rounds, "budget": budget}
     folder.mkdir(parents=True, exist_ok=True)
 
     records = []

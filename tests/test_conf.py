@@ -48,7 +48,7 @@ def no_curves(path, records, target):
 def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, small_pictures, small_cifar, choice):
     # Every kind of data is drawn. The curves of the log, which take most of the time, are not.
     if choice.startswith("data="):
-        monkeypatch.setattr("wgangp.plots.curves", no_curves)
+        monkeypatch.setattr("wgangp.plots.save_curves", no_curves)
     else:
         monkeypatch.setattr("wgangp.train.picture", quick_picture)
     partner = PARTNERS.get(choice, "")

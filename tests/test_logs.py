@@ -1,8 +1,14 @@
 import builtins
+import io
 import json
 import subprocess
+import time
 
+import pytest
 import torch
+from helpers import ROOT
+from PIL import Image
+from tqdm.notebook import tqdm_notebook
 
 import wgangp
 from wgangp import logs
@@ -52,9 +58,9 @@ def test_incomplete_last_line_is_ignored(tmp_path):
 
 def test_provenance_has_command_versions_device_and_commit(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/scripts/train.py", "seed=3"])
-    record = logs.provenance(torch.device("cpu"))
+    record = logs.collect_provenance(torch.device("cpu"))
     assert record["command"] == "train.py seed=3"
-    assert record["torch"] == torch.__version__ and "threads" in record["device"]
+    assert record["torch"] == torch.__version__ and record["torchvision"].startswith("0.")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=logs.Path(__file__).parent)
     assert record["commit"] == (head.stdout.strip() or None)
     assert record["version"] == wgangp.__version__
@@ -66,7 +72,7 @@ def test_provenance_without_git_has_no_commit(monkeypatch):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(subprocess, "run", missing)
-    record = logs.provenance(torch.device("cpu"))
+    record = logs.collect_provenance(torch.device("cpu"))
     assert record["commit"] is None and record["dirty"] is None and record["version"] == wgangp.__version__
 
 
@@ -79,35 +85,150 @@ def test_provenance_ignores_a_checkout_that_does_not_track_the_package(monkeypat
         return subprocess.CompletedProcess(command, 0, stdout="0123456\n")
 
     monkeypatch.setattr(subprocess, "run", run_git)
-    record = logs.provenance(torch.device("cpu"))
+    record = logs.collect_provenance(torch.device("cpu"))
     assert record["commit"] is None and record["dirty"] is None
 
 
-def test_tensorboard_is_written_if_it_is_installed(tmp_path, monkeypatch):
-    written = []
+@pytest.mark.parametrize("threads, unit", [(1, "1 thread"), (2, "2 threads"), (11, "11 threads")])
+def test_one_thread_is_singular(monkeypatch, threads, unit):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    record = logs.collect_provenance(torch.device("cpu"))
+    assert record["device"].endswith(f" CPU, {unit}")
+    old = {"device": f"x86_64 CPU, {threads} threads", "torch": "2.11"}  # as early versions wrote it
+    assert logs.describe_hardware(old) == f"x86_64 CPU, {unit}, torch 2.11"
 
-    class Board:
-        def __init__(self, folder, purge_step):
-            written.append((folder, purge_step))
 
-        def add_scalar(self, name, value, step):
-            written.append((name, value, step))
+NAMES = {
+    "slope_real_mean": "slope/real_mean",
+    "slope_interpolates_above_1": "slope/interpolates_above_1",
+    "heldout_critic_loss": "heldout/critic_loss",
+    "wasserstein": "loss/wasserstein",
+    "generator_loss": "loss/generator_loss",
+    "critic_param_grad_norm": "param_grad_norm/critic",
+    "largest_quotient": "lipschitz/largest_quotient",
+    "expected_slope": "lipschitz/expected_slope",
+    "modes": "coverage/modes",
+    "elapsed_s": "time/elapsed_s",
+}
+
+
+def test_names_in_tensorboard_have_a_group_which_the_docs_list():
+    assert {name: logs.tensorboard_name(name) for name in NAMES} == NAMES
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    for name in NAMES.values():
+        assert f"| `{name.split('/')[0]}/" in page, name
+
+
+def test_tensorboard_has_groups_pictures_the_config_and_the_time(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra is not installed: pip install -e '.[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tmp_path / "config.yaml").write_text("seed: 3\ntrain:\n  steps: 9\n")
+    (tmp_path / "samples").mkdir()
+    Image.new("L", (5, 4), 200).save(tmp_path / "samples" / "00000002.png")
+    log = logs.Log(tmp_path, 0)
+    for step in (0, 2):
+        log.write(step, {"slope_real_mean": 1.5 + step})
+        log.write_picture(step)  # there is none at step 0
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert sorted(board.Tags()["scalars"]) == ["slope/real_mean", "time/elapsed_s"]
+    assert [(e.step, e.value) for e in board.Scalars("slope/real_mean")] == [(0, 1.5), (2, 3.5)]
+    assert abs(board.Scalars("time/elapsed_s")[0].wall_time - time.time()) < 100
+    (picture,) = board.Images("samples")
+    assert (picture.step, picture.width, picture.height) == (2, 5, 4)
+    (text,) = board.Tensors("config/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "    seed: 3\n    train:\n      steps: 9\n"
+    assert logs.read_lines(tmp_path / "metrics.jsonl")[0] == {"step": 0, "slope_real_mean": 1.5}  # flat, as before
+
+
+class Screen(io.StringIO):
+    """A stderr that is a terminal, or that is not."""
+
+    def __init__(self, terminal):
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """clock[0] is the time in seconds."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+VALUES = {"wasserstein": 0.12345, "penalty": 0.5, "slope_interpolates_mean": 1.0, "generator_loss": -2.0}
+
+
+def test_without_a_terminal_there_is_one_plain_line_per_report_and_at_most_one_per_minute(monkeypatch, clock):
+    monkeypatch.setattr("sys.stderr", screen := Screen(terminal=False))
+    progress = logs.Progress(1000, 5000)
+    for step in range(1000, 5001, 500):  # a report every 20 s
+        progress.report(step, VALUES)
+        for _ in range(500):
+            progress.update()
+        clock[0] += 20
+    progress.close()
+    numbers = "wasserstein 0.1235, penalty 0.5, slope 1, generator loss -2"
+    assert screen.getvalue().splitlines() == [
+        f"update 1,000 of 5,000: {numbers}",
+        f"update 2,500 of 5,000, 01:40 left: {numbers}",
+        f"update 4,000 of 5,000, 00:40 left: {numbers}",
+        f"update 5,000 of 5,000: {numbers}",  # the last one is always written
+    ]
+
+
+def test_line_is_written_per_report_if_reports_are_rare(monkeypatch, clock):
+    monkeypatch.setattr("sys.stderr", screen := Screen(terminal=False))
+    progress = logs.Progress(0, 3)
+    for step in range(4):
+        progress.report(step, {"critic_loss": 1.0, "modes": 8, "generator_loss": 2.0})  # a loss without a distance
+        clock[0] += 24 * 3600
+    assert screen.getvalue().splitlines()[2] == "update 2 of 3, 24:00:00 left: critic loss 1, modes 8"
+    assert len(screen.getvalue().splitlines()) == 4
+
+
+def test_terminal_has_a_bar_and_no_lines(monkeypatch):
+    monkeypatch.setattr("sys.stderr", screen := Screen(terminal=True))
+    progress = logs.Progress(0, 2)
+    progress.report(0, VALUES)
+    progress.update()
+    progress.close()
+    assert "1/2" in screen.getvalue() and "slope=1" in screen.getvalue()
+    assert "update 0 of 2" not in screen.getvalue()
+
+
+def test_notebook_has_the_bar_of_tqdm_and_no_lines(monkeypatch):
+    shown = []
+
+    class NotebookBar(tqdm_notebook):  # what tqdm.auto is in a notebook; without its widgets
+        def __init__(self, **options):
+            shown.append(options["disable"])
+
+        def set_postfix(self, numbers):
+            shown.append(numbers["slope"])
 
         def close(self):
-            written.append("closed")
+            pass
 
-    real_import = builtins.__import__
+    monkeypatch.setattr("sys.stderr", screen := Screen(terminal=False))
+    monkeypatch.setattr(logs, "tqdm", NotebookBar)
+    logs.Progress(0, 2).report(0, VALUES)
+    assert shown == [False, "1"] and screen.getvalue() == ""
 
-    def import_with_board(name, *args, **kwargs):
-        if name == "torch.utils.tensorboard":
-            return type("module", (), {"SummaryWriter": Board})
-        return real_import(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", import_with_board)
-    log = logs.Log(tmp_path, 4)
-    log.write(4, {"loss": 1.0})
-    log.close()
-    assert written == [(str(tmp_path / "tensorboard"), 4), ("loss", 1.0, 4), "closed"]
+@pytest.mark.parametrize("terminal", [True, False])
+def test_other_ranks_show_nothing(monkeypatch, terminal):
+    monkeypatch.setattr("sys.stderr", screen := Screen(terminal))
+    progress = logs.Progress(0, 1, visible=False)
+    progress.report(0, VALUES)
+    progress.update()
+    progress.close()
+    assert screen.getvalue() == ""
 
 
 def test_log_works_without_tensorboard(tmp_path, monkeypatch):

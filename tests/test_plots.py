@@ -1,9 +1,21 @@
+import json
+
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
-from wgangp import plots
+from wgangp import config, plots
+from wgangp.logs import read_lines
+
+FIGURES = ("gradient_norms", "known_distance", "overfitting", "penalties", "value_surfaces")
+PICTURES = ("curves", "surface", "lipschitz", *FIGURES)
+PAGE, COLUMN = 830, 400  # pixels: the widths of a picture on a page of GitHub, and in one of README's two columns
 
 
 def read_pixels(path):
@@ -15,13 +27,134 @@ def read_pixels(path):
 def test_image_grid_has_the_released_layout_and_keeps_the_values(tmp_path):
     x = torch.zeros(128, 1, 4, 4)
     x[1] = 1.0
-    plots.image_grid(tmp_path / "a.png", x, (0.0, 1.0))
+    plots.save_image_grid(tmp_path / "a.png", x, (0.0, 1.0))
+    with Image.open(tmp_path / "a.png") as file:
+        assert file.mode == "L"  # one channel
     image = read_pixels(tmp_path / "a.png")
     assert image.shape == (8 * 5 + 1, 16 * 5 + 1, 3)  # 8 rows of 16, with one pixel between them
     assert image[2, 2].max() == 0 and image[2, 7].min() == 255  # the second image is to the right of the first
-    plots.image_grid(tmp_path / "b.png", x[:6] * 2 - 1, (-1.0, 1.0), columns=3)
+    plots.save_image_grid(tmp_path / "b.png", x[:6] * 2 - 1, (-1.0, 1.0), columns=3)
     image = read_pixels(tmp_path / "b.png")
     assert image.shape == (2 * 5 + 1, 3 * 5 + 1, 3) and image[2, 7].min() == 255
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path, configure):
+    """drawn(name) -> the matplotlib figure of a picture of the project, and the texts in it."""
+    figures, texts, path, results = [], [], tmp_path / "x.png", ROOT / "results"
+    draw_text = Text.draw
+
+    def record(figure, path, dpi):
+        figure.set_dpi(dpi)
+        figure.draw_without_rendering()
+        figures.append(figure)
+
+    def record_text(text, renderer):
+        texts.extend([text] if text.get_visible() and text.get_text().strip() else [])
+        draw_text(text, renderer)
+
+    def draw(name):
+        if name == "curves":
+            lines = read_lines(results / "toy" / "metrics.jsonl")
+            plots.save_curves(path, [{"largest_quotient": 1.0, **line} for line in lines], target=1.0)
+        elif name == "surface":
+            points = torch.randn(9, 2)
+            plots.save_value_surface(path, lambda x: x[:, 0], points, points, (-3.0, 3.0), "4000 generator updates")
+        elif name == "lipschitz":
+            report = json.loads((results / "toy" / "lipschitz.json").read_text())
+            slopes = {kind: 1 + torch.rand(50).double() for kind in report["slopes"]}  # the slope 1 is at the left
+            plots.save_lipschitz(path, slopes, report, title="4000 generator updates")
+        else:
+            figure = config.build(configure(f"figure={name}", name="reproduce"), "figure")
+            figure.draw(path, read_lines(results / name / "records.jsonl"))
+        return figures[-1], texts
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    monkeypatch.setattr(Text, "draw", record_text)
+    return draw
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_text_can_be_read_where_the_picture_is_shown(drawn, name):
+    """It has at least 9 px there and is inside of the picture. No text and no line goes through it."""
+    figure, texts = drawn(name)
+    shown = COLUMN if name == "surface" else PAGE
+    assert len(texts) > 5
+    assert min(text.get_fontsize() for text in texts) / 72 * shown / figure.get_figwidth() >= 9
+    boxes = [text.get_window_extent().padded(-1) for text in texts]
+    for text, box in zip(texts, boxes, strict=True):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.count_overlaps(boxes) == 1, text
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        assert legend is None or legend.get_frame().get_alpha() == 1  # lines are not seen through it
+        paths = [line.get_path().transformed(line.get_transform()) for line in axes.lines]
+        for lines in (part for part in axes.collections if isinstance(part, LineCollection)):
+            paths += [path.transformed(lines.get_transform()) for path in lines.get_paths()]
+        for text, box in zip(texts, boxes, strict=True):
+            if legend is None or text not in legend.get_texts():
+                assert not any(path.intersects_bbox(box, filled=False) for path in paths), text
+
+
+def luminance(color):
+    """WCAG 2: the relative luminance of colors (*, 3) in [0, 1]."""
+    return to_linear(color) @ (0.2126, 0.7152, 0.0722)
+
+
+def to_linear(color):
+    color = np.asarray(color)
+    return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(a, b):
+    """WCAG 2: 1 to 21. Graphics need 3."""
+    light, dark = np.maximum(luminance(a), luminance(b)), np.minimum(luminance(a), luminance(b))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_has_the_values_of_wcag():
+    assert contrast([0, 0, 0], [1, 1, 1]) == pytest.approx(21)
+    assert contrast([119 / 255] * 3, [1, 1, 1]) == pytest.approx(4.48, abs=0.01)  # #777777 on white
+
+
+def test_points_contrast_with_every_color_of_the_surface():
+    real, fake, edge = (matplotlib.colors.to_rgb(color) for color in (plots.REAL, plots.FAKE, plots.EDGE))
+    surface = plots.cut_colormap(*plots.SURFACE)(np.linspace(0, 1, 256))[:, :3]
+    assert np.maximum(contrast(real, surface), contrast(edge, surface)).min() >= 3
+    assert contrast(fake, surface).min() >= 3
+    assert contrast(real, fake) >= 3 and contrast(real, [1, 1, 1]) >= 3  # on each other, and on white
+
+
+def test_points_are_seen_on_the_surface_at_the_size_in_readme(tmp_path):
+    """D(x) = x1 has every color of the surface. Real points are in the upper half, generated points in the lower."""
+    x = torch.linspace(-2.7, 2.4, 13)
+    real, fake = (torch.stack([x, torch.full_like(x, y)], 1) for y in (1.0, -1.0))
+    pixels = []
+    for points in ((real, fake), (real + 9, fake + 9)):  # with points, and without
+        plots.save_value_surface(tmp_path / "a.png", lambda x: x[:, 0], *points, (-3.0, 3.0))
+        with Image.open(tmp_path / "a.png") as image:
+            size = (COLUMN, round(COLUMN * image.height / image.width))
+            pixels.append(np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS)) / 255)
+    seen = contrast(*pixels) >= 3
+    for half in np.array_split(seen, 2):
+        columns = half.any(0).astype(int)
+        assert (np.diff(columns) == 1).sum() == len(x)
+
+
+def test_lines_differ_in_dashes_and_in_color_also_for_the_color_blind():
+    """Deuteranopia, simulated by the matrix of Machado, Oliveira and Fernandes (2009)."""
+    colors = np.array([matplotlib.colors.to_rgb(color) for color in plots.LINES["color"]])
+    assert len(set(map(str, plots.LINES["linestyle"]))) == len(colors)
+    assert contrast(colors, np.ones(3)).min() >= 3
+    blind = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])
+    for shades in (colors, (to_linear(colors) @ blind.T).clip(0, 1) ** (1 / 2.4)):
+        assert min(np.linalg.norm(a - b) for i, a in enumerate(shades) for b in shades[:i]) > 0.25
+
+
+def test_bytes_are_rounded_and_channels_are_last():
+    x = torch.tensor([-1.0, 0.0, 1.0, 2.0]).view(1, 1, 2, 2)
+    assert plots.to_bytes(x, (-1.0, 1.0)).tolist() == [[[[0], [128]], [[255], [255]]]]  # 127.5 goes to the even 128
+    x = torch.rand(3, 3, 4, 5)
+    assert torch.equal(plots.to_bytes(x, (0.0, 1.0))[2, 1, 3], (255 * x[2, :, 1, 3]).round().byte())
 
 
 def test_value_surface_has_x1_to_the_right_and_x2_up(tmp_path):
@@ -29,7 +162,7 @@ def test_value_surface_has_x1_to_the_right_and_x2_up(tmp_path):
     outside = torch.full((1, 2), 9.0)  # points that are not in the frame
     shades = {}
     for name, axis in (("x1", 0), ("x2", 1)):
-        plots.value_surface(tmp_path / "a.png", lambda x, axis=axis: x[:, axis], outside, outside, (-3.0, 3.0))
+        plots.save_value_surface(tmp_path / "a.png", lambda x, axis=axis: x[:, axis], outside, outside, (-3.0, 3.0))
         image = read_pixels(tmp_path / "a.png").sum(2)
         rows, columns = image.shape
         spots = {"top": (0.15, 0.3), "bottom": (0.8, 0.3), "left": (0.5, 0.15), "right": (0.5, 0.65)}
@@ -45,19 +178,19 @@ def test_curves_are_reproducible_and_leave_out_metrics_that_are_not_logged(tmp_p
         for s in range(3)
     ]
     for name in ("a.png", "b.png"):
-        plots.curves(tmp_path / name, records, target=1.0)
+        plots.save_curves(tmp_path / name, records, target=1.0)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    plots.curves(tmp_path / "c.png", [{k: v for k, v in r.items() if k != "modes"} for r in records], target=1.0)
-    assert read_pixels(tmp_path / "c.png").shape[1] < read_pixels(tmp_path / "a.png").shape[1]
+    plots.save_curves(tmp_path / "c.png", [{k: v for k, v in r.items() if k != "modes"} for r in records], target=1.0)
+    assert (read_pixels(tmp_path / "c.png") < 255).sum() < (read_pixels(tmp_path / "a.png") < 255).sum()
 
 
 def test_animation_has_every_picture_in_order(tmp_path):
     shades = (0, 120, 250)
     for i, shade in enumerate(shades):
-        Image.new("L", (8, 8), shade).save(tmp_path / f"{i}.png")
-    plots.animation(tmp_path / "a.gif", [tmp_path / f"{i}.png" for i in range(3)])
+        Image.new("L", (8 if i else 9, 8), shade).save(tmp_path / f"{i}.png")
+    plots.save_animation(tmp_path / "a.gif", [tmp_path / f"{i}.png" for i in range(3)])
     with Image.open(tmp_path / "a.gif") as movie:
-        assert movie.n_frames == 3
+        assert movie.n_frames == 3 and movie.size == (8, 8)
         for i, shade in enumerate(shades):
             movie.seek(i)
             assert abs(int(np.asarray(movie.convert("L"))[4, 4]) - shade) < 8
@@ -65,15 +198,15 @@ def test_animation_has_every_picture_in_order(tmp_path):
 
 def test_points_are_connected_if_asked(tmp_path):
     x = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
-    plots.points(tmp_path / "a.png", x, (-3.0, 3.0))
-    plots.points(tmp_path / "b.png", x, (-3.0, 3.0), connect=True)
+    plots.save_points(tmp_path / "a.png", x, (-3.0, 3.0))
+    plots.save_points(tmp_path / "b.png", x, (-3.0, 3.0), connect=True)
     assert read_pixels(tmp_path / "b.png").sum() < read_pixels(tmp_path / "a.png").sum()
 
 
 @pytest.mark.parametrize("certified", [{"certified": 30.0}, {"not_certified": "a layer has no rule"}])
 def test_lipschitz_picture_shows_every_number_of_the_report(tmp_path, certified, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots.Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
     slopes = {"real": torch.rand(50).double(), "fake": torch.full((50,), 0.9).double()}
     report = {
         "lipschitz": {"largest_quotient": 0.0, "steepest": 1.5, **certified},
@@ -81,10 +214,10 @@ def test_lipschitz_picture_shows_every_number_of_the_report(tmp_path, certified,
         "expected_slope": 1.05,
         "expected_from": "exact W1",
     }
-    plots.lipschitz(tmp_path / "x.png", slopes, report, title="7 updates")
+    plots.save_lipschitz(tmp_path / "x.png", slopes, report, title="7 updates")
     (figure,) = figures
     slope_axes, constant_axes, distance_axes = figure.axes
-    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    texts = [text.get_text() for axes in figure.axes for text in (*axes.texts, *axes.get_yticklabels())]
     assert "real" in texts and "fake" in texts and any("-0.5" in t for t in texts) and any("0.1" in t for t in texts)
     assert figure._suptitle.get_text() == "7 updates"
     assert any(line.get_xdata()[0] == 1.05 for line in slope_axes.lines)
@@ -94,5 +227,5 @@ def test_lipschitz_picture_shows_every_number_of_the_report(tmp_path, certified,
 
 def test_lipschitz_picture_of_a_critic_without_slopes_is_drawn(tmp_path):
     report = {"lipschitz": {"not_certified": "batch norm"}, "distances": {"gap": 0.1}}
-    plots.lipschitz(tmp_path / "x.png", {}, report)
+    plots.save_lipschitz(tmp_path / "x.png", {}, report)
     assert (tmp_path / "x.png").stat().st_size > 5000

@@ -128,17 +128,17 @@ def test_curves_of_a_log_without_wasserstein_have_the_penalty_alone(tmp_path, mo
     labels = []
     draw_line = Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda *args, **style: labels.append(style["label"]) or draw_line(*args, **style))
-    plots.curves(tmp_path / "with.png", records[:2], target=1.0)
+    plots.save_curves(tmp_path / "with.png", records[:2], target=1.0)
     assert labels[2:4] == ["wasserstein", "penalty"]
     labels.clear()
-    plots.curves(tmp_path / "without.png", records[2:], target=1.0)
+    plots.save_curves(tmp_path / "without.png", records[2:], target=1.0)
     assert labels[2:4] == ["penalty", "real"] and picture_size(tmp_path / "without.png")[0] > 1000
 
 
 def test_curves_continue_a_log_with_old_metric_names(toy_run, tmp_path, monkeypatch):
     run, drawn = toy_run(), []
-    monkeypatch.setattr("wgangp.plots.value_surface", lambda *_: None)
-    monkeypatch.setattr("wgangp.plots.curves", lambda path, records, target: drawn.extend(records))
+    monkeypatch.setattr("wgangp.plots.save_value_surface", lambda *_: None)
+    monkeypatch.setattr("wgangp.plots.save_curves", lambda path, records, target: drawn.extend(records))
     values = report(run, 0, 8)
     old = {name.replace("_param_grad_norm", "_gradient_norm"): value for name, value in values.items()}
     assert old.keys() != values.keys()

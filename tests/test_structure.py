@@ -59,6 +59,12 @@ def test_step_imports_only_the_method():
     assert {name.split(".")[1] for name in imports(PACKAGE / "step.py") if name.startswith("wgangp.")} == STEP
 
 
+def test_slow_libraries_are_imported_where_they_are_used():
+    """Importing matplotlib and torchvision takes seconds, which only figures and image data need at once."""
+    for path in (path for path in modules() if path.parent.name != "figures" and path.name != "images.py"):
+        assert not re.search(r"^(import|from) (matplotlib|torchvision)\b", path.read_text(), re.MULTILINE), path
+
+
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_leaf_imports_only_its_libraries(leaf):
     roots = {name.split(".")[0] for path in (PACKAGE / leaf).rglob("*.py") for name in imports(path)}

@@ -377,9 +377,9 @@ def test_images_are_reported_and_drawn(configure, tmp_path, small_mnist):
 @pytest.mark.usefixtures("real_pictures")
 def test_pictures_use_the_same_noise_at_every_step(train_tiny, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("wgangp.plots.curves", lambda *_: None)
+    monkeypatch.setattr("wgangp.plots.save_curves", lambda *_: None)
     monkeypatch.setattr(
-        "wgangp.plots.value_surface", lambda path, critic, real, fake, *a, **k: seen.append((real, fake))
+        "wgangp.plots.save_value_surface", lambda path, critic, real, fake, *a, **k: seen.append((real, fake))
     )
     train_tiny(tmp_path, "train.steps=8", "optim=normalized", "optim.lr=1e-30")  # the networks do not change
     assert len(seen) == 3
@@ -455,7 +455,7 @@ def test_error_while_drawing_ends_the_run_before_its_checkpoint(train_tiny, tmp_
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("wgangp.plots.value_surface", full)
+    monkeypatch.setattr("wgangp.plots.save_value_surface", full)
     with pytest.raises(OSError, match="No space left"):
         train_tiny(tmp_path, "train.steps=100", "train.checkpoint_every=1000")
     assert checkpoint_events == [] and [r["step"] for r in read_lines(tmp_path / "metrics.jsonl")] == [0]

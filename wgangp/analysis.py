@@ -12,7 +12,7 @@ from wgangp import lipschitz, plots
 from wgangp.certify import certified_lipschitz
 from wgangp.checks import check_per_sample
 from wgangp.config import find_device, restore
-from wgangp.logs import provenance
+from wgangp.logs import collect_provenance
 from wgangp.report import leave_unchanged
 from wgangp.runs import Run
 from wgangp.sample import generate
@@ -69,9 +69,9 @@ def analyze(
         unfinished = Path(folder, path.name)
         unfinished.mkdir()
         arguments = {"run": run, "n": n, "starts": starts, "ascent": ascent, "seed": seed, "data_root": data_root}
-        origin = {"step": step, **arguments, "out": out, **provenance(next(trained.critic.parameters()).device)}
+        origin = {"step": step, **arguments, "out": out, **collect_provenance(next(trained.critic.parameters()).device)}
         (unfinished / "lipschitz.json").write_text(json.dumps({**origin, **report}, indent=2) + "\n")
-        plots.lipschitz(unfinished / "lipschitz.png", slopes, report, title=f"{step} generator updates")
+        plots.save_lipschitz(unfinished / "lipschitz.png", slopes, report, title=f"{step} generator updates")
         return unfinished.rename(path)
 
 

@@ -1,25 +1,50 @@
-"""The log of a run: JSON lines, TensorBoard if it is installed, and where the numbers come from."""
+"""The log of a run: JSON lines, TensorBoard if it is installed, what a person sees, and where the numbers come from."""
 
 import json
+import math
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torchvision
+from PIL import Image
+from tqdm.auto import tqdm
+from tqdm.notebook import tqdm_notebook
 
 from wgangp.checkpoint import write_atomic
 from wgangp.version import __version__
 
-__all__ = ["Log", "append_line", "provenance", "read_lines", "read_metrics"]
+__all__ = [
+    "Log",
+    "Progress",
+    "append_line",
+    "collect_provenance",
+    "describe_hardware",
+    "read_lines",
+    "read_metrics",
+    "tensorboard_name",
+]
+
+MINUTE = 60.0  # seconds
 
 RENAMED = {  # metrics of logs that were written by earlier versions -> their names now
     "critic_gradient_norm": "critic_param_grad_norm",
     "generator_gradient_norm": "generator_param_grad_norm",
+}
+GROUPS = {  # metrics whose group in TensorBoard does not follow from their names
+    "largest_quotient": "lipschitz",
+    "certified_lipschitz": "lipschitz",
+    "corrected_wasserstein": "lipschitz",
+    "expected_slope": "lipschitz",
+    "modes": "coverage",
+    "high_quality": "coverage",
+    "elapsed_s": "time",
 }
 
 
@@ -32,13 +57,14 @@ class Log:
     """
 
     def __init__(self, folder: Path, start: int) -> None:
+        self.folder = folder
         self.metrics, self.timing = folder / "metrics.jsonl", folder / "timing.jsonl"
         for path in (self.metrics, self.timing):
             kept = [record for record in read_metrics(path) if record["step"] < start]
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.elapsed_before = max((record["elapsed_s"] for record in read_lines(self.timing)), default=0.0)
         self.start_time = time.monotonic()
-        self.board = _tensorboard(folder / "tensorboard", start)
+        self.board = _tensorboard(folder, start)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write one line of metrics, and one line of timing: elapsed_s, the seconds of training so far.
@@ -49,12 +75,73 @@ class Log:
         append_line(self.metrics, {"step": step, **values})
         append_line(self.timing, {"step": step, "elapsed_s": elapsed})
         if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+            for name, value in {**values, "elapsed_s": elapsed}.items():
+                self.board.add_scalar(tensorboard_name(name), value, step)
+
+    def write_picture(self, step: int) -> None:
+        """Add samples/STEP.png to TensorBoard. Nothing is done if there is no such picture."""
+        path = self.folder / "samples" / f"{step:08d}.png"
+        if self.board is not None and path.exists():
+            with Image.open(path) as image:
+                self.board.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
+
+
+class Progress:
+    """What a person sees of a run, on stderr: a bar in a terminal or a notebook, plain lines in a file or a pipe.
+
+    A line is written at the first report and at the last one, and in between at most once per minute.
+
+    Args:
+        step: generator updates that are done.
+        steps: generator updates in total.
+        visible: False shows nothing. It is for all ranks but the first.
+    """
+
+    def __init__(self, step: int, steps: int, visible: bool = True) -> None:
+        bar = sys.stderr.isatty() or issubclass(tqdm, tqdm_notebook)
+        self.bar = tqdm(initial=step, total=steps, unit="update", dynamic_ncols=True, disable=not (visible and bar))
+        self.lines = visible and not bar
+        self.start, self.steps = step, steps
+        self.start_time, self.line_time = time.monotonic(), -math.inf
+
+    def update(self) -> None:
+        """Count one generator update."""
+        self.bar.update()
+
+    def report(self, step: int, values: dict[str, float]) -> None:
+        """Show the most important numbers of a line of the log."""
+        numbers = _summarize(values)
+        self.bar.set_postfix(numbers)
+        now = time.monotonic()
+        if not self.lines or (step < self.steps and now < self.line_time + MINUTE):
+            return
+        self.line_time = now
+        left = ""
+        if self.start < step < self.steps:
+            seconds = (now - self.start_time) / (step - self.start) * (self.steps - step)
+            left = f", {tqdm.format_interval(seconds)} left"
+        listed = ", ".join(f"{name} {number}" for name, number in numbers.items())
+        print(f"update {step:,} of {self.steps:,}{left}: {listed}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def tensorboard_name(name: str) -> str:
+    """Return the name of a metric in TensorBoard, which has its group first.
+
+    >>> tensorboard_name("slope_real_mean"), tensorboard_name("heldout_penalty"), tensorboard_name("penalty")
+    ('slope/real_mean', 'heldout/penalty', 'loss/penalty')
+    """
+    if name.startswith(("slope_", "heldout_")):
+        return name.replace("_", "/", 1)
+    if name.endswith("_param_grad_norm"):
+        return f"param_grad_norm/{name.removesuffix('_param_grad_norm')}"
+    return f"{GROUPS.get(name, 'loss')}/{name}"
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -78,8 +165,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [{RENAMED.get(name, name): value for name, value in record.items()} for record in read_lines(path)]
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Where numbers come from: command, commit, versions, device and time.
+def collect_provenance(device: torch.device) -> dict[str, Any]:
+    """Return where numbers come from: command, commit, versions, device and time.
 
     dirty: the checkout has changes in code or config that are not in the commit. Without a checkout (an installed
     package) commit and dirty are None, and version names the package's version.
@@ -88,6 +175,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     checkout = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     changes = _git("status", "--porcelain", "--", ":/wgangp", ":/conf", ":/scripts", ":/bench") if checkout else None
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    threads = torch.get_num_threads()
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "version": __version__,
@@ -95,10 +183,24 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "dirty": None if changes is None else changes != "",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "torchvision": version("torchvision"),
+        "device": gpu or f"{platform.machine()} CPU, {threads} thread" + "s" * (threads > 1),
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def describe_hardware(record: dict[str, Any]) -> str:
+    """Return the device and the version of torch of a record with provenance, for a page."""
+    device = record["device"].replace(", 1 threads", ", 1 thread")  # as early versions wrote it
+    return f"{device}, torch {record['torch']}"
+
+
+def _summarize(values: dict[str, float]) -> dict[str, str]:
+    """Return the most important numbers of a line of the log, with names for a person."""
+    names = ["wasserstein" if "wasserstein" in values else "critic_loss", "penalty", "slope_interpolates_mean"]
+    names.append("modes" if "modes" in values else "generator_loss")
+    labels = {"slope_interpolates_mean": "slope"}
+    return {labels.get(n, n.replace("_", " ")): f"{values[n]:.4g}" for n in names if n in values}
 
 
 def _git(*arguments: str) -> str | None:
@@ -115,4 +217,8 @@ def _tensorboard(folder: Path, start: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # the extra is not installed
         return None
-    return SummaryWriter(str(folder), purge_step=start)
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+    if (folder / "config.yaml").exists():
+        config = (folder / "config.yaml").read_text()
+        board.add_text("config", "".join(f"    {line}" for line in config.splitlines(keepends=True)), start)
+    return board

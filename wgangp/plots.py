@@ -1,34 +1,109 @@
-"""All pictures: grids of images, value surfaces and points in the plane, curves, animations."""
+"""All pictures: grids of images, value surfaces and points in the plane, curves, animations.
+
+Every picture can be read where it is shown: at the width of a page on GitHub, and without telling red from green. Text
+has at least 9 px there; lines differ in color and in dashes; points differ in color and in shape from each other, and
+have a contrast of at least 3 : 1 to what is behind them.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import save_image
 
-__all__ = ["animation", "curves", "image_grid", "lipschitz", "points", "value_surface"]
+__all__ = [
+    "cut_colormap",
+    "draw_points",
+    "open_figure",
+    "save_animation",
+    "save_curves",
+    "save_image",
+    "save_image_grid",
+    "save_lipschitz",
+    "save_points",
+    "save_value_surface",
+    "to_bytes",
+]
 
-REAL, FAKE = "#d95f02", "#1b7837"
+PAGE, COLUMN = 8.3, 4.6  # widths in inches: GitHub shows 830 px on a page, and 400 px in one of README's two columns
+REAL, FAKE, EDGE, BAR = "#d55e00", "#000000", "#000000", "#0072b2"
+LINES = {"color": ["#0072b2", "#d55e00", "#009e73", "#000000"], "linestyle": ["-", "--", "-.", (0, (5, 1, 1, 1, 1, 1))]}
+SURFACE = ("Blues", 0.75)  # the light part of a colormap, so that dark points are seen everywhere on it
+STYLE = {"font.size": 8, "axes.titlesize": 8.5, "figure.titlesize": 9, "legend.fontsize": 8, "legend.framealpha": 1.0}
 
 
-def image_grid(path: Path, x: Tensor, span: tuple[float, float], columns: int | None = None) -> None:
-    """Save images as one picture, row by row.
+@contextmanager
+def open_figure(path: Path, height: float, width: float = PAGE) -> Iterator[Any]:
+    """Yield a matplotlib figure in the style of this project, and save it at the end.
+
+    Args:
+        height, width: in inches.
+    """
+    import matplotlib  # here, because it takes a second and only pictures need it
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**STYLE, "axes.prop_cycle": matplotlib.cycler(**LINES)}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.savefig(path, dpi=130)
+
+
+def draw_points(axes: Any, real: Tensor | None, fake: Tensor | None = None, size: float = 4.0) -> None:
+    """Draw points (N, 2): generated ones as black crosses, real ones above them as colored dots with an outline.
+
+    Args:
+        size: the diameter of a dot, in points.
+    """
+    above = {"zorder": 3}  # lines
+    if fake is not None:
+        cross = {"marker": "+", "s": (1.5 * size) ** 2, "linewidths": size / 4}
+        axes.scatter(*fake.cpu().T, color=FAKE, label="generated", **cross, **above)
+    if real is not None:  # first one outline of all dots together, then the dots
+        axes.scatter(*real.cpu().T, s=(size + 1.4) ** 2, linewidths=0, color=EDGE, **above)
+        axes.scatter(*real.cpu().T, s=size**2, linewidths=0, color=REAL, label="real", **above)
+
+
+def cut_colormap(name: str, end: float) -> Any:
+    """Return the part 0 ... end of a matplotlib colormap, for example without the colors that white or black hides."""
+    import matplotlib
+
+    return matplotlib.colors.ListedColormap(matplotlib.colormaps[name](torch.linspace(0, end, 256).numpy()))
+
+
+def to_bytes(x: Tensor, span: tuple[float, float]) -> Tensor:
+    """Convert images (N, C, H, W) with values in span to uint8 (N, H, W, C): rounded, and clamped to 0 ... 255."""
+    low, high = span
+    return ((x.cpu() - low) * (255 / (high - low))).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+
+
+def save_image(path: Path, pixels: Tensor) -> None:
+    """Save one image, uint8 (H, W, C). With one channel the file is gray."""
+    Image.fromarray(pixels.squeeze(-1).numpy()).save(path)
+
+
+def save_image_grid(path: Path, x: Tensor, span: tuple[float, float], columns: int | None = None) -> None:
+    """Save images as one picture, row by row, with one black pixel around each.
 
     Args:
         x: images (N, C, H, W) with values in span.
         columns: the number of images per row. None: N images make as many rows as the largest divisor of N that is
             <= sqrt(N), so 128 images make 8 rows of 16 (Paper: released save_images.py).
     """
-    rows = max(d for d in range(1, math.isqrt(len(x)) + 1) if len(x) % d == 0)
-    save_image(x, path, nrow=columns or len(x) // rows, padding=1, normalize=True, value_range=span)
+    count, channels, height, width = x.shape
+    columns = columns or count // max(d for d in range(1, math.isqrt(count) + 1) if count % d == 0)
+    rows = math.ceil(count / columns)
+    grid = torch.zeros(rows * (height + 1) + 1, columns * (width + 1) + 1, channels, dtype=torch.uint8)
+    for i, pixels in enumerate(to_bytes(x, span)):
+        top, left = i // columns * (height + 1) + 1, i % columns * (width + 1) + 1
+        grid[top : top + height, left : left + width] = pixels
+    save_image(path, grid)
 
 
-def value_surface(
+def save_value_surface(
     path: Path,
     critic: Callable[[Tensor], Tensor],
     real: Tensor,
@@ -49,29 +124,30 @@ def value_surface(
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
     with torch.no_grad():
         value = critic(torch.stack([x.flatten(), y.flatten()], dim=1)).view(resolution, resolution)
-    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
-    axes = figure.add_subplot()
-    contours = axes.contourf(ticks.cpu(), ticks.cpu(), value.cpu(), levels=24, cmap="Blues")
-    figure.colorbar(contours, label="critic value D(x)")
-    _scatter(axes, real, fake)
-    _frame(axes, span, title)
-    figure.savefig(path, dpi=110)
+    with open_figure(path, 3.9, COLUMN) as figure:
+        axes = figure.add_subplot()
+        contours = axes.contourf(ticks.cpu(), ticks.cpu(), value.cpu(), levels=16, cmap=cut_colormap(*SURFACE))
+        figure.colorbar(contours, label="critic value D(x)")
+        draw_points(axes, real, fake)
+        axes.legend(loc="upper right", markerscale=1.5)
+        _frame(axes, span, title)
 
 
-def points(path: Path, x: Tensor, span: tuple[float, float], title: str = "", connect: bool = False) -> None:
-    """Save points (N, 2) in the square span x span.
+def save_points(path: Path, x: Tensor, span: tuple[float, float], title: str = "", connect: bool = False) -> None:
+    """Save generated points (N, 2) in the square span x span.
 
     Args:
         connect: draw a line through the points, in their order.
     """
-    figure = Figure(figsize=(5.4, 5.4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(*x.cpu().T, linestyle="-" if connect else "none", marker="+", color=FAKE, markersize=5, linewidth=0.8)
-    _frame(axes, span, title)
-    figure.savefig(path, dpi=110)
+    with open_figure(path, COLUMN, COLUMN) as figure:
+        axes = figure.add_subplot()
+        if connect:
+            axes.plot(*x.cpu().T, linewidth=0.8)
+        draw_points(axes, None, x)
+        _frame(axes, span, title)
 
 
-def curves(path: Path, records: list[dict[str, Any]], target: float) -> None:
+def save_curves(path: Path, records: list[dict[str, Any]], target: float) -> None:
     """Save the curves of a log: the critic's losses, their terms, and the slopes with their target.
 
     Args:
@@ -87,39 +163,40 @@ def curves(path: Path, records: list[dict[str, Any]], target: float) -> None:
     }
     logged = {title: {k: v for k, v in lines.items() if v in records[0]} for title, lines in panels.items()}
     panels = {title: lines for title, lines in logged.items() if lines}
-    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
-    for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        sign = -1 if title.startswith("negative") else 1
-        for label, key in lines.items():
-            logged = [r for r in records if key in r]  # some metrics are not in every line
-            axes.plot([r["step"] for r in logged], [sign * r[key] for r in logged], label=label, linewidth=1.2)
-        if title.startswith("mean slope"):
-            axes.axhline(target, color="black", linestyle=":", linewidth=1, label="target")
-        axes.set(title=title, xlabel="generator updates")
-        axes.grid(alpha=0.3)
-        if len(axes.lines) > 1:
-            axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with open_figure(path, 2.3 * rows) as figure:
+        for position, (title, lines) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(rows, columns, position)
+            sign = -1 if title.startswith("negative") else 1
+            for label, key in lines.items():
+                logged = [r for r in records if key in r]  # some metrics are not in every line
+                axes.plot([r["step"] for r in logged], [sign * r[key] for r in logged], label=label, linewidth=1.2)
+            if title.startswith("mean slope"):
+                axes.axhline(target, color="black", linestyle=":", linewidth=1, label="target")
+            axes.set(title=title, xlabel="generator updates")
+            axes.grid(alpha=0.3)
+            if len(axes.lines) > 1:
+                axes.legend()
 
 
-def lipschitz(path: Path, slopes: dict[str, Tensor], report: dict[str, Any], title: str = "") -> None:
+def save_lipschitz(path: Path, slopes: dict[str, Tensor], report: dict[str, Any], title: str = "") -> None:
     """Save the picture of scripts/lipschitz.py: slopes, bounds of the Lipschitz constant, and distances.
 
     Args:
         slopes: slopes (B,) by kind of points. Empty if the critic has no slopes (batch norm).
         report: the contents of lipschitz.json.
     """
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
-    _draw_slopes(left, slopes, report)
-    _draw_constant(middle, report["lipschitz"])
-    _draw_distances(right, report["distances"])
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    with open_figure(path, 5.8) as figure:
+        axes = figure.subplot_mosaic([["slopes", "slopes"], ["constant", "distances"]])
+        _draw_slopes(axes["slopes"], slopes, report)
+        _draw_constant(axes["constant"], report["lipschitz"])
+        _draw_distances(axes["distances"], report["distances"])
+        figure.suptitle(title)
 
 
-def animation(path: Path, pictures: list[Path], seconds: float = 6.0) -> None:
-    """Save pictures of the same size as a GIF, in their order.
+def save_animation(path: Path, pictures: list[Path], seconds: float = 6.0) -> None:
+    """Save pictures as a GIF, in their order and in the size of the last one.
 
     Args:
         seconds: the duration of the GIF. The last picture is shown for 1.5 s longer.
@@ -128,6 +205,7 @@ def animation(path: Path, pictures: list[Path], seconds: float = 6.0) -> None:
     for picture in pictures:
         with Image.open(picture) as image:
             frames.append(image.convert("RGB"))
+    frames = [frame.resize(frames[-1].size) for frame in frames]  # an early version drew another size
     duration = max(20, int(1000 * seconds / len(frames)))  # ms per picture
     durations = [duration] * (len(frames) - 1) + [duration + 1500]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
@@ -135,21 +213,21 @@ def animation(path: Path, pictures: list[Path], seconds: float = 6.0) -> None:
 
 def _draw_slopes(axes: Any, slopes: dict[str, Tensor], report: dict[str, Any]) -> None:
     """Draw one histogram per kind of points, the slope 1, and the expected slope."""
-    for row, (kind, slope) in enumerate(reversed(slopes.items())):
+    for row, slope in enumerate(reversed(slopes.values())):
         counts, edges = torch.histogram(slope.cpu(), 60)
-        axes.stairs(row + 0.85 * counts / counts.max(), edges, baseline=row, fill=True, color=FAKE)
-        axes.annotate(kind, (0.01, row + 0.3), xycoords=("axes fraction", "data"), fontsize=9)
+        axes.stairs(row + 0.85 * counts / counts.max(), edges, baseline=row, fill=True, color=BAR)
     axes.axvline(1, color="black", linestyle=":", linewidth=1, label="1-Lipschitz")
     if "expected_slope" in report:
         label = f"expected: {report['expected_slope']:.3f} (from the {report['expected_from']})"
-        axes.axvline(report["expected_slope"], color=REAL, linewidth=1.4, label=label)
+        axes.axvline(report["expected_slope"], color=REAL, linestyle="-", linewidth=1.4, label=label)
     axes.set(
         title="Slope ||grad D|| at held-out points" if slopes else "No slopes: each score depends on the whole batch",
         xlabel="slope",
-        yticks=[],
         ylim=(-0.1, len(slopes) + 0.7),
     )
-    axes.legend(fontsize=8, loc="upper right", ncols=2)
+    axes.set_yticks([row + 0.4 for row in range(len(slopes))], list(slopes)[::-1])
+    axes.tick_params(axis="y", length=0)
+    axes.legend(loc="upper right", ncols=2)
 
 
 def _draw_constant(axes: Any, bounds: dict[str, Any]) -> None:
@@ -161,8 +239,10 @@ def _draw_constant(axes: Any, bounds: dict[str, Any]) -> None:
     positive = [value for value in values.values() if value > 0]
     axes.set_xscale("log")
     axes.set_xlim(min([1.0, *positive]) / 2, max([1.0, *positive]) * 6)
-    axes.axvline(1, color="black", linestyle=":", linewidth=1)
-    axes.set_xlabel("slope, log scale" if "certified" in bounds else "no certificate: lipschitz.json has the reason")
+    rows = torch.arange(len(values))
+    axes.vlines([1] * len(rows), rows - 0.24, rows + 0.14, colors="black", linestyles=":", linewidth=1)
+    certified = "slope, log scale; dotted: 1"
+    axes.set_xlabel(certified if "certified" in bounds else "no certificate: lipschitz.json has the reason")
 
 
 def _draw_distances(axes: Any, distances: dict[str, Any]) -> None:
@@ -183,16 +263,11 @@ def _draw_distances(axes: Any, distances: dict[str, Any]) -> None:
 
 def _draw_bars(axes: Any, values: dict[str, float], title: str) -> None:
     """Draw horizontal bars, the first one on top. Name and value are written above each bar."""
+    corner = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (4, 0)}
     for row, (label, value) in enumerate(reversed(values.items())):
-        axes.barh(row, value, height=0.32, color=FAKE)
-        axes.annotate(f"{label}: {value:.4g}", (0, row + 0.22), xycoords=("axes fraction", "data"), fontsize=8.5)
+        axes.barh(row, value, height=0.32, color=BAR)
+        axes.annotate(f"{label}: {value:.4g}", (0, row + 0.22), **corner)
     axes.set(title=title, yticks=[], ylim=(-0.4, max(len(values), 1) - 0.2))
-
-
-def _scatter(axes: Any, real: Tensor, fake: Tensor) -> None:
-    axes.scatter(*real.cpu().T, marker="o", s=26, linewidths=0, color=REAL, label="real")
-    axes.scatter(*fake.cpu().T, marker="+", s=22, linewidths=0.8, color=FAKE, label="generated")
-    axes.legend(loc="upper right", fontsize=8)
 
 
 def _frame(axes: Any, span: tuple[float, float], title: str) -> None:

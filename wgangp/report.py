@@ -127,12 +127,12 @@ def picture(folder: Path, run: Run, step: int) -> None:
         fake = run.generator(*latent)
     if in_plane and len(latent) == 1:
         (real,) = run.data.batch(0, len(fake), run.seed, "heldout", purpose="picture")
-        plots.value_surface(path, run.critic, real, fake, run.data.span, f"{step} generator updates")
+        plots.save_value_surface(path, run.critic, real, fake, run.data.span, f"{step} generator updates")
     elif in_plane:  # with labels there is one value surface per class, so that only the points are drawn
-        plots.points(path, fake, run.data.span, f"{step} generator updates")
+        plots.save_points(path, fake, run.data.span, f"{step} generator updates")
     elif len(run.data.shape) == 3:
-        plots.image_grid(path, fake.cpu(), run.data.span)
-    plots.curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"), run.penalty.target)
+        plots.save_image_grid(path, fake.cpu(), run.data.span)
+    plots.save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"), run.penalty.target)
 
 
 def _is_random(critic: nn.Module, *batch: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from wgangp.logs import read_lines, read_metrics
+from wgangp.logs import describe_hardware, read_lines, read_metrics
 from wgangp.tables import markdown_table, replace_block
 
 __all__ = ["render_origins", "render_summary"]
@@ -49,7 +49,7 @@ def render_origins(readme: str, results: Path) -> str:
                 "folder": f"[{name}]({name})",
                 "command": f"`{newest['command']}`",
                 "commit": ", ".join(commits),
-                "hardware": f"{newest['device']}, torch {newest['torch']}",
+                "hardware": describe_hardware(newest),
             }
         )
     return replace_block(readme, BEGIN, END, markdown_table(rows))

@@ -83,7 +83,7 @@ def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int) -> 
         pictures = sorted((folder / "samples").glob("*.png"))
         if not pictures:
             raise ValueError(f"{folder / 'samples'} has no pictures to animate")
-        plots.animation(path, pictures)
+        plots.save_animation(path, pictures)
         return
     columns = None
     if what == "interpolation":
@@ -99,9 +99,9 @@ def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int) -> 
         for i, image in enumerate(x):
             save_image(image, path / f"{i:06d}.png", normalize=True, value_range=run.data.span)
     elif images:
-        plots.image_grid(path, x, run.data.span, columns=columns)
+        plots.save_image_grid(path, x, run.data.span, columns=columns)
     else:
-        plots.points(path, x, run.data.span, f"{what}, n = {len(x)}", columns is not None)
+        plots.save_points(path, x, run.data.span, f"{what}, n = {len(x)}", columns is not None)
 
 
 def _interpolation(

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from wgangp.accumulate import accumulate_gradients, split_batch
 from wgangp.checkpoint import load_latest, save, write_atomic
 from wgangp.checks import check_not_wrapped
 from wgangp.compiled import Computation, build_computation
 from wgangp.distributed import World
-from wgangp.logs import Log, append_line, provenance, read_lines
+from wgangp.logs import Log, Progress, append_line, collect_provenance, read_lines
 from wgangp.losses import merge_terms
 from wgangp.penalty import clip_weights_
 from wgangp.precision import product_precision
@@ -112,7 +110,7 @@ def train(
         if config is not None:
             write_atomic(folder / "config.yaml", config)
         ranks = {"ranks": world.size} if world.size > 1 else {}
-        append_line(folder / "provenance.jsonl", provenance(device) | ranks)
+        append_line(folder / "provenance.jsonl", collect_provenance(device) | ranks)
     log = Log(folder, step) if world.first else None
     synchronized = networks if sync_batch_norm else ()
     unchecked: list[tuple[int, dict[str, Tensor]]] = []  # terms that were not yet checked to be finite, by step
@@ -121,7 +119,7 @@ def train(
         closing(log) if log else nullcontext(),
         product_precision(precision),
         _stop_signals() as signals,
-        _progress_bar(step, steps, world) as bar,
+        closing(Progress(step, steps, world.first)) as progress,
     ):
         while True:
             # What is due at this step?
@@ -141,11 +139,12 @@ def train(
                     values |= lipschitz_report(run, step, report_size)
                     _require_finite(step, values, folder)
                 log.write(step, values)
-                bar.set_postfix(_summary(values))
+                progress.report(step, values)
 
             # Picture.
-            if picture_due and world.first:
+            if picture_due and log:
                 picture(folder, run, step)
+                log.write_picture(step)
 
             # Checkpoint.
             if checkpoint_due and world.first:
@@ -165,7 +164,7 @@ def train(
             unchecked.append((step, terms))
             if device.type == "cpu":  # on other devices the check would wait for the device
                 _check_finite(unchecked, folder)
-            bar.update()
+            progress.update()
 
 
 def update(
@@ -304,17 +303,6 @@ def _require_finite(step: int, terms: dict[str, float], folder: Path) -> None:
                 f" {folder / 'checkpoints'}. Try a lower optim.lr, or clip.gradient_norm=1.0: that is another run, in a"
                 " folder of its own"
             )
-
-
-def _summary(values: dict[str, float]) -> dict[str, str]:
-    """Return the numbers that the progress bar shows."""
-    names = {"wasserstein": "wasserstein", "penalty": "penalty", "slope": "slope_interpolates_mean"}
-    return {label: f"{values[name]:.3f}" for label, name in names.items() if name in values}
-
-
-def _progress_bar(step: int, steps: int, world: World) -> tqdm:
-    visible = world.first and sys.stderr.isatty()
-    return tqdm(initial=step, total=steps, unit="update", dynamic_ncols=True, disable=not visible)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from wgangp.data.toy import SwissRoll
@@ -14,6 +13,7 @@ from wgangp.figures.common import describe_range, format_spread, make_run, selec
 from wgangp.networks.layers import ReLU
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import GradientPenalty, clip_weights_
+from wgangp.plots import BAR, open_figure
 from wgangp.seeds import draw_latent, initialize
 from wgangp.state import in_float64
 
@@ -80,39 +80,38 @@ class GradientNorms:
         }
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
-        figure = Figure(figsize=(13, 6), layout="constrained")
-        left, right = figure.subfigures(1, 2, width_ratios=(1.2, 1))
-        axes = left.subplots()
-        for critic in CRITICS:
-            runs = select(records, critic=critic)
-            after, before = (
-                torch.tensor([[_log10(norm) for norm in norms] for norms in lists])
-                for lists in ([run["norms"] for run in runs], [run["before"]["norms"] for run in runs])
+        with open_figure(path, 4.2) as figure:
+            left, right = figure.subfigures(1, 2, width_ratios=(1.2, 1))
+            axes = left.subplots()
+            for critic in CRITICS:
+                runs = select(records, critic=critic)
+                after, before = (
+                    torch.tensor([[_log10(norm) for norm in norms] for norms in lists])
+                    for lists in ([run["norms"] for run in runs], [run["before"]["norms"] for run in runs])
+                )
+                layers = range(1, after.shape[1] + 1)
+                (line,) = axes.plot(layers, after.mean(0), marker="o", markersize=4, label=critic)
+                axes.plot(layers, before.mean(0), linestyle=":", linewidth=0.8, color=line.get_color())
+                axes.fill_between(layers, after.amin(0), after.amax(0), alpha=0.2, color=line.get_color())
+            axes.plot([], [], linestyle=":", linewidth=0.8, color="gray", label="before training, clipped once")
+            axes.set(
+                title="gradient of the critic loss at the activations of each layer",
+                xlabel="hidden layer of the critic; 1 is next to the input",
+                ylabel="log10 of the norm",
             )
-            layers = range(1, after.shape[1] + 1)
-            (line,) = axes.plot(layers, after.mean(0), marker="o", markersize=4, label=critic)
-            axes.plot(layers, before.mean(0), linestyle=":", linewidth=1, color=line.get_color())
-            axes.fill_between(layers, after.amin(0), after.amax(0), alpha=0.2, color=line.get_color())
-        axes.plot([], [], linestyle=":", linewidth=1, color="gray", label="before training, clipped once")
-        axes.set(
-            title="gradient of the critic loss with respect to the activations of each layer",
-            xlabel="hidden layer of the critic; 1 is next to the input",
-            ylabel="log10 of the norm",
-        )
-        axes.grid(alpha=0.3)
-        axes.legend()
-        for axes, critic in zip(right.subplots(2, 2).flat, CRITICS, strict=True):
-            histogram = select(records, critic=critic)[0]["histogram"]
-            edges = torch.linspace(-histogram["edge"], histogram["edge"], BINS + 1)
-            axes.stairs(histogram["counts"], edges, fill=True, color="#1b7837")
-            tick = histogram["edge"] / 1.05
-            axes.set(title=f"critic weights, {critic}", yticks=[], xticks=[-tick, 0, tick])
-            axes.set_xticklabels([f"{-tick:.3g}", "0", f"{tick:.3g}"])
-        figure.suptitle(
-            f"Swiss roll, {self.depth} hidden layers of width {self.width}, {self.steps:,} generator updates;"
-            f" {describe_range(records)}"
-        )
-        figure.savefig(path, dpi=100)
+            axes.grid(alpha=0.3)
+            axes.legend()
+            for axes, critic in zip(right.subplots(2, 2).flat, CRITICS, strict=True):
+                histogram = select(records, critic=critic)[0]["histogram"]
+                edges = torch.linspace(-histogram["edge"], histogram["edge"], BINS + 1)
+                axes.stairs(histogram["counts"], edges, fill=True, color=BAR)
+                tick = histogram["edge"] / 1.05
+                axes.set(title=f"critic weights, {critic}", yticks=[], xticks=[-tick, 0, tick])
+                axes.set_xticklabels([f"{-tick:.3g}", "0", f"{tick:.3g}"])
+            figure.suptitle(
+                f"Swiss roll, {self.depth} hidden layers of width {self.width}, {self.steps:,} generator updates;"
+                f" {describe_range(records)}"
+            )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
         rows = []

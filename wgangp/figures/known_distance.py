@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from wgangp.certify import certified_lipschitz
@@ -23,6 +22,7 @@ from wgangp.lipschitz import (
 )
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
+from wgangp.plots import open_figure
 from wgangp.seeds import initialize, rng_for
 
 __all__ = ["KnownDistance"]
@@ -87,25 +87,24 @@ class KnownDistance:
         return PAIRS[cell["pair"]](dim=cell["dim"], distance=self.distance, device=device, **layout)
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
-        figure = Figure(figsize=(13, 4.2), layout="constrained")
-        *panels, alignment = figure.subplots(1, 3)
         ideal = expected_slope(self.distance, PENALTY.weight)
-        for axes, pair in zip(panels, PAIRS, strict=True):
-            runs = select(records, pair=pair)
-            for key, label in ESTIMATES.items():
-                _draw_curve(axes, runs, lambda run, key=key: run[key] / run["distance"], label)
-            axes.axhline(1, color="black", linestyle=":", linewidth=1, label="true W1")
-            axes.axhline(ideal, color="gray", linestyle="--", linewidth=1, label="gap of an ideal critic")
-            axes.set(title=f"{pair}: estimate / true W1", ylim=(0, None))
-            axes.legend(fontsize=8)
-            _draw_curve(alignment, runs, lambda run: run["cosine"], pair)
-        alignment.set(title="cosine between grad D and the true gradient", ylim=(None, 1.005))
-        alignment.legend(fontsize=8)
-        figure.suptitle(
-            f"{self.iterations:,} critic iterations, {DEPTH} x {self.width} ReLU, lambda {PENALTY.weight:g},"
-            f" W1 = {self.distance:g}, {HELD_OUT:,} held-out points; {describe_range(records)}"
-        )
-        figure.savefig(path, dpi=110)
+        with open_figure(path, 3.4) as figure:
+            *panels, alignment = figure.subplots(1, 3)
+            for axes, pair in zip(panels, PAIRS, strict=True):
+                runs = select(records, pair=pair)
+                for key, label in ESTIMATES.items():
+                    _draw_curve(axes, runs, lambda run, key=key: run[key] / run["distance"], label)
+                axes.axhline(1, color="black", linestyle=":", linewidth=1, label="true W1")
+                axes.axhline(ideal, color="gray", linestyle="--", linewidth=1, label="gap of an ideal critic")
+                axes.set(title=f"{pair}: estimate / true W1", ylim=(0, None))
+                axes.legend(loc="center")
+                _draw_curve(alignment, runs, lambda run: run["cosine"], pair)
+            alignment.set(title="cosine: grad D, true gradient", ylim=(None, 1.005))
+            alignment.legend()
+            figure.suptitle(
+                f"{self.iterations:,} critic iterations, {DEPTH} x {self.width} ReLU, lambda {PENALTY.weight:g},"
+                f" W1 = {self.distance:g}, {HELD_OUT:,} held-out points; {describe_range(records)}"
+            )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
         rows = []

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from wgangp.data.images import Images, mnist
 from wgangp.figures.common import CLIP, describe_range, format_spread, make_run, select, train_networks
 from wgangp.logs import read_metrics
 from wgangp.networks.dcgan import MNISTCritic, MNISTGenerator
 from wgangp.penalty import GradientPenalty
+from wgangp.plots import open_figure
 from wgangp.seeds import initialize, rng_for
 
 __all__ = ["Overfitting"]
@@ -72,22 +72,21 @@ class Overfitting:
         return {"step": [line["step"] for line in log], **curves}
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
-        figure = Figure(figsize=(11, 4.2), layout="constrained")
-        for axes, critic in zip(figure.subplots(1, 2), CRITICS, strict=True):
-            runs = select(records, critic=critic)
-            steps = runs[0]["step"][1:]  # the first report is of untrained networks
-            for label in CURVES:
-                values = torch.tensor([run[label][1:] for run in runs])
-                (line,) = axes.plot(steps, values.mean(0), label=label)
-                axes.fill_between(steps, values.amin(0), values.amax(0), alpha=0.2, color=line.get_color())
-            axes.set(title=critic, xlabel="generator updates", ylabel="negative critic loss")
-            axes.grid(alpha=0.3)
-            axes.legend()
-        figure.suptitle(
-            f"Trained on {self.digits:,} MNIST digits; every point is the mean over {self.digits:,} digits;"
-            f" width {self.width}; {describe_range(records)}"
-        )
-        figure.savefig(path, dpi=110)
+        with open_figure(path, 3.2) as figure:
+            for axes, critic in zip(figure.subplots(1, 2), CRITICS, strict=True):
+                runs = select(records, critic=critic)
+                steps = runs[0]["step"][1:]  # the first report is of untrained networks
+                for label in CURVES:
+                    values = torch.tensor([run[label][1:] for run in runs])
+                    (line,) = axes.plot(steps, values.mean(0), label=label)
+                    axes.fill_between(steps, values.amin(0), values.amax(0), alpha=0.2, color=line.get_color())
+                axes.set(title=critic, xlabel="generator updates", ylabel="negative critic loss")
+                axes.grid(alpha=0.3)
+                axes.legend()
+            figure.suptitle(
+                f"Trained on {self.digits:,} MNIST digits; every point is the mean over {self.digits:,} digits;"
+                f" width {self.width}; {describe_range(records)}"
+            )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
         rows = []

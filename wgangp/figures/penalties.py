@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from wgangp.data.toy import gaussians8, gaussians25
 from wgangp.figures.common import CLIP, DEPTH, count_seeds, format_spread, make_run, select, train_networks
 from wgangp.metrics.modes import mode_coverage
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import GradientPenalty
+from wgangp.plots import draw_points, open_figure
 from wgangp.seeds import draw_latent, initialize
 from wgangp.transport import wasserstein1
 
@@ -74,33 +74,29 @@ class Penalties:
         }
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
-        figure = Figure(figsize=(3.2 * len(PENALTIES), 3.9 * len(DATA)), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.15)
-        panels = figure.subplots(len(DATA), len(PENALTIES))
-        for row, name in enumerate(DATA):
-            data = DATA[name]()
-            for column, penalty in enumerate(PENALTIES):
-                axes, runs = panels[row, column], select(records, data=name, penalty=penalty)
-                (real,) = data.batch(0, DRAWN, runs[0]["seed"], "heldout")
-                axes.scatter(*real.T, s=14, linewidths=0, color="#d95f02", label="real")
-                x, y = zip(*runs[0]["samples"], strict=True)
-                axes.scatter(x, y, s=6, linewidths=0, color="#1b7837", label="generated", alpha=0.7)
-                axes.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal", xticks=[], yticks=[])
-                axes.set_title(f"{name}, {penalty}", fontsize=10)
-                axes.set_xlabel(
-                    f"W1 {format_spread([run['w1'] for run in runs])}"
-                    f"\nmodes {format_spread([run['modes'] for run in runs], '.1f')} of {len(data.centers)}"
-                    f"\nwithin 3 sd {format_spread([run['high_quality'] for run in runs], '.0%')}",
-                    fontsize=9,
-                )
-        panels[0, 0].legend(fontsize=8, loc="upper right")
         same_data = [select(records, data=name, penalty="two-sided") for name in DATA]  # equal for every penalty
         floors = [format_spread([run["floor"] for run in runs]) for runs in same_data]
-        figure.suptitle(
-            f"{self.steps:,} generator updates, {DEPTH} x {self.width} ReLU; mean +- sd over {count_seeds(records)};"
-            f" W1 between two samples of the data: {', '.join(floors)}"
-        )
-        figure.savefig(path, dpi=90)
+        with open_figure(path, 2.7 * len(DATA) + 0.3) as figure:
+            figure.get_layout_engine().set(h_pad=0.08)
+            panels = figure.subplots(len(DATA), len(PENALTIES))
+            for row, name in enumerate(DATA):
+                data = DATA[name]()
+                for column, penalty in enumerate(PENALTIES):
+                    axes, runs = panels[row, column], select(records, data=name, penalty=penalty)
+                    (real,) = data.batch(0, DRAWN, runs[0]["seed"], "heldout")
+                    draw_points(axes, real, torch.tensor(runs[0]["samples"]), size=2)
+                    axes.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal", xticks=[], yticks=[])
+                    axes.set_title(f"{name},\n{penalty}")
+                    axes.set_xlabel(
+                        f"W1 {format_spread([run['w1'] for run in runs])}"
+                        f"\nmodes {format_spread([run['modes'] for run in runs], '.1f')} of {len(data.centers)}"
+                        f"\nwithin 3 sd {format_spread([run['high_quality'] for run in runs], '.0%')}"
+                    )
+            figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=2)
+            figure.suptitle(
+                f"{self.steps:,} generator updates, {DEPTH} x {self.width} ReLU; mean +- sd over {count_seeds(records)}"
+                f"\nW1 between two samples of the data: {', '.join(floors)}"
+            )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
         rows = []

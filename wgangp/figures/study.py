@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from wgangp.checkpoint import write_atomic
 from wgangp.config import BUDGETS, CONF, build, find_device
 from wgangp.figures.common import count_seeds
-from wgangp.logs import append_line, provenance, read_lines
+from wgangp.logs import append_line, collect_provenance, describe_hardware, read_lines
 from wgangp.runs import claim_folder, run_name
 from wgangp.tables import markdown_table, replace_block
 
@@ -89,7 +89,7 @@ def _measure_missing(folder: Path, figure: Any, seeds: list[int], device: torch.
             failures.append(f"\n  {label}: {error}")
             continue
         seconds = round(seconds_before + time.monotonic() - start_time, 3)
-        append_line(path, {"seed": seed, **cell, **numbers, "seconds": seconds, **provenance(device)})
+        append_line(path, {"seed": seed, **cell, **numbers, "seconds": seconds, **collect_provenance(device)})
     return failures
 
 
@@ -129,7 +129,7 @@ def render(readme: str, name: str, figure: Any, records: list[dict[str, Any]]) -
     commands = [f"`{record['command']}`" for record in records]
     commits = [(record["commit"] or "unknown")[:7] + " with changes" * bool(record["dirty"]) for record in records]
     settings = [f"{key} {value}" for key, value in _settings(figure).items()]
-    hardware = [f"{record['device']}, torch {record['torch']}" for record in records]
+    hardware = [describe_hardware(record) for record in records]
     minutes = sum(record["seconds"] for record in records) / 60
     block = f"""
 - **Runs**: {len(records)} with {count_seeds(records)}, by {_join(commands)} at commit {_join(commits)}

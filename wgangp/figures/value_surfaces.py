@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from wgangp.data.toy import SwissRoll, Toy, gaussians8, gaussians25
@@ -14,6 +13,7 @@ from wgangp.figures.common import CLIP, DEPTH, format_spread, select, train_crit
 from wgangp.lipschitz import corrected_wasserstein, largest_quotient, slope_statistics
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
+from wgangp.plots import cut_colormap, draw_points, open_figure
 from wgangp.seeds import initialize, rng_for
 from wgangp.transport import optimal_pairs, wasserstein1
 
@@ -35,6 +35,7 @@ CRITICS = {  # name -> penalty; True if real and fake points are paired by optim
 DRAWN = ("clipping", "two-sided", "one-sided")  # critics with a row in the picture
 HELD_OUT = 20_000  # points of each kind for the gap
 POINTS, DRAWS = 2_000, 5  # points of each kind for the exact W1, and how often it is computed
+LINES = cut_colormap("viridis", 0.6)  # yellow lines would not be seen on white
 RESOLUTION = 48  # of the grid for the contours, per axis
 
 
@@ -71,27 +72,24 @@ class ValueSurfaces:
         return record
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
-        figure = Figure(figsize=(12, 14.5), layout="constrained")
-        panels = figure.subplots(len(DRAWN), len(DATA))
         seed = records[0]["seed"]
-        for row, critic in enumerate(DRAWN):
-            for column, name in enumerate(DATA):
-                axes, runs = panels[row, column], select(records, data=name, critic=critic)
-                (run,) = select(runs, seed=seed)
-                data = DATA[name]()
-                (real,) = data.batch(0, 400, seed, "heldout")
-                ticks = torch.linspace(*data.span, RESOLUTION)
-                axes.contour(ticks, ticks, torch.tensor(run["surface"]), levels=16, cmap="viridis", linewidths=1)
-                axes.scatter(*real.T, s=5, linewidths=0, color="#d95f02")
-                axes.set(xlim=data.span, ylim=data.span, aspect="equal", xticks=[], yticks=[])
-                axes.set_xlabel(caption(runs), fontsize=9)
-                axes.set_title(f"{name}, {critic}", fontsize=11)
-        figure.suptitle(
-            "Contours of D(x); generator fixed at real + N(0, I); orange: held-out real points"
-            f"\n{self.iterations:,} critic iterations, {DEPTH} x {self.width} ReLU, lambda {TWO_SIDED.weight:g}",
-            fontsize=12,
-        )
-        figure.savefig(path, dpi=90)
+        with open_figure(path, 10.8) as figure:
+            panels = figure.subplots(len(DRAWN), len(DATA))
+            for row, critic in enumerate(DRAWN):
+                for column, name in enumerate(DATA):
+                    axes, runs = panels[row, column], select(records, data=name, critic=critic)
+                    (run,) = select(runs, seed=seed)
+                    data = DATA[name]()
+                    (real,) = data.batch(0, 400, seed, "heldout")
+                    ticks = torch.linspace(*data.span, RESOLUTION)
+                    axes.contour(ticks, ticks, torch.tensor(run["surface"]), levels=16, cmap=LINES, linewidths=1)
+                    draw_points(axes, real, size=1.8)
+                    axes.set(xlim=data.span, ylim=data.span, aspect="equal", xticks=[], yticks=[])
+                    axes.set(title=f"{name}, {critic}", xlabel=caption(runs))
+            figure.suptitle(
+                "Contours of D(x); generator fixed at real + N(0, I); dots: held-out real points"
+                f"\n{self.iterations:,} critic iterations, {DEPTH} x {self.width} ReLU, lambda {TWO_SIDED.weight:g}"
+            )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
         rows = []
@@ -183,5 +181,5 @@ def caption(records: list[dict[str, Any]]) -> str:
         gap += f", corrected {format_spread([record['corrected'] for record in records])}"
     return (
         f"gap {gap}\nexact W1 {format_spread(distances)} ({len(distances)} x {POINTS:,} points)"
-        f"\nslope at interpolates, 5 / 50 / 95 %: {quantiles}"
+        f"\nslope at interpolates, 5 / 50 / 95 %:\n{quantiles}"
     )
