@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> None:
         ValueError: a wrong option; the gradients of a variant are wrong; a compiled step fell back to eager mode.
     """
     options = parse(arguments)
-    device = find_device(options.device)
+    device = find_device(options.device, "--device ")
     budget = options.budget or ("paper" if device.type == "cuda" else "cpu")
     folder = Path(options.out or ("runs/benchmark-smoke" if options.smoke else page.SPEED))
     readme = folder / "README.md"

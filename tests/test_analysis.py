@@ -11,6 +11,7 @@ from PIL import Image
 from wgangp import checkpoint
 from wgangp.analysis import analyze
 from wgangp.config import load_run
+from wgangp.networks.mlp import MLPCritic
 
 TOY = (*TINY, "train.steps=2", "seed=8", "penalty.sides=one")
 SMALL = ("networks.generator.width=4", "networks.critic.width=4", "train.report_size=9", "device=cpu")
@@ -49,6 +50,18 @@ def test_expected_slope_follows_from_the_exact_distance(trained):
     assert report["distances"]["gap"] > 0 and report["expected_from"] == "exact W1"
     assert report["expected_slope"] == pytest.approx(1 + report["distances"]["exact_w1"] / 20)
     assert report["distances"]["corrected"] < report["distances"]["gap"]
+
+
+def test_expected_slope_does_not_need_a_positive_gap_if_the_exact_distance_is_known(toy, monkeypatch):
+    forward = MLPCritic.forward
+    monkeypatch.setattr(MLPCritic, "forward", lambda self, x: -forward(self, x))
+    gaps = [analyze(str(toy), **SIZES)]
+    monkeypatch.undo()
+    gaps = [read(folder) for folder in (*gaps, analyze(str(toy), **SIZES, out=str(toy / "other")))]
+    assert {report["distances"]["gap"] > 0 for report in gaps} == {True, False}  # D and -D
+    for report in gaps:
+        assert report["expected_slope"] == pytest.approx(1 + report["distances"]["exact_w1"] / 20)
+        assert ("corrected" in report["distances"]) == (report["distances"]["gap"] > 0)
 
 
 def test_same_arguments_return_the_folder_that_exists(toy):

@@ -205,7 +205,7 @@ def test_a_variant_compiled_by_the_real_compiler_is_measured(monkeypatch):
         (["--rounds", "many"], "--rounds: invalid int value: 'many'"),
         (["--budget", "gpu"], r"--budget: invalid choice: 'gpu' \(choose from .*cpu.*paper"),
         (["--sort", "1"], "unrecognized arguments: --sort 1. Use --help"),
-        (["--device", "cuda:99"], "device = cuda:99: not available"),
+        (["--device", "cuda:99"], r"device = cuda:99: not available.*Use --device cpu or --device auto$"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_written(tmp_path, options, message):

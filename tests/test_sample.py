@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, WIDTHS, train_run
+from helpers import TINY, train_run
 from PIL import Image
 
-from wgangp.config import build_networks, load_run
+from wgangp.config import load_run
 from wgangp.networks import mlp
 from wgangp.sample import generate, sample
 from wgangp.seeds import draw_latent
@@ -45,8 +45,8 @@ def test_numbers_are_the_samples_of_the_newest_checkpoint(toy):
     assert x.shape == (300, 2) and np.isfinite(x).all()
     generator = load_run(toy).generator
     with torch.no_grad():
-        expected = generator(*draw_latent(generator, 300, 5, 0, "sample"))
-    np.testing.assert_allclose(x, expected.numpy(), atol=1e-6)
+        expected = torch.cat([generator(*draw_latent(generator, 256, 5, k, "sample")) for k in (0, 1)])[:300]
+    np.testing.assert_array_equal(x, expected.numpy())
 
 
 def test_animation_has_every_picture_that_the_run_saved(toy):
@@ -154,14 +154,94 @@ def test_images_are_sampled_without_the_data_files(mnist):
     assert sample(str(mnist), n=4, device="cpu").exists()
 
 
-def test_generate_joins_batches(configure, monkeypatch):
-    generator, _ = build_networks(configure(*WIDTHS), (2,), torch.device("cpu"))
-    latent = draw_latent(generator, 7, 0, 0, "sample")
-    whole = generate(generator, latent)
-    monkeypatch.setattr("wgangp.sample.BATCH", 3)
-    parts = generate(generator, latent)
-    assert whole.shape == (7, 2) and not whole.requires_grad
-    torch.testing.assert_close(parts, whole)
+class Double(torch.nn.Module):
+    def forward(self, z):
+        return 2 * z
+
+
+def test_generate_keeps_the_first_samples_of_whole_batches():
+    batches = []
+
+    def draw(k):
+        batches.append(k)
+        return (torch.arange(3.0, requires_grad=True) + 3 * k,)
+
+    x = generate(Double(), 7, draw)
+    assert x.tolist() == [0, 2, 4, 6, 8, 10, 12] and batches == [0, 1, 2] and not x.requires_grad
+
+
+@pytest.fixture
+def batch_norm(trained, small_mnist):
+    """A run whose samples depend on the other samples of their batch."""
+    norm = ("networks.generator.norm=true", "networks.generator.width=2", "networks.critic.width=2")
+    sizes = ("train.report_size=9", "train.batch_size=9", "train.steps=1", "device=cpu")
+    return trained("experiment=mnist", f"data.root={small_mnist}", *norm, *sizes)
+
+
+def read_npz(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def read_images(folder):
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.iterdir())])
+
+
+@pytest.mark.parametrize("what", ["npz", "images", "interpolation"])
+def test_sample_of_a_seed_is_the_same_for_every_n(batch_norm, what):
+    """Bit for bit, with batch norm, and for n = 1, where a batch of one sample would have no variance."""
+    paths = {n: sample(str(batch_norm), what, n=n, device="cpu") for n in (8, 16, 264, 1, 2)}
+    if what == "npz":
+        x = {n: read_npz(path)["x"] for n, path in paths.items()}
+    elif what == "images":
+        x = {n: read_images(path) for n, path in paths.items()}
+    else:  # rows of 8 images
+        x = {n: np.asarray(Image.open(paths[n]))[1:].reshape(n // 8, -1) for n in (8, 16, 264)}
+    for n, images in x.items():
+        rows = n // 8 if what == "interpolation" else n
+        assert len(images) == rows and np.array_equal(images, x[264][:rows])
+    assert len(np.unique(x[264], axis=0)) > 0.9 * len(x[264])
+
+
+def test_generator_samples_in_eval_mode(toy, monkeypatch):
+    modes = []
+    forward = mlp.MLPGenerator.forward
+    monkeypatch.setattr(mlp.MLPGenerator, "forward", lambda self, z: modes.append(self.training) or forward(self, z))
+    sample(str(toy), "npz", device="cpu")
+    assert modes == [False]
+
+
+def test_npz_of_gray_images_has_bytes_for_scorers_beside_the_numbers(mnist):
+    arrays = read_npz(sample(str(mnist), "npz", n=5, seed=3, device="cpu"))
+    assert next(iter(arrays)) == "arr_0"
+    assert arrays["arr_0"].dtype == np.uint8 and arrays["arr_0"].shape == (5, 28, 28, 1)
+    x, (low, high) = arrays["x"], arrays["span"]
+    assert x.dtype == np.float32 and x.shape == (5, 1, 28, 28) and (low, high) == (0, 1)
+    np.testing.assert_allclose(arrays["arr_0"], 255 * x.transpose(0, 2, 3, 1), atol=0.5001)
+    assert arrays["step"] == 1 and arrays["seed"] == 3 and "y" not in arrays
+    images = read_images(sample(str(mnist), "images", n=5, seed=3, device="cpu"))
+    assert np.array_equal(images, arrays["arr_0"][..., 0])  # files of one channel
+
+
+def test_npz_of_points_has_the_points_their_square_step_and_seed(toy):
+    arrays = read_npz(sample(str(toy), "npz", n=5, device="cpu"))
+    assert np.array_equal(arrays["arr_0"], arrays["x"]) and arrays["x"].shape == (5, 2)
+    assert tuple(arrays["span"]) == (-3, 3) and arrays["step"] == 3 and arrays["seed"] == 0
+
+
+def test_step_chooses_the_checkpoint(trained):
+    folder = trained(*TOY, "train.checkpoint_every=1")
+    old, new = (read_npz(sample(str(folder), "npz", step=step, device="cpu")) for step in (2, None))
+    assert old["step"] == 2 and new["step"] == 3 and not np.array_equal(old["x"], new["x"])
+    generator = load_run(folder, step=2).generator
+    np.testing.assert_array_equal(old["x"], generator(*draw_latent(generator, 256, 0, 0, "sample")).detach()[:64])
+    with Image.open(sample(str(folder), "animation", step=2, device="cpu")) as movie:
+        assert movie.n_frames == 3
+    with pytest.raises(ValueError, match=r"step = 7: .* has checkpoints of the steps \[2, 3\]\. Choose one"):
+        sample(str(folder), step=7, device="cpu")
+    next(folder.glob("checkpoints/*2.pt")).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"step = 2: .* is damaged"):
+        sample(str(folder), step=2, seed=1, device="cpu")
 
 
 def test_interpolation_goes_between_random_points_with_one_label_per_row(
@@ -179,8 +259,10 @@ def test_interpolation_goes_between_random_points_with_one_label_per_row(
     monkeypatch.setattr(mlp.LabeledGenerator, "forward", record)
     assert sample(str(folder), "interpolation", n=24, device="cpu").exists()
     (z, y) = calls[-1]
-    ends, labels = draw_latent(load_run(folder).generator, 6, 0, 0, "interpolation")
-    assert z.shape == (24, 2)
-    torch.testing.assert_close(z.view(3, 8, 2)[:, 0], ends[:3], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(z.view(3, 8, 2)[:, -1], ends[3:], atol=1e-4, rtol=1e-4)
-    assert torch.equal(y.view(3, 8), labels[:3].unsqueeze(1).expand(3, 8))
+    ends, labels = draw_latent(load_run(folder).generator, 512, 0, 0, "interpolation")
+    assert z.shape == (256, 2)  # a whole batch, of which 24 samples are kept
+    torch.testing.assert_close(z.view(32, 8, 2)[:, 0], ends[:64:2], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(z.view(32, 8, 2)[:, -1], ends[1:64:2], atol=1e-4, rtol=1e-4)
+    assert torch.equal(y.view(32, 8), labels[:64:2].unsqueeze(1).expand(32, 8))
+    with np.load(sample(str(folder), "npz", n=3, device="cpu")) as file:
+        assert file["y"].shape == (3,) and file["arr_0"].shape == (3, 8, 8, 3)

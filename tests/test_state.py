@@ -380,8 +380,8 @@ def test_report_and_samples_are_those_of_eval_mode(configure):
     generator(torch.randn(20, 3))
     run = replace(config.build_run(configure(*TINY)), generator=generator, critic=build_critic(nn.Dropout()))
     before = copy_state(run.generator, run.critic)
-    values, samples = report(run, 0, 8), generate(run.generator, (torch.ones(4, 3),))
+    values, samples = report(run, 0, 8), generate(run.generator, 4, lambda k: (torch.ones(4, 3),))
     require_unchanged(before, run.generator, run.critic)
     run.generator.eval(), run.critic.eval()
     assert report(run, 0, 8) == values
-    assert torch.equal(generate(run.generator, (torch.ones(4, 3),)), samples) and samples.std(0).max() == 0
+    assert torch.equal(generate(run.generator, 4, lambda k: (torch.ones(4, 3),)), samples) and samples.std(0).max() == 0

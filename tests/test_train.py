@@ -599,3 +599,21 @@ def test_log_with_old_metric_names_is_continued_with_the_new_ones(train_tiny, tm
     assert all(r.keys() >= {"critic_gradient_norm", "generator_gradient_norm"} for r in read_lines(log))
     train_tiny(tmp_path / "parts", "train.steps=4")
     assert log.read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+def test_run_without_a_terminal_prints_its_first_and_last_report(train_tiny, tmp_path, quick_pictures, capsys):
+    train_tiny(tmp_path, "train.steps=4", "train.log_every=1")
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("update 0 of 4: wasserstein ") and last.startswith("update 4 of 4: wasserstein ")
+    assert "slope " in last and "modes " in last
+
+
+def test_tensorboard_has_every_picture_of_the_run_and_its_config(train_tiny, tmp_path, quick_pictures):
+    pytest.importorskip("tensorboard", reason="the extra is not installed: pip install -e '.[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_tiny(tmp_path, "train.steps=4", "train.sample_every=2")
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [picture.step for picture in board.Images("samples")] == [0, 2, 4]
+    text = board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "steps: 4" in text and "slope/real_mean" in board.Tags()["scalars"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["load_latest", "save", "write_atomic"]
+__all__ = ["load_latest", "load_step", "save", "write_atomic"]
 
 KEEP = 2
 
@@ -33,7 +33,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             f"step {step}: {name} has values that are not finite, so no checkpoint was written. Try a lower optim.lr"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:08d}.pt"
+    path = _path_of(folder, step)
     temporary = _temporary(path)
     try:
         torch.save(state, temporary)
@@ -74,6 +74,17 @@ def load_latest(folder: Path, device: torch.device | str = "cpu") -> dict[str, A
     return None
 
 
+def load_step(folder: Path, step: int, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Return the state of the checkpoint of a step. ValueError if it does not exist or is damaged."""
+    path = _path_of(folder, step)
+    if not path.exists():
+        steps = [int(other.stem.removeprefix("step_")) for other in reversed(_newest_first(folder))]
+        raise ValueError(f"step = {step}: {folder} has checkpoints of the steps {steps}. Choose one of them")
+    if problem := _damage(path):
+        raise ValueError(f"step = {step}: checkpoint {path} is damaged ({problem}). Choose another step")
+    return torch.load(path, map_location=device, weights_only=True)
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a small text file. After a crash the file is either the old one or the new one, never a part of it."""
     temporary = _temporary(path)
@@ -97,6 +108,10 @@ def _damage(path: Path) -> str | None:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.pt"), reverse=True)
+
+
+def _path_of(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}.pt"
 
 
 def _digest_of(path: Path) -> Path:

@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from wgangp.checkpoint import load_latest
+from wgangp.checkpoint import load_latest, load_step
 from wgangp.checks import check_per_sample
 from wgangp.data.images import Images, Streamed
 from wgangp.distributed import join_ranks, local_device
@@ -51,21 +51,24 @@ TRUSTED = {  # the names that a config may build under each key. Everything else
 BUDGETS = ("cpu", "paper")
 
 
-def load_run(folder: str | Path, *, device: str = "cpu", read_data: bool = False) -> Run:
+def load_run(folder: str | Path, *, device: str = "cpu", step: int | None = None, read_data: bool = False) -> Run:
     """Load a trained run from its folder: networks, optimizers, data, loss, penalty and seed.
 
-        generator = load_run("runs/toy").generator
+        generator = load_run("runs/toy").generator.eval()
+
+    Networks are in training mode, as after training. For the project's own networks both modes are equal.
 
     Args:
         folder: a folder that scripts/train.py wrote.
         device: cpu, cuda, cuda:1, ..., or auto.
+        step: the step of the checkpoint to load. None: the newest.
         read_data: read the data set from its files, too. Data that is drawn (toy data) is always there. Otherwise
             run.data has the attributes shape and span, but no samples.
 
     Raises:
-        ValueError: the folder is not a run folder, or it has no checkpoint yet.
+        ValueError: the folder is not a run folder, or it has no checkpoint (of this step).
     """
-    return restore(Path(folder), find_device(device), read_data=read_data)[0]
+    return restore(Path(folder), find_device(device), step=step, read_data=read_data)[0]
 
 
 def build_run(cfg: DictConfig, *, channels_last: bool = False) -> Run:
@@ -104,11 +107,17 @@ def build_run(cfg: DictConfig, *, channels_last: bool = False) -> Run:
 
 
 def restore(
-    folder: Path, device: torch.device, *, read_data: bool = False, data_root: str | None = None
+    folder: Path,
+    device: torch.device,
+    *,
+    step: int | None = None,
+    read_data: bool = False,
+    data_root: str | None = None,
 ) -> tuple[Run, int]:
-    """Load a run folder; returns the run and the step of its newest checkpoint.
+    """Load a run folder; returns the run and the step of its checkpoint.
 
     Args:
+        step: as in `load_run`.
         read_data: as in `load_run`.
         data_root: the folder where the data is now; None: where it was during training.
 
@@ -118,7 +127,8 @@ def restore(
     """
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
-    state = load_latest(folder / "checkpoints", device)
+    checkpoints = folder / "checkpoints"
+    state = load_latest(checkpoints, device) if step is None else load_step(checkpoints, step, device)
     if state is None:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     cfg = OmegaConf.load(folder / "config.yaml")
@@ -268,8 +278,12 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device of this name. "auto" is cuda if there is a GPU, else cpu. ValueError if it does not exist."""
+def find_device(name: str, option: str = "device=") -> torch.device:
+    """Return the device of this name. "auto" is cuda if there is a GPU, else cpu. ValueError if it does not exist.
+
+    Args:
+        option: how the user sets the device, for the message.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -278,7 +292,7 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device = {name}: not available on this machine ({reason}). Use device=cpu or device=auto"
+            f"device = {name}: not available on this machine ({reason}). Use {option}cpu or {option}auto"
         ) from error
     return device
 

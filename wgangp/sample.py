@@ -1,12 +1,13 @@
 """Samples of a trained generator, as a picture, an animation, image files or numbers."""
 
+import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.utils import save_image
 
 from wgangp import plots
 from wgangp.config import find_device, restore
@@ -18,7 +19,7 @@ __all__ = ["generate", "sample"]
 
 SUFFIXES = {"grid": ".png", "interpolation": ".png", "animation": ".gif", "images": "", "npz": ".npz"}
 INTERPOLATION_COLUMNS = 8  # images per interpolation
-BATCH = 256  # samples per forward pass. With batch norm in the generator, samples depend a little on their batch
+BATCH = 256  # samples per forward pass, always: with batch norm, a sample depends on the other samples of its batch
 
 
 def sample(
@@ -26,28 +27,33 @@ def sample(
     what: str = "grid",
     n: int = 64,
     seed: int = 0,
+    step: int | None = None,
     out: str | None = None,
     device: str = "auto",
 ) -> Path:
     """Draw samples from the generator of a run folder, write them, and return the path.
 
+    The generator is in eval mode. Sample i of a seed is the same for every n.
+
     Args:
         run: the run folder.
         what: grid (one picture); interpolation (between two random z); animation (of the pictures that the run saved);
-            images (a folder with one file per sample); npz (numbers).
+            images (a folder with one file per sample); npz (numbers: docs/export.md).
         n: the number of samples. An interpolation of images has n // 8 rows of 8.
         seed: of the noise.
+        step: of the checkpoint that is used, and of the last picture of an animation. None: the newest checkpoint.
         out: the file to write, or the folder for images; None: a name in run/made that tells step, seed and n.
         device: auto, cpu, cuda, ...
 
     Raises:
-        ValueError: an argument is not valid, or the data cannot be shown in this way. Nothing is written.
+        ValueError: an argument is not valid, there is no such checkpoint, or the data cannot be shown in this way.
+            Nothing is written.
     """
     if what not in SUFFIXES:
         raise ValueError(f"what = {what}: must be one of {', '.join(SUFFIXES)}")
     if n < 1 or seed < 0:
         raise ValueError(f"n = {n}, seed = {seed}: n must be >= 1 and seed >= 0")
-    trained, step = restore(Path(run), find_device(device))
+    trained, step = restore(Path(run), find_device(device), step=step)
     dimensions, images = tuple(trained.data.shape), len(trained.data.shape) == 3
     if not images and what == "images":
         raise ValueError("points cannot be written as images: use what=npz for the numbers, what=grid for a picture")
@@ -66,21 +72,31 @@ def sample(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
         unfinished = Path(folder, path.name)  # renamed at the end, so that a part is not taken for the whole
-        _write(unfinished, trained, Path(run), what, n, seed)
+        _write(unfinished, trained, Path(run), what, n, seed, step)
         return unfinished.rename(path)
 
 
-def generate(generator: nn.Module, latent: tuple[Tensor, ...]) -> Tensor:
-    """Compute the samples (N, *) of a generator in eval mode for latent = (z (N, latent_dim), *y), in batches."""
+def generate(generator: nn.Module, n: int, draw: Callable[[int], tuple[Tensor, ...]]) -> Tensor:
+    """Compute the first n samples (n, *) of a generator in eval mode.
+
+    Whole batches are computed, and n samples are kept. So sample i does not depend on n, not even with batch norm.
+
+    Args:
+        draw: k -> batch k of what the generator takes: (z (B, latent_dim), *y).
+    """
+    batches: list[Tensor] = []
     with torch.no_grad(), use_eval_mode(generator):
-        return torch.cat([generator(*part) for part in zip(*(x.split(BATCH) for x in latent), strict=True)])
+        while sum(map(len, batches)) < n:
+            batches.append(generator(*draw(len(batches))))
+    return torch.cat(batches)[:n]
 
 
-def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int) -> None:
+def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int, step: int) -> None:
     device = next(run.generator.parameters()).device
     images = len(run.data.shape) == 3
     if what == "animation":
-        pictures = sorted((folder / "samples").glob("*.png"))
+        pictures = sorted((folder / "samples").glob("[0-9]*.png"))
+        pictures = [picture for picture in pictures if int(picture.stem) <= step]
         if not pictures:
             raise ValueError(f"{folder / 'samples'} has no pictures to animate")
         plots.save_animation(path, pictures)
@@ -88,33 +104,41 @@ def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int) -> 
     columns = None
     if what == "interpolation":
         columns = min(INTERPOLATION_COLUMNS, n) if images else n
-        latent = _interpolation(run.generator, n // columns, columns, seed, device)
-    else:
-        latent = draw_latent(run.generator, n, seed, 0, "sample", device)
-    x = generate(run.generator, latent)
+        n = n // columns * columns
+
+    def draw(k: int) -> tuple[Tensor, ...]:
+        if columns is not None:
+            return _interpolation(run.generator, columns, seed, k, device)
+        return draw_latent(run.generator, BATCH, seed, k, "sample", device)
+
+    x = generate(run.generator, n, draw).cpu()
     if what == "npz":
-        np.savez_compressed(path, x=x.cpu().numpy())
+        numbers = {"arr_0": plots.to_bytes(x, run.data.span) if images else x, "x": x, "span": run.data.span}
+        if getattr(run.generator, "classes", 0):
+            numbers["y"] = torch.cat([draw(k)[1] for k in range(math.ceil(n / BATCH))])[:n].cpu()
+        numbers |= {"step": step, "seed": seed}
+        np.savez_compressed(path, **{name: np.asarray(value) for name, value in numbers.items()})
     elif what == "images":
         path.mkdir()
-        for i, image in enumerate(x):
-            save_image(image, path / f"{i:06d}.png", normalize=True, value_range=run.data.span)
+        for i, pixels in enumerate(plots.to_bytes(x, run.data.span)):
+            plots.save_image(path / f"{i:06d}.png", pixels)
     elif images:
         plots.save_image_grid(path, x, run.data.span, columns=columns)
     else:
         plots.save_points(path, x, run.data.span, f"{what}, n = {len(x)}", columns is not None)
 
 
-def _interpolation(
-    generator: nn.Module, rows: int, columns: int, seed: int, device: torch.device
-) -> tuple[Tensor, ...]:
-    """Return latents of rows * columns samples: each row goes along the great circle from one random z to another.
+def _interpolation(generator: nn.Module, columns: int, seed: int, k: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Return batch k of the latents of rows of samples, BATCH or more: a row goes from one random z to another.
 
-    The points of a straight line would have norms that N(0, I) never has in high dimension. A row has one label.
+    It goes along the great circle. The points of a straight line would have norms that N(0, I) never has in high
+    dimension. A row has one label.
     """
-    z, *y = draw_latent(generator, 2 * rows, seed, 0, "interpolation", device)
-    start, end = z.unsqueeze(1).chunk(2)
+    rows = math.ceil(BATCH / columns)
+    z, *y = draw_latent(generator, 2 * BATCH, seed, k, "interpolation", device)  # of which 2 * rows are used
+    start, end = z[: 2 * rows].unflatten(0, (rows, 2)).unsqueeze(2).unbind(1)
     cosine = torch.nn.functional.cosine_similarity(start, end, dim=-1).unsqueeze(-1)
     angle = cosine.clamp(-0.9999, 0.9999).arccos()
     t = torch.linspace(0, 1, columns, device=device).view(1, -1, 1)
     z = ((((1 - t) * angle).sin() * start + (t * angle).sin() * end) / angle.sin()).flatten(0, 1)
-    return z, *(labels[:rows].repeat_interleave(columns) for labels in y)
+    return z, *(labels[: 2 * rows : 2].repeat_interleave(columns) for labels in y)
