@@ -7,15 +7,23 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from helpers import ROOT, TINY, make_old
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from wgangp import cli, load_run, runs
@@ -34,8 +42,6 @@ def command(monkeypatch, tmp_path, capsys):
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    # Hydra takes the measurement of coverage for a debugger, and then shows tracebacks in place of messages.
-    monkeypatch.setattr("hydra._internal.utils.is_under_debugger", lambda: False)
 
     def run(name, *arguments, status=0):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
@@ -137,12 +143,12 @@ class TestTrain:
             (["penalty.wieght=3"], "penalty.wieght is unknown. Did you mean penalty.weight?"),
             (["+train.foo=abc"], "unknown key or a wrong value: train.foo"),
             (["+penalty.wieght=3"], "wieght is unknown; the keys of wgangp.penalty.GradientPenalty are weight, target"),
-            (["penalty.weight=-1"], "penalty: weight = -1: must be >= 0"),
+            (["penalty.weight=-1"], "penalty: weight = -1.0: must be >= 0"),
             (["penalty.sides=three"], "must be one of two, one"),
-            (["train.steps=abc"], "could not be converted to Integer"),
+            (["train.steps=abc"], "train.steps must be an integer"),
             (["penalty=nothing"], "two_sided"),  # Hydra lists the choices
             (["clip.weights=-0.01"], "clip.weights = -0.01: must be > 0"),
-            (["optim.lr=-1"], "optim: Invalid learning rate"),
+            (["optim.lr=-1"], "optim.lr = -1: must be >= 0"),
             (["experiment=mnist", "data.root=nowhere"], "data.root=FOLDER, where FOLDER/MNIST/raw has"),
             (["networks=mnist"], "choose data= and networks= that belong together"),
             (["data._target_=os.system"], "only names under"),
@@ -179,6 +185,322 @@ class TestTrain:
         assert path.exists()
 
 
+class TestOverrides:
+    """What a user may write in place of a value, and what is said if it does not work."""
+
+    @pytest.mark.parametrize(
+        "argument, message",
+        [
+            ("~clip", "~clip: clip cannot be removed; for none, write clip.weights=null clip.gradient_norm=null"),
+            ("clip=null", "clip=null: clip is a group of keys; for none, write clip.weights=null"),
+            ("~clip.weights", "cannot be removed; for none, write clip.weights=null"),
+            ("regularize=null", "for none, write regularize.gradient_norm=0"),
+            ("penalty=null", "penalty=null: penalty is one of dragan, none, one_sided"),
+            ("~penalty", "~penalty: penalty cannot be removed; for none, write penalty=none"),
+            ("optim=null", "optim=null: optim is one of adam, adam_released"),
+            ("data=null", "data=null: data is one of cifar10"),
+            ("data=[1,1]", "data=[1,1]: data is one of cifar10"),
+            ("penalty=[one_sided,two_sided]", "penalty is one of dragan, none"),
+            ("networks=3", "networks=3: networks is one of cifar_dcgan"),
+            ("loss=true", "loss=true: loss is one of wasserstein"),
+            ("experiment=null", "for none, write nothing, or ~experiment"),
+            ("~data", "~data: data cannot be removed"),
+            ("~networks.critic", "~networks.critic: this key cannot be removed"),
+            ("~train", "~train: train cannot be removed"),
+            ("~train.steps", "~train.steps: train.steps cannot be removed"),
+            ("~seed", "~seed: seed cannot be removed"),
+            ("train=3", "train=3: train must be a group of keys: train.steps, "),
+            ("networks.critic=null", "networks.critic must be a group of keys"),
+            ("train.steps=true", "train.steps must be an integer"),
+            ("train.compile=maybe", "train.compile must be true or false"),
+            ("train.precision=null", "train.precision must be text"),
+            ("device=null", "device must be text"),
+            ("clip.weights=abc", "clip.weights must be a number or null"),
+            ("run_dir=[1]", "run_dir must be text or null"),
+            ("trust=my_package", "trust must be a list of values, each of them text"),
+            (
+                "optim.weight_decay=0.1",
+                "the config has no key optim.weight_decay. If what the group builds takes it, write +",
+            ),
+            ("=3", "=3: write the key before the ="),
+            ("seed", "seed cannot be read as key=value"),
+            ("seed=1,2", "seed=1,2 has several values: add -m for one run per value"),
+            ("data.root=my pics (1)", "'data.root=\"my pics (1)\"'"),
+            ("run_dir=d\u00eda", "'run_dir=\"d\u00eda\"'"),
+            ("run_dir=~/runs", f"'run_dir=\"{Path.home()}/runs\"'"),
+            ("hydra.job.chdir=true", "hydra.job.chdir = True: Hydra does not choose the folders of this project"),
+            ("hydra.run.dir=elsewhere", "hydra.run.dir = elsewhere: Hydra does not choose the folders"),
+            ("hydra.output_subdir=elsewhere", "hydra.output_subdir = elsewhere: Hydra does not"),
+            ("hydra.sweep.subdir=elsewhere", "hydra.sweep.subdir = elsewhere: Hydra does not"),
+            ("hydra.foo=3", "the config has no key hydra.foo"),
+        ],
+    )
+    def test_mistake_is_explained_and_nothing_is_written(self, command, argument, message):
+        output = command("train", argument, status=1)
+        assert f"error: {message}" in output or message in output.splitlines()[0], output
+        for word in ("Traceback", "full_key", "object_type", "subscriptable", "LexerNoViable", "HYDRA_FULL_ERROR"):
+            assert word not in output
+        assert list(command.folder.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        "argument", ["~clip", "penalty=two_sided,null", "hydra.job.chdir=true", "train.steps=1,abc"]
+    )
+    def test_mistake_in_a_sweep_is_explained_before_the_first_job(self, command, argument):
+        output = command("train", "-m", argument, "seed=0,1", status=1)
+        assert "error: " in output and "Traceback" not in output and not list(command.folder.glob("runs/toy*"))
+
+    @pytest.mark.parametrize(
+        "argument", ["penalty=none", "~experiment", "~optim.fused", "clip={weights: 0.1}", "optim.betas=[0,1e-1]"]
+    )
+    def test_natural_way_works(self, command, quick_pictures, argument):
+        assert "finished: 1" in command("train", *TINY, "train.steps=1", argument)
+
+    def test_printed_quotes_work_in_a_shell(self, command, quick_pictures):
+        for name in ("my pics (1)", "d\u00eda", 'a"b', "it's", "a,b", "a=b"):
+            message = command("train", f"run_dir={name} ", status=1)
+            (argument,) = shlex.split(message.strip().split("for Hydra: ")[1])
+            command("train", *TINY, "train.steps=1", argument)
+            assert (command.folder / f"{name} " / "config.yaml").exists()
+
+    def test_flag_of_a_sweep_can_stand_anywhere(self, command, quick_pictures):
+        command("train", *TINY, "-m", "train.steps=1", "seed=1,2")
+        assert len(list((command.folder / "runs").glob("toy*"))) == 2
+
+    def test_folder_settings_in_a_config_file_are_refused(self, command):
+        mine = command.folder / "mine"
+        mine.mkdir()
+        (mine / "other.yaml").write_text("defaults: [config, _self_]\nhydra: {job: {chdir: true}}\n")
+        output = command("train", *TINY, "--config-dir", "mine", "--config-name", "other", status=1)
+        assert output.startswith("error: hydra.job.chdir = True: Hydra does not choose the folders")
+
+    def test_damaged_config_file_is_named(self, command):
+        (command.folder / "other.yaml").write_text("seed: [\n")
+        output = command("train", "--config-dir", ".", "--config-name", "other", status=1)
+        assert output.startswith("error: ") and "other.yaml" in output and "Traceback" not in output
+
+
+class TestFolders:
+    def names(self, command):
+        return {p.name for p in (command.folder / "runs").iterdir() if p.name != ".sweeps"}
+
+    def test_one_config_has_one_folder(self, command, quick_pictures):
+        command("train", *TINY, "train.steps=1", "optim.lr=1e-3")
+        for text in ("optim.lr=0.001", "++optim.lr=0.0010", "seed=0", "penalty=two_sided", "objective=modes"):
+            assert "optim.lr-0.001" in run_folder(command("train", *TINY, "train.steps=1", text))
+        command("train", "-m", *TINY, "train.steps=1", "optim.lr=0.001,1.0e-3", "seed=0")
+        command("train", *TINY, "train.steps=1")  # 0.001 is the default
+        assert len(self.names(command)) == 1
+        command("train", *TINY, "train.steps=1", "optim.lr=0.002")
+        assert len(self.names(command)) == 2
+
+    def test_folder_of_the_former_name_is_continued(self, command, quick_pictures):
+        runs = command.folder / "runs"
+        (now,) = (Path(run_folder(command("train", *TINY, "train.steps=2", "penalty.weight=1.0"))),)
+        former = runs / now.name.replace("penalty.weight-1", "++penalty.weight-1.0")
+        (command.folder / now).rename(former)
+        output = command("train", *TINY, "train.steps=3", "++penalty.weight=1.0")
+        assert run_folder(output) == f"runs/{former.name}" and "finished: 3" in output
+        assert self.names(command) == {former.name}
+        assert [line["step"] for line in read_lines(former / "metrics.jsonl")] == [0, 3]
+
+    def test_name_of_the_config_is_in_the_name_of_the_folder(self, command, quick_pictures):
+        mine = command.folder / "mine"
+        mine.mkdir()
+        (mine / "other.yaml").write_text("defaults: [config, _self_]\npenalty: {weight: 3.0}\n")
+        arguments = ("--config-dir", "mine", *TINY, "train.steps=1", "seed=4", "--config-name")
+        assert run_folder(command("train", *arguments, "other")).startswith("runs/other+networks.critic")
+        assert run_folder(command("train", *arguments, "other.yaml")).startswith("runs/other+networks.critic")
+        assert run_folder(command("train", *arguments, "config")).startswith("runs/toy+networks.critic")
+        assert len(self.names(command)) == 2
+
+
+class TestSweep:
+    def test_failures_do_not_stop_it_and_are_listed(self, command, quick_pictures):
+        output = command("train", "-m", *TINY, "train.steps=30", "optim.lr=0.001,1e30,-1,0.002", status=1)
+        assert output.count("finished: 30 generator updates") == 2
+        summary = output[output.index("error: 2 of 4 jobs failed:") :].splitlines()
+        assert len(summary) == 3 and "optim.lr=1e+30: step" in summary[1] and "is not finite" in summary[1]
+        assert summary[2].endswith("optim.lr=-1: optim.lr = -1: must be >= 0")
+        assert "Traceback" not in output
+
+    def test_job_after_an_unexpected_error_is_run_and_its_traceback_is_shown(
+        self, command, quick_pictures, monkeypatch
+    ):
+        def fail(folder, run, **options):
+            if run.seed == 1:
+                raise RuntimeError("out of memory")
+            return options["steps"]
+
+        monkeypatch.setattr(cli, "train", fail)
+        for batch in ([], ["hydra.sweeper.max_batch_size=1"]):
+            output = command("train", "-m", *TINY, "train.steps=2", "seed=0,1,2", *batch, status=1)
+            assert output.count("finished: 2") == 2 and "RuntimeError: out of memory" in output
+            assert "error: 1 of 3 jobs failed:" in output and "seed=1: out of memory" in output
+            assert output.count("Traceback") == 1
+
+    def test_ctrl_c_stops_it_and_the_failures_are_listed(self, command, quick_pictures, monkeypatch):
+        monkeypatch.setattr(cli, "train", lambda folder, run, **options: 1)
+        arguments = (*TINY, "train.steps=2", "optim.lr=-1,0.001,0.002")
+        output = command("train", "-m", *arguments, status=130)
+        assert output.count("stopped at step 1 of 2") == 1 and "error: 1 of 2 jobs failed" in output
+
+    def test_sweep_of_other_commands_goes_on_alike(self, command, trained):
+        run = trained(*TINY, "train.steps=1")
+        output = command("sample", "-m", f"run={run}", "n=4,0,5", "device=cpu", status=1)
+        assert "seed0_n4.png" in output and "seed0_n5.png" in output and "n=0 device=cpu: n = 0, seed = 0" in output
+
+
+class Maximizer(Sweeper):
+    """A sweeper that optimizes: it runs two jobs and keeps the numbers that they return."""
+
+    __module__ = "hydra_plugins.maximizer"  # where Hydra wants plugins
+    returned: ClassVar[list] = []
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        Path("runs/.sweeps").mkdir(parents=True, exist_ok=True)
+        for number in range(2):
+            (job,) = self.launcher.launch([[*arguments, f"seed={number}"]], initial_job_idx=number)
+            self.returned.append(job.return_value)
+
+
+class TestObjective:
+    @pytest.fixture
+    def sweeper(self, monkeypatch):
+        """The arguments that choose a sweeper that optimizes, as a plugin of Hydra."""
+        monkeypatch.setattr(Maximizer, "returned", [])
+        Plugins.instance().register(Maximizer)
+        plugins = SimpleNamespace(maximizer=SimpleNamespace(Maximizer=Maximizer))
+        monkeypatch.setitem(sys.modules, "hydra_plugins", plugins)
+        ConfigStore.instance().store(
+            group="hydra/sweeper", name="optuna", node={"_target_": "hydra_plugins.maximizer.Maximizer"}
+        )
+        yield ("-m", "hydra/sweeper=optuna", *TINY, "train.steps=1")
+        del ConfigStore.instance().repo["hydra"]["sweeper"]["optuna.yaml"]
+
+    def test_number_of_the_last_line_is_returned(self, command, quick_pictures, sweeper):
+        command("train", *sweeper, "objective=largest_quotient")
+        logs = sorted((command.folder / "runs").glob("*/metrics.jsonl"))
+        assert len(logs) == 2 and Maximizer.returned == [read_lines(path)[-1]["largest_quotient"] for path in logs]
+
+    def test_sweeper_that_optimizes_needs_it(self, command, sweeper):
+        output = command("train", *sweeper, status=1)
+        assert "objective = null: this sweeper optimizes a number. Name it" in output
+        assert "Traceback" not in output and not list((command.folder / "runs").glob("toy*"))
+
+    def test_unknown_name_is_refused_before_training(self, command):
+        output = command("train", *TINY, "objective=loss", status=1)
+        assert (
+            output.startswith("error: objective = loss: the log of this run will have ") and ", wasserstein" in output
+        )
+        assert not (command.folder / "runs").exists()
+
+
+class TestHelp:
+    @pytest.mark.parametrize("name", cli.COMMANDS)
+    def test_explains_every_key_and_choice(self, command, name):
+        output = command(name, "--help")
+        assert output == command(name, "-h", "seed=3") and output.isascii()
+        lines = [line.split(None, 1) for line in output.splitlines()]
+        explained = {line[0].split("=")[0] for line in lines if len(line) == 2 and "=" in line[0]}
+        choices = {line[0] for line in lines if len(line) == 2 and "=" in line[0]}
+        path = CONF / f"{cli.COMMANDS[name][0]}.yaml"
+        groups = [key for key in OmegaConf.load(path).get("defaults") if isinstance(key, dict | DictConfig)]
+        groups = [key for group in groups for key in group if (CONF / key).is_dir()]
+        assert bool(groups) == (name in ("train", "reproduce"))
+        for group in groups:
+            for file in (CONF / group).glob("*.yaml"):
+                assert f"{group}={file.stem}" in choices
+                if group != "experiment":
+                    keys = cli._flat_keys(OmegaConf.to_container(OmegaConf.load(file)), f"{group}.")
+                    leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
+                    assert leaves <= explained, file
+        own = OmegaConf.load(path)
+        keys = cli._flat_keys(
+            {key: value for key, value in OmegaConf.to_container(own).items() if key not in ("defaults", "hydra")}
+        )
+        assert {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)} <= explained
+        assert "hydra=" not in output and list(command.folder.iterdir()) == []
+
+
+class TestOwnPackage:
+    """The example of docs/config.md, from the file to the picture."""
+
+    @pytest.fixture
+    def example(self, command, monkeypatch):
+        """Write the files of the example; returns its two commands, as (name, arguments)."""
+        section = (
+            (ROOT / "docs" / "config.md").read_text().split("## Your own data set or network")[1].split("\n## ")[0]
+        )
+        blocks = re.findall(r"```(\w*)\n(.*?)```", section, re.DOTALL)
+        (code,), files = ([text for kind, text in blocks if kind == wanted] for wanted in ("python", "yaml"))
+        names = [name for name in re.findall(r"`([\w/]+\.(?:py|yaml))`", section) if not name.startswith("wgangp/")]
+        assert names == ["my_package.py", "mine/data/circle.yaml", "mine/networks/circle.yaml"]
+        for name, text in zip(names, [code, *files], strict=True):
+            path = command.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        monkeypatch.syspath_prepend(command.folder)  # as export PYTHONPATH=$PWD does
+        monkeypatch.setattr(sys, "modules", dict(sys.modules))
+        lines = [shlex.split(line) for line in blocks[-1][1].splitlines() if line.startswith("python")]
+        return [(Path(line[1]).stem, line[2:]) for line in lines]
+
+    def test_example_of_the_documentation_trains_and_draws_a_picture(self, command, example, quick_pictures):
+        (train, arguments), (sample, sample_arguments) = example
+        small = ("train.steps=2", "train.batch_size=16", "train.report_size=16", "device=cpu")
+        folder = run_folder(command(train, *arguments, *small, "objective=wasserstein"))
+        assert folder + "+train.batch_size-16+train.report_size-16" == folder + folder.removeprefix(
+            "runs/toy+data-circle+networks-circle"
+        )
+        assert f"run={'runs/toy+data-circle+networks-circle'}" in sample_arguments
+        (command.folder / folder).rename(command.folder / "runs" / "toy+data-circle+networks-circle")
+        path = command.folder / command(sample, *sample_arguments, "device=cpu").strip()
+        assert path.exists() and path.suffix == ".png"
+
+    def test_every_command_asks_for_trust_again(self, command, example, quick_pictures):
+        (train, arguments), _ = example
+        small = (*arguments, "train.steps=2", "train.batch_size=16", "train.report_size=16", "device=cpu")
+        folder = run_folder(command(train, *small, "run_dir=kept"))
+        assert "trust" not in (command.folder / folder / "config.yaml").read_text()
+        with (command.folder / folder / "config.yaml").open("a") as file:
+            file.write("trust: [my_package]\n")  # as somebody else could write it
+        offer = "If you trust the package my_package, add trust=[my_package] to the command line, every time"
+        untrusted = [argument for argument in small if not argument.startswith("trust")]
+        assert offer in command(train, *untrusted, "run_dir=kept", status=1)
+        for name, sizes in (("sample", ("n=9",)), ("lipschitz", ("n=60", "starts=9", "ascent=3"))):
+            assert offer in command(name, f"run={folder}", *sizes, "device=cpu", status=1)
+            path = command(name, f"run={folder}", *sizes, "device=cpu", "trust=[my_package]").strip()
+            assert (command.folder / path).exists()
+        with pytest.raises(ValueError, match=re.escape(offer)):
+            load_run(command.folder / folder)
+        run = load_run(command.folder / folder, trust=["my_package"])
+        assert type(run.critic).__name__ == "Critic" and type(run.data).__module__ == "my_package"
+        assert "finished: 3" in command(train, *small, "train.steps=3", "run_dir=kept")  # resumed
+
+    def test_file_cannot_trust(self, command, example):
+        (train, arguments), _ = example
+        (command.folder / "mine" / "other.yaml").write_text("defaults: [config, _self_]\ntrust: [my_package]\n")
+        arguments = [argument for argument in arguments if not argument.startswith("trust")]
+        output = command(train, *arguments, "--config-name", "other", status=1)
+        assert "trust = ['my_package']: write it on the command line; a config file cannot trust" in output
+
+    def test_compiled_steps_work(self, command, example, quick_pictures, quick_compile):
+        (train, arguments), _ = example
+        small = ("train.steps=1", "train.batch_size=16", "train.report_size=16", "device=cpu", "train.compile=true")
+        output = command(train, *arguments, *small)
+        assert "compiled the critic step" in output and "finished: 1" in output
+
+    def test_package_that_python_does_not_find_is_named_with_the_remedy(self, command, example, monkeypatch):
+        (train, arguments), _ = example
+        (command.folder / "my_package.py").rename(command.folder / "hidden.txt")
+        output = command(train, *arguments, status=1)
+        assert "my_package cannot be imported (ModuleNotFoundError" in output and "PYTHONPATH" in output
+
+
 class TestSample:
     def test_prints_the_path_and_takes_the_folder_as_train_prints_it(self, command, quick_pictures):
         folder = run_folder(command("train", *TINY, "train.steps=1", "seed=7"))
@@ -205,9 +527,9 @@ class TestSample:
             ("device=toaster", "error: device = toaster: not available on this machine"),
             ("device=toaster", "device=cpu"),
             ("run=nowhere", "error: nowhere is not a run folder"),
-            ("run=null", "field 'run' is not Optional"),
+            ("run=null", "run must be text"),
             ("run=???", "error: run: no value is given. Add run=VALUE"),
-            ("n=abc", "could not be converted to Integer"),
+            ("n=abc", "n must be an integer"),
         ],
     )
     def test_wrong_input_is_an_error_with_the_remedy(self, command, trained, argument, message):
@@ -223,7 +545,9 @@ class TestSample:
 class TestLipschitz:
     def test_prints_the_folder_and_records_the_command(self, command, trained):
         run = trained(*TINY, "train.steps=2", "seed=8", "penalty.sides=one")
-        folder = command.folder / command("lipschitz", f"run={run}", *SIZES).strip()
+        folder = (
+            command.folder / command("lipschitz", f"run={run}", *SIZES).split("\n")[0]
+        )  # then what the training printed
         assert {p.name for p in folder.iterdir()} == {"lipschitz.json", "lipschitz.png"}
         report = json.loads((folder / "lipschitz.json").read_text())
         assert report["step"] == 2 and report["n"] == 60 and report["commit"]
@@ -245,7 +569,7 @@ class TestLipschitz:
             ("+foo=1", "error: the config has an unknown key or a wrong value: foo"),
             ("strts=1", "strts is unknown. Did you mean starts?"),
             ("run=nowhere", "error: nowhere is not a run folder"),
-            ("run=null", "field 'run' is not Optional"),
+            ("run=null", "run must be text"),
         ],
     )
     def test_wrong_input_is_an_error_with_the_remedy(self, command, trained, argument, message):

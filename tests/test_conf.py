@@ -37,7 +37,7 @@ OVERRIDES = [
     ("penalty.points=perturbed",),
     ("penalty.points=fake",),
 ]
-EXPLAINED_BY_HEADER = ("networks", "experiment")  # whose keys are explained in docs/config.md and conf/config.yaml
+EXPLAINED_BY_HEADER = ("experiment",)  # whose keys are explained in conf/config.yaml
 
 
 def no_curves(path, records, target):

@@ -1,12 +1,13 @@
 """The config becomes objects: names, keys, types and values are checked, and a run folder is restored."""
 
 import shutil
+import sys
 
 import pytest
 import torch
 from helpers import TINY, WIDTHS, make_old, train_run, write_idx
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 import wgangp
 from wgangp import GradientPenalty, NormalizedGradientDescent, checkpoint, config, load_run
@@ -71,15 +72,15 @@ class TestBuild:
     )
     def test_value_of_another_type_is_refused_with_its_key(self, key, value):
         cfg = OmegaConf.create({"penalty": {"_target_": "wgangp.penalty.GradientPenalty", key: value}})
-        with pytest.raises(ValueError, match=rf"penalty\.{key} = .*must be of type"):
+        with pytest.raises(ValueError, match=rf"penalty\.{key} = .*must be (a number|text)$"):
             config.build(cfg, "penalty")
 
     @pytest.mark.parametrize(
         "optim, message",
         [
             ({"lr": -1.0}, "learning rate"),
-            ({"lr": 0.1, "betas": [0.5]}, "index"),
-            ({"lr": "abc"}, "must be of type"),
+            ({"lr": 0.1, "betas": [0.5]}, r"\.betas = \[0\.5\]: must be a list of 2 values, each of them a number"),
+            ({"lr": "abc"}, "must be a number"),
             ({"lr": 0.1, "betas": [0.5, 1.5]}, "beta"),
         ],
     )
@@ -117,7 +118,9 @@ class TestTrainOptions:
         options = config.train_options(cfg)
         assert options["critic_steps"] == 10 and options["clip"] == Clip(weights=0.01, gradient_norm=None)
         assert options["regularize_gradient_norm"] == 0
-        assert OmegaConf.create(options["config"]) == cfg and "seed: 3" in options["config"]
+        saved = OmegaConf.create(options["config"])
+        assert OmegaConf.merge(saved, {"trust": []}) == cfg and "seed: 3" in options["config"]
+        assert "trust" not in saved  # a run folder does not say what to trust
         assert config.build_run(configure("seed=3", *TINY)).seed == 3
 
     @pytest.mark.parametrize(
@@ -133,6 +136,207 @@ class TestTrainOptions:
     def test_settings_that_cannot_be_trained_with_are_refused(self, configure, override, message):
         with pytest.raises(ValueError, match=message):
             config.train_options(configure(override))
+
+
+def build_optimizer(**entries):
+    cfg = OmegaConf.create({"optim": {"_target_": "torch.optim.Adam", "lr": 0.1} | entries})
+    return config.build(cfg, "optim", [torch.nn.Parameter(torch.ones(1))])
+
+
+class TestValues:
+    """Each mistake in a value names its key and what fits."""
+
+    @pytest.mark.parametrize("betas", [0.5, "abc", None, True, [0.5], [0.5, 0.9, 0.9], [0.5, "abc"], {"a": 1}], ids=str)
+    def test_betas_are_two_numbers(self, betas):
+        with pytest.raises(ValueError, match=r"^optim\.betas = .*: must be a list of 2 values, each of them a number$"):
+            build_optimizer(betas=betas)
+
+    def test_integer_is_taken_where_a_number_is_expected(self):
+        assert tuple(build_optimizer(betas=[0, 0.9], lr=1).defaults["betas"]) == (0.0, 0.9)  # torch wants two floats
+
+    @pytest.mark.parametrize(
+        "override, message",
+        [
+            ("optim.betas=[0.5,2]", r"optim\.betas = \[0\.5, 2\]: must be >= 0 and < 1"),
+            ("optim.lr=-1", r"optim\.lr = -1: must be >= 0"),
+            ("optim.lr=true", r"optim\.lr = True: must be a number"),
+            ("optim.lr=[1]", r"optim\.lr = \[1\]: must be a number"),
+            ("optim.fused=3", r"optim\.fused = 3: must be true or false or null"),
+            ("+optim.weight_decay=-1", r"optim\.weight_decay = -1: must be >= 0"),
+            ("networks.critic.width=null", r"networks\.critic\.width = None: must be an integer"),
+        ],
+    )
+    def test_number_that_does_not_fit_is_refused(self, configure, override, message):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            config.build_run(configure(*TINY, override))
+
+    @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e308"])
+    @pytest.mark.parametrize("key", ["optim.lr", "penalty.weight", "penalty.target", "clip.weights", "+optim.eps"])
+    def test_number_that_float32_does_not_hold_is_refused(self, configure, key, value):
+        with pytest.raises(
+            ValueError, match=rf"^{key.lstrip('+')} = .*: must be finite, and not larger than 3\.4e\+38"
+        ):
+            config.train_options(configure(f"{key}={value}"))
+
+    @pytest.mark.parametrize("key", ["seed", "train.steps", "train.log_every", "networks.critic.width", "optim.lr"])
+    def test_integer_with_thirty_zeros_is_refused(self, configure, key):
+        with pytest.raises(ValueError, match=f"^{key} = 10{{30}}: must be finite, and not larger"):
+            config.train_options(configure(f"{key}=1{'0' * 30}"))
+
+    def test_key_without_a_value_that_its_target_needs_is_refused(self):
+        cfg = OmegaConf.create({"optim": {"_target_": "wgangp.optim.NormalizedGradientDescent"}})
+        with pytest.raises(ValueError, match=r"^optim\.lr: no value is given, and wgangp\.optim"):
+            config.build(cfg, "optim", [torch.nn.Parameter(torch.ones(1))])
+
+    @pytest.mark.parametrize("name, value", [("nothing", "Interpolation key"), ("oc.env:NO_NAME", "NO_NAME")])
+    def test_interpolation_of_nothing_names_its_key(self, configure, name, value):
+        with pytest.raises(ValueError, match=f"^optim.lr: .*{value}"):
+            config.train_options(configure(f"optim.lr=${{{name}}}"))
+
+    @pytest.mark.parametrize("key", ["clip", "train", "seed"])
+    def test_config_without_a_key_is_refused(self, configure, key):
+        cfg = configure()
+        with open_dict(cfg):
+            del cfg[key]
+        with pytest.raises(ValueError, match=f"^{key}: no value is given"):
+            config.train_options(cfg)
+
+
+class TestTrial:
+    """What would fail at the first report or update is refused before anything is written."""
+
+    @pytest.mark.parametrize("key", ["batch_size", "generator_batch_size"])  # a report is in eval mode
+    def test_batch_norm_of_one_sample_is_refused_by_name(self, labeled_config, configure, key):
+        flat = {"_target_": f"{mlp.__name__}.NormGenerator"}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mlp, "NormGenerator", NormGenerator, raising=False)
+            cfg = OmegaConf.create(OmegaConf.to_container(configure(*TINY, f"train.{key}=1")))
+            OmegaConf.update(cfg, "networks.generator", flat, merge=False)
+            with pytest.raises(ValueError, match=rf"^train\.{key} = 1: batch norm needs at least two samples"):
+                config.build_run(cfg)
+
+    @pytest.mark.parametrize("key", ["batch_size", "generator_batch_size", "report_size"])
+    def test_batch_that_does_not_fit_in_the_memory_is_refused(self, configure, key):
+        with pytest.raises(ValueError, match=rf"^train\.{key} = 2147483647: so many samples do not fit"):
+            config.build_run(configure(*TINY, f"train.{key}=2147483647"))
+
+    def test_optimizer_that_cannot_make_a_step_is_refused(self, configure):
+        with pytest.raises(ValueError, match=r"^a first report and update of this run fail \(RuntimeError: a leaf"):
+            config.build_run(configure(*TINY, "optim.fused=false", "+optim.differentiable=true"))
+
+    def test_objective_that_the_log_will_not_have_is_refused_with_the_known_names(self, configure):
+        with pytest.raises(ValueError, match=r"^objective = loss: the log .*certified_lipschitz.*modes.*wasserstein"):
+            config.build_run(configure(*TINY), objective="loss")
+        for name in ("wasserstein", "modes", "largest_quotient", "corrected_wasserstein"):
+            config.build_run(configure(*TINY), objective=name)
+
+    def test_trial_changes_nothing(self, configure):
+        """The networks are the initial ones, and the global random state is as before."""
+        state = torch.get_rng_state()
+        run, cfg = config.build_run(configure(*TINY)), configure(*TINY)
+        assert torch.equal(torch.get_rng_state(), state)
+        for network, initial in zip(
+            (run.generator, run.critic), config.build_networks(cfg, (2,), torch.device("cpu")), strict=True
+        ):
+            assert all(torch.equal(p, q) for p, q in zip(network.parameters(), initial.parameters(), strict=True))
+        assert not run.optim_critic.state
+
+
+class NormGenerator(torch.nn.Sequential):
+    """A generator with batch norm."""
+
+    __module__ = mlp.__name__  # a name that a config may build
+    latent_dim = 2
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__(torch.nn.Linear(2, *shape), torch.nn.BatchNorm1d(*shape))
+
+
+class TestTrust:
+    """Names of packages that the user trusts."""
+
+    @pytest.fixture
+    def package(self, tmp_path, monkeypatch):
+        """A package outside of wgangp, with names that must not be a way around."""
+        folder = tmp_path / "site" / "some_package"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(
+            "import os\nfrom torch import nn\nfrom wgangp.networks.mlp import MLPCritic\n"
+            "class Critic(nn.Module):\n"
+            "    latent_dim = 2\n"
+            "    def __init__(self, shape, width: int = 4, block=None, blocks=(), **options):\n"
+            "        super().__init__()\n        self.parts = (width, block, blocks, options)\n"
+            "    @classmethod\n    def build(cls, shape):\n        return cls(shape)\n"
+            "def power(base: float, exponent: int = 2): return base**exponent\n"
+            "instance = Critic((2,))\n"
+        )
+        (folder / "broken.py").write_text("raise RuntimeError('this module is broken')\n")
+        monkeypatch.syspath_prepend(tmp_path / "site")
+        yield "some_package"
+        for name in [name for name in sys.modules if name.split(".")[0] == "some_package"]:
+            del sys.modules[name]
+
+    def build(self, target, *trust, **entries):
+        cfg = OmegaConf.create({"networks": {"critic": {"_target_": target, **entries}}})
+        return config.build(cfg, "networks.critic", (2,), trust=trust)
+
+    def test_class_of_a_trusted_package_is_built(self, package):
+        assert self.build("some_package.Critic", package, width=3, anything=1).parts == (3, None, (), {"anything": 1})
+        assert self.build("some_package.MLPCritic", package, width=3).shape == (2,)  # defined in wgangp.networks
+        assert self.build("some_package.Critic", "other", package)
+
+    def test_package_that_is_not_trusted_is_not_imported_and_the_error_says_what_to_type(self, package):
+        with pytest.raises(
+            ValueError, match=r"If you trust the package some_package, add trust=\[some_package\] to the"
+        ):
+            self.build("some_package.Critic")
+        assert package not in sys.modules
+        for trust in ("some", "some_packag", "some_package.Critic", "some_package.nets"):  # no prefix of a name
+            with pytest.raises(ValueError, match="only names under"):
+                self.build("some_package.Critic", trust)
+
+    @pytest.mark.parametrize(
+        "name", ["os.system", "os", "nn.Linear", "Critic.build", "Critic.__class__", "Critic.__base__", "instance"]
+    )
+    def test_name_that_is_reached_through_a_trusted_package_is_refused(self, package, name):
+        with pytest.raises(ValueError, match="only classes and functions that are defined there"):
+            self.build(f"some_package.{name}", package)
+
+    def test_nested_nodes_are_built_and_checked_alike(self, package):
+        block = {"_target_": "some_package.power", "base": 3.0}
+        assert self.build("some_package.Critic", package, block=block).parts[1] == 9.0
+        assert self.build("some_package.Critic", package, blocks=[block, 1], a={"b": block}).parts[2:] == (
+            [9.0, 1],
+            {"a": {"b": 9.0}},
+        )
+        for evil in ("os.system", "some_package.os.system", "subprocess.run"):
+            for entries in ({"block": {"_target_": evil}}, {"blocks": [{"x": {"_target_": evil, "args": "true"}}]}):
+                with pytest.raises(ValueError, match=r"networks\.critic\.block\S*\._target_ = .*: only names under"):
+                    self.build("some_package.Critic", package, **entries)
+        with pytest.raises(ValueError, match=r"^networks\.critic\.block\.base = 'x': must be a number"):
+            self.build("some_package.Critic", package, block={"_target_": "some_package.power", "base": "x"})
+
+    @pytest.mark.parametrize(
+        "name, reason", [("no_package.Critic", "No module named"), ("some_package.broken.X", "is broken")]
+    )
+    def test_package_that_cannot_be_imported_is_named_with_the_remedy(self, package, name, reason):
+        with pytest.raises(ValueError, match=rf"{reason}.*PYTHONPATH"):
+            self.build(name, name.split(".")[0])
+
+    @pytest.mark.parametrize("trust", [[""], ["."], ["some_package."], [3], ["a b"]])
+    def test_trust_is_a_list_of_names(self, trust):
+        with pytest.raises(ValueError, match=r"^trust = .*: must be a list of names of packages"):
+            self.build("some_package.Critic", *trust)
+
+    @pytest.mark.parametrize(
+        "key, missing",
+        [("data", "shape"), ("networks.critic", "parameters"), ("loss", "critic"), ("penalty", "weight")],
+    )
+    def test_what_is_built_has_the_attributes_that_are_needed(self, package, key, missing):
+        cfg = OmegaConf.create({})
+        OmegaConf.update(cfg, key, {"_target_": "some_package.power", "base": 2.0})
+        with pytest.raises(ValueError, match=rf"^{key}\._target_ = some_package\.power: .* no attribute {missing}"):
+            config.build(cfg, key, trust=[package])
 
 
 class TestKeys:

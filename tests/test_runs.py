@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from wgangp import config
-from wgangp.runs import MOVED, NOT_COMPUTED, claim_folder, run_name
+from wgangp.runs import MOVED, NOT_COMPUTED, claim_folder, find_folder, normalize_overrides, run_name
 
 
 class TestRunName:
@@ -24,6 +24,60 @@ class TestRunName:
         long = ["networks.generator.width=64", "networks.critic.width=64", "optim.betas=[0.0,0.99]", "data=swiss_roll"]
         names = {run_name("e", [*long, "regularize.gradient_norm=0.01", f"seed={i}"]) for i in range(5)}
         assert len(names) == 5 and max(map(len, names)) < 130
+
+
+class TestNormalizeOverrides:
+    def normalize(self, configure, *overrides):
+        return normalize_overrides(list(overrides), configure(*overrides))
+
+    @pytest.mark.parametrize("text", ["optim.lr=0.001", "++optim.lr=0.001", "optim.lr=1e-3", "optim.lr=1.0E-3"])
+    def test_text_of_a_number_does_not_matter(self, configure, text):
+        assert self.normalize(configure, text) == ["optim.lr=0.001"]
+
+    def test_values_are_those_of_the_config(self, configure):
+        overrides = ("penalty.weight=10", "optim.betas=[0.50, 0.9]", "train.compile=yes", "seed=1", "seed=2")
+        assert self.normalize(configure, *overrides) == [
+            "penalty.weight=10",
+            "optim.betas=[0.5,0.9]",
+            "train.compile=true",
+            "seed=2",  # the last one counts
+        ]
+        assert self.normalize(configure, "penalty.weight=10.0", "optim.lr=${seed}") == [
+            "penalty.weight=10",
+            "optim.lr=0",
+        ]
+
+    def test_groups_and_removed_keys_stay_as_they_are(self, configure):
+        overrides = ["data=shift", "networks=mlp", "~optim.fused", "train.decay_steps=null", "+optim.amsgrad=true"]
+        assert self.normalize(configure, *overrides) == [o.lstrip("+") for o in overrides]
+
+
+class TestFindFolder:
+    def test_is_the_folder_of_the_name_if_there_is_none_with_this_config(self, configure, tmp_path):
+        assert find_folder(tmp_path, "toy+seed-3", "toy", configure("seed=3")) == tmp_path / "toy+seed-3"
+        claim(tmp_path / "toy", configure("optim.lr=0.01"))
+        assert find_folder(tmp_path, "toy+seed-3", "toy", configure("seed=3")) == tmp_path / "toy+seed-3"
+
+    @pytest.mark.parametrize(
+        "former", ["toy+++optim.lr-1e-3", "toy+optim.lr-1e-3", "toy+optim.lr-0.0010+seed-0", "toy"]
+    )
+    def test_is_the_folder_that_has_the_config_under_another_name(self, configure, tmp_path, former):
+        claim(tmp_path / former, configure("optim.lr=1e-3"))
+        assert find_folder(tmp_path, "toy+optim.lr-0.001", "toy", configure("optim.lr=0.001")) == tmp_path / former
+        assert find_folder(tmp_path, "mine", "toy", configure()) == tmp_path / former  # --config-name mine
+        other = find_folder(tmp_path, "toy+optim.lr-0.002", "toy", configure("optim.lr=0.002"))
+        assert other == tmp_path / "toy+optim.lr-0.002"
+
+    def test_prefers_the_folder_of_the_name(self, configure, tmp_path):
+        for name in ("toy", "toy+seed-0"):
+            claim(tmp_path / name, configure())
+        assert find_folder(tmp_path, "toy+seed-0", "toy", configure()) == tmp_path / "toy+seed-0"
+
+    def test_leaves_copies_and_damaged_folders_alone(self, configure, tmp_path):
+        claim(tmp_path / "toy_backup", configure())
+        (tmp_path / "toy+damaged").mkdir()
+        (tmp_path / "toy+damaged" / "config.yaml").write_text("seed: 0\n: {")
+        assert find_folder(tmp_path, "toy+seed-0", "toy", configure()) == tmp_path / "toy+seed-0"
 
 
 def claim(folder, cfg):

@@ -16,6 +16,7 @@ LAYERS = [  # from the bottom up: a module may import modules of the layers befo
     {"logs", "compiled"},
     {"report", "distributed", "results"},
     {"train"},
+    {"trial"},
     {"config"},
     {"figures", "sample"},
     {"analysis"},

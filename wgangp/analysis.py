@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def analyze(
     out: str | None = None,
     data_root: str | None = None,
     device: str = "auto",
+    trust: Sequence[str] = (),
 ) -> Path:
     """Analyze the critic of a run folder; write lipschitz.json and lipschitz.png, and return their folder.
 
@@ -47,6 +49,7 @@ def analyze(
         out: a new folder; None: a name in run/made that tells step, seed and sizes.
         data_root: the folder where the data is now; None: where it was during training.
         device: auto, cpu, cuda, ...
+        trust: as in `config.load_run`.
 
     Raises:
         ValueError: an argument is not valid, or the data is not the data of the run. Nothing is written.
@@ -54,7 +57,7 @@ def analyze(
     for name, value, least in (("n", n, 2), ("starts", starts, 1), ("ascent", ascent, 1), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} = {value}: must be >= {least}")
-    trained, step = restore(Path(run), find_device(device), read_data=True, data_root=data_root)
+    trained, step = restore(Path(run), find_device(device), read_data=True, data_root=data_root, trust=trust)
     low_dimension = torch.Size(trained.data.shape).numel() <= LOW_DIMENSION
     if low_dimension and n > LIMIT:
         raise ValueError(f"n = {n}: exact transport takes at most {LIMIT} points, so use n={LIMIT} or less")

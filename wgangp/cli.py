@@ -5,9 +5,12 @@ errors that a user can mend into one message. HYDRA_FULL_ERROR=1 shows the trace
 """
 
 import os
+import re
+import shlex
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,21 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from wgangp import config
 from wgangp.analysis import analyze
 from wgangp.distributed import join_ranks, local_device
 from wgangp.figures.study import reproduce
-from wgangp.runs import claim_folder, run_name
+from wgangp.logs import read_metrics
+from wgangp.runs import claim_folder, find_folder, normalize_overrides, run_name
 from wgangp.sample import sample
-from wgangp.schema import read_types, register_schema, suggest, to_arguments
+from wgangp.schema import describe_key, read_types, register_schema, suggest, to_arguments
 from wgangp.train import train
 
 __all__ = ["COMMANDS", "main"]
@@ -33,26 +42,49 @@ def _read_keys(function: Callable[..., Path], **replaced: Any) -> dict[str, Any]
     return {name: kind for name, kind in (read_types(function) | replaced).items() if name != "return"}
 
 
-SAMPLE = register_schema("sample", _read_keys(sample))
-LIPSCHITZ = register_schema("lipschitz", _read_keys(analyze))
+SAMPLE = register_schema("sample", _read_keys(sample, trust=list[str]))
+LIPSCHITZ = register_schema("lipschitz", _read_keys(analyze, trust=list[str]))
 REPRODUCE = register_schema(
     "reproduce", {k: v for k, v in _read_keys(reproduce, figure=dict[str, Any]).items() if k != "name"}
 )
+OPTIMIZERS = ("ax", "nevergrad", "optuna")  # choices of hydra/sweeper that need a number from every job
+FOLDERS = {  # settings of Hydra that would move files, with the values that move none
+    "hydra.job.chdir": (None, False),
+    "hydra.run.dir": (".",),
+    "hydra.sweep.subdir": (".",),
+    "hydra.output_subdir": (None,),
+}
+NONE = {  # what to write in place of null or ~
+    "clip": "clip.weights=null clip.gradient_norm=null",
+    "experiment": "nothing, or ~experiment",
+    "penalty": "penalty=none",
+    "regularize": "regularize.gradient_norm=0",
+}
 
 
-def run_train(cfg: DictConfig) -> None:
-    """Train, or continue a run: scripts/train.py. Exits with status 130 if the run was interrupted."""
+def run_train(cfg: DictConfig) -> float | None:
+    """Train, or continue a run: scripts/train.py. Exits with status 130 if the run was interrupted.
+
+    Returns:
+        the number that cfg.objective names, from the last line of the log; None without an objective.
+    """
     hydra_config = HydraConfig.get()
-    name = run_name(hydra_config.runtime.choices.get("experiment"), list(hydra_config.overrides.task))
-    folder = Path(cfg.run_dir or Path("runs", name))
     options = config.train_options(cfg)
+    if hydra_config.runtime.choices.get("hydra/sweeper") in OPTIMIZERS and cfg.objective is None:
+        raise ValueError("objective = null: this sweeper optimizes a number. Name it, as in objective=wasserstein")
+    experiment, config_name = hydra_config.runtime.choices.get("experiment"), hydra_config.job.config_name
+    own_config = [] if config_name == "config" else [config_name.removesuffix(".yaml")]
+    prefix = "+".join([*own_config, *([experiment] if experiment else [])])
+    name = run_name(prefix, normalize_overrides(OmegaConf.to_container(hydra_config.overrides.task), cfg))
+    folder = Path(cfg.run_dir) if cfg.run_dir else find_folder(Path("runs"), name, experiment or "toy", cfg)
     device = config.find_device(local_device(cfg.device))
     with join_ranks(device, cfg.train.rank_timeout) as world:
         sizes = {name: cfg.train[name] for name in ("batch_size", "generator_batch_size")}
         compiled_norm = cfg.train.sync_batch_norm and cfg.train.compile
         world.check(sizes, cfg.regularize.gradient_norm, compiled_norm, cfg.train.accumulate)
         with world.first_before_others():  # the first rank may download the data
-            run = config.build_run(cfg, channels_last=cfg.train.channels_last)
+            own = {"trust": cfg.trust, "objective": cfg.objective, "world": world}
+            run = config.build_run(cfg, channels_last=cfg.train.channels_last, **own)
         with claim_folder(folder, cfg) if world.first else nullcontext():
             if world.first:
                 print(f"run folder: {folder}")
@@ -64,11 +96,17 @@ def run_train(cfg: DictConfig) -> None:
             print(f"stopped at step {step} of {options['steps']}; the same command continues from there")
         sys.exit(130)  # as after every Ctrl-C, so that a sweep ends, too
     if not world.first:
-        return
+        return None
     print(f"finished: {step} generator updates")
     newest = max((folder / "samples").glob("*.png"), default=None)
     if newest is not None:
         print(f"pictures: {newest}\n          {folder / 'curves.png'}")
+    if cfg.objective is None:
+        return None
+    last = read_metrics(folder / "metrics.jsonl")[-1]
+    if cfg.objective not in last:
+        raise ValueError(f"objective = {cfg.objective}: the last line of {folder / 'metrics.jsonl'} does not have it")
+    return last[cfg.objective]
 
 
 def run_sample(cfg: DictConfig) -> None:
@@ -111,25 +149,158 @@ def main(command: str | None = None) -> None:
         command = sys.argv.pop(1)
         sys.argv[0] = f"wgangp {command}"
     config_name, job = COMMANDS[command]
-    started = False
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(explain_keys(command))
+        sys.exit()
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))  # argparse needs it
+    show_traceback = os.environ.get("HYDRA_FULL_ERROR")
+    process, started, failures = os.getpid(), 0, []
 
     @hydra.main(version_base="1.3", config_path=str(config.CONF), config_name=config_name)
-    def task(cfg: DictConfig) -> None:
+    def task(cfg: DictConfig) -> float | None:
         nonlocal started
-        started = True
+        started += 1
+        hydra_config = HydraConfig.get()
+        overrides = OmegaConf.to_container(hydra_config.overrides.task)
         try:
-            job(cfg)
-        except ValueError as error:
-            if os.environ.get("HYDRA_FULL_ERROR"):
+            with _environment("HYDRA_FULL_ERROR", show_traceback):
+                for key in FOLDERS:
+                    _check_folder(key, OmegaConf.select(hydra_config, key.removeprefix("hydra.")))
+                if cfg.get("trust") and not any(o.lstrip("+").startswith("trust=") for o in overrides):
+                    raise ValueError(f"trust = {cfg.trust}: write it on the command line; a config file cannot trust")
+                return job(cfg)
+        except Exception as error:
+            known = isinstance(error, ValueError) and not show_traceback
+            if hydra_config.mode == RunMode.MULTIRUN and os.getpid() == process:  # the other jobs are not lost
+                print(f"error: {error}" if known else traceback.format_exc(), file=sys.stderr)
+                failures.append(f"\n  {' '.join(overrides)}: {str(error).partition(chr(10))[0]}")
+                if hydra_config.runtime.choices["hydra/sweeper"] == "basic":
+                    return None
+                raise  # a sweeper that optimizes decides whether it goes on
+            if not known:
                 raise
             sys.exit(f"error: {error}")
 
     try:
-        task()
-    except SystemExit as end:
-        if end.code and not started:  # Hydra refused an override, and has said why
-            _suggest_keys(config_name, [argument for argument in sys.argv[1:] if "=" in argument])
-        raise
+        with _environment("HYDRA_FULL_ERROR", "1"):  # Hydra raises its errors. They are explained here
+            _check_overrides(sys.argv[1:])
+            task()
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        if show_traceback or (started and not failures):
+            raise
+        print(f"error: {_explain(error, config_name)}", file=sys.stderr)
+        _suggest_keys(config_name, [argument for argument in sys.argv[1:] if "=" in argument])
+        sys.exit(1)
+    finally:
+        if failures:
+            print(f"error: {len(failures)} of {started} jobs failed:{''.join(failures)}", file=sys.stderr)
+    if failures:
+        sys.exit(1)
+
+
+def explain_keys(command: str) -> str:
+    """Return the help of a command: every key, group and choice, with its comment in conf/."""
+    root = config.CONF / f"{COMMANDS[command][0]}.yaml"
+    groups = re.findall(r"^  - (\w+):", root.read_text(), re.MULTILINE)
+    lines: list[str] = []
+    for path in (root, *(path for group in groups for path in sorted((config.CONF / group).glob("*.yaml")))):
+        header, body = re.match(r"((?:# .*\n)+)((?s:.*))", path.read_text()).groups()
+        titles, group, prefix = header.replace("# ", "").splitlines(), path.parent.name, ""
+        if path is root:
+            lines += [
+                *titles,
+                "",
+                "Keys and choices. A choice lists the keys that are new or have another default:",
+                "",
+            ]
+        else:
+            title = next(line for line in titles if not line.startswith(("@package", "python ")))
+            lines.append(f"{f'{group}={path.stem}':<36} {title}")
+            prefix = f"  {group}."
+        block = ""
+        for indent, key, value, comment in re.findall(r"^( *)(\w+):(?: (.*?))??(?: # (.*))?$", body, re.MULTILINE):
+            block = block if indent else f"{key}."
+            default = "BUDGET" if value.startswith('"${budget') else value
+            line = f"{f'{prefix}{block if indent else str()}{key}={default}':<36} {comment}"
+            if comment and key != "hydra" and line not in lines:
+                lines.append(line)
+    lines += [
+        "",
+        "-m: one job per value of key=1,2. --cfg job: prints the config, runs nothing. --hydra-help: Hydra's help",
+    ]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """Set an environment variable inside of the with block; None: it is not set there."""
+    before = os.environ.pop(name, None)
+    try:
+        os.environ |= {} if value is None else {name: value}
+        yield
+    finally:
+        os.environ.pop(name, None)
+        os.environ |= {} if before is None else {name: before}
+
+
+def _check_overrides(overrides: list[str]) -> None:
+    """Raise ValueError for what Hydra would not explain, before it creates a folder."""
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:  # a flag of Hydra, or its value. Hydra refuses what is neither, and _explain says why
+            continue
+        key, delete = override.key_or_group, override.is_delete()
+        values = [override.value()]
+        if override.is_sweep_override():
+            values = list(override.sweep_iterator()) if override.is_discrete_sweep() else []
+        for value in values if key in FOLDERS else ():
+            _check_folder(key, value)
+        group, _, name = key.partition(".")
+        choices = sorted(path.stem for path in (config.CONF / key).glob("*.yaml")) if key else []
+        instead = f"; for none, write {NONE[group]}" if group in NONE else ""
+        can_delete = key == "experiment" or group.startswith("hydra") or (group in config.TRUSTED and name)
+        if not key:
+            raise ValueError(f"{text}: write the key before the =")
+        if delete and not can_delete:
+            raise ValueError(f"{text}: {key} cannot be removed{instead}")
+        if not delete and choices and not all(isinstance(v, str | dict) for v in values):
+            raise ValueError(f"{text}: {key} is one of {', '.join(choices)}{instead}")
+        if not delete and key in NONE and not choices and not all(isinstance(v, dict) for v in values):
+            raise ValueError(f"{text}: {key} is a group of keys{instead}")
+
+
+def _check_folder(key: str, value: Any) -> None:
+    if value not in FOLDERS[key]:
+        raise ValueError(f"{key} = {value}: Hydra does not choose the folders of this project. Use run_dir= or out=")
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    """Say in our words what Hydra or OmegaConf refused."""
+    several = re.match("Ambiguous value for argument '(.*)'", str(error))
+    if several or isinstance(error, OverrideParseException):
+        override = several[1] if several else error.override
+        key, equal, value = override.partition("=")
+        value = os.path.expanduser(value).replace('"', r"\"")  # noqa: PTH111 - a path would lose a slash at the end
+        example = f'{key}="{value}"' if equal else 'key="a value"'
+        reason = "has several values: add -m for one run per value" if several else "cannot be read as key=value"
+        return (
+            f"{override} {reason}. A value with spaces or special characters has two pairs of quotes, one for the shell"
+            f" and one for Hydra: {shlex.quote(example)}"
+        )
+    text = str(error).partition("\nConfig search path")[0]
+    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
+        return text
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    merged, unknown = re.match("Error merging override (.*)", text), re.match("Could not override '(.*)'", text)
+    if unknown:
+        return f"the config has no key {unknown[1]}. If what the group builds takes it, write +{unknown[1]}=VALUE"
+    if cause and merged:
+        schema = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ}.get(config_name, REPRODUCE)
+        if "does not support deletion" in str(cause):
+            return f"{merged[1]}: this key cannot be removed"
+        return f"{merged[1]}: {cause.full_key} must be {describe_key(schema, str(cause.full_key))}"
+    return text if cause is None else text.partition("\n")[0]
 
 
 def _suggest_keys(config_name: str, overrides: list[str]) -> None:

@@ -4,10 +4,7 @@ A key of the config, the parameter of the function that takes it, and its entry 
 keys and their types are read from the signatures of these functions.
 """
 
-import inspect
-import pkgutil
-import types
-import typing
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from wgangp.checkpoint import load_latest, load_step
-from wgangp.checks import check_per_sample
 from wgangp.data.images import Images, Streamed
-from wgangp.distributed import join_ranks, local_device
+from wgangp.distributed import World, join_ranks, local_device
 from wgangp.precision import check_precision
 from wgangp.runs import MOVED, Run
-from wgangp.schema import check_keys, read_types, register_schema, suggest
+from wgangp.schema import call_target, check_keys, read_types, register_schema
 from wgangp.seeds import initialize
-from wgangp.train import Clip, train
+from wgangp.train import ALONE, Clip, train
+from wgangp.trial import try_run
 
 __all__ = [
     "BUDGETS",
@@ -40,7 +37,7 @@ __all__ = [
 
 # The configs: in an installed package inside of it, in a checkout beside it.
 CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if path.is_dir())
-TRUSTED = {  # the names that a config may build under each key. Everything else is refused
+TRUSTED = {  # the names that a config may build under each key, besides those of packages that the user trusts
     "data": ("wgangp.data.",),
     "networks": ("wgangp.networks.",),
     "loss": ("wgangp.losses.",),
@@ -48,10 +45,24 @@ TRUSTED = {  # the names that a config may build under each key. Everything else
     "optim": ("torch.optim.", "wgangp.optim."),
     "figure": ("wgangp.figures.",),
 }
+NEEDED = {  # attributes of what a config builds
+    "data": ("shape", "span", "batch"),
+    "networks.generator": ("latent_dim", "parameters"),
+    "networks.critic": ("parameters",),
+    "loss": ("critic", "generator", "critic_options"),
+    "penalty": ("weight", "target", "draw"),
+}
 BUDGETS = ("cpu", "paper")
 
 
-def load_run(folder: str | Path, *, device: str = "cpu", step: int | None = None, read_data: bool = False) -> Run:
+def load_run(
+    folder: str | Path,
+    *,
+    device: str = "cpu",
+    step: int | None = None,
+    read_data: bool = False,
+    trust: Sequence[str] = (),
+) -> Run:
     """Load a trained run from its folder: networks, optimizers, data, loss, penalty and seed.
 
         generator = load_run("runs/toy").generator.eval()
@@ -64,46 +75,66 @@ def load_run(folder: str | Path, *, device: str = "cpu", step: int | None = None
         step: the step of the checkpoint to load. None: the newest.
         read_data: read the data set from its files, too. Data that is drawn (toy data) is always there. Otherwise
             run.data has the attributes shape and span, but no samples.
+        trust: packages of your own that the run uses. Their code is called, so name only what you trust.
 
     Raises:
-        ValueError: the folder is not a run folder, or it has no checkpoint (of this step).
+        ValueError: the folder is not a run folder, it has no checkpoint (of this step), or it needs a package that is
+            not named.
     """
-    return restore(Path(folder), find_device(device), step=step, read_data=read_data)[0]
+    return restore(Path(folder), find_device(device), step=step, read_data=read_data, trust=trust)[0]
 
 
-def build_run(cfg: DictConfig, *, channels_last: bool = False) -> Run:
+def build_run(
+    cfg: DictConfig,
+    *,
+    channels_last: bool = False,
+    trust: Sequence[str] = (),
+    objective: str | None = None,
+    world: World = ALONE,
+) -> Run:
     """Build the objects of a run from its config, on its device.
 
     Args:
         channels_last: store the weights of convolutions with the channels innermost.
+        trust: as in `load_run`.
+        objective: a name that the log must have.
+        world: the ranks.
 
     Raises:
-        ValueError: as in `build`; the device does not exist; networks, data, batch sizes and penalty do not fit.
+        ValueError: as in `build`; the device does not exist; networks, data, batch sizes and penalty do not fit; a
+            first report or update fails; the log will have no number that is called objective.
     """
     device = find_device(local_device(cfg.device))
     check_precision(cfg.train.precision, device)
-    loss, penalty = build(cfg, "loss"), build(cfg, "penalty")
-    trial = build(cfg, "optim", [nn.Parameter(torch.zeros(1))])  # errors come before the data is downloaded
+    loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))
+    _check_rates(cfg)
+    trial = build(cfg, "optim", [nn.Parameter(torch.zeros(1))], trust=trust)  # errors come before the data is read
     if not isinstance(trial, torch.optim.Optimizer) or isinstance(trial, torch.optim.LBFGS):
         raise ValueError(
             f"optim._target_ = {cfg.optim._target_}: optimizers that need a closure are not supported. Use optim=adam"
         )
-    data = build(cfg, "data", device=device)
-    generator, critic = build_networks(cfg, data.shape, device)
-    _match_data(generator, critic, data)
-    if channels_last:
-        for network in (generator, critic):
-            network.to(memory_format=torch.channels_last)
-    for name, split in (("batch_size", "train"), ("report_size", "train"), ("report_size", "heldout")):
-        try:
-            data.batch(0, cfg.train[name], cfg.seed, split)
-        except ValueError as error:
-            raise ValueError(f"train.{name}: {error}") from error
-    if penalty.weight > 0:
-        x, *y = data.batch(0, 4, cfg.seed)
-        check_per_sample(critic, x, y=tuple(y))
-    optimizers = [build(cfg, "optim", network.parameters()) for network in (generator, critic)]
-    return Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed)
+    data = build(cfg, "data", trust=trust, device=device)
+
+    def assemble() -> Run:
+        generator, critic = build_networks(cfg, data.shape, device, trust)
+        _match_data(generator, critic, data)
+        if channels_last:
+            for network in (generator, critic):
+                network.to(memory_format=torch.channels_last)
+        optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in (generator, critic)]
+        return Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed)
+
+    try_run(assemble(), cfg, objective, world)
+    return assemble()
+
+
+def _check_rates(cfg: DictConfig) -> None:
+    """Raise ValueError for a number of the optimizer that no optimizer takes."""
+    for name, value in OmegaConf.to_container(cfg.optim, resolve=True).items():
+        numbers = [n for n in (value if isinstance(value, list) else [value]) if type(n) in (int, float)]
+        least, bound = 0, 1 if name in ("betas", "alpha", "momentum") else float("inf")
+        if not all(least <= n < bound for n in numbers):
+            raise ValueError(f"optim.{name} = {value}: must be >= 0" + " and < 1" * (bound == 1))
 
 
 def restore(
@@ -113,12 +144,13 @@ def restore(
     step: int | None = None,
     read_data: bool = False,
     data_root: str | None = None,
+    trust: Sequence[str] = (),
 ) -> tuple[Run, int]:
     """Load a run folder; returns the run and the step of its checkpoint.
 
     Args:
         step: as in `load_run`.
-        read_data: as in `load_run`.
+        read_data, trust: as in `load_run`. The config in the folder cannot change them.
         data_root: the folder where the data is now; None: where it was during training.
 
     Raises:
@@ -142,17 +174,18 @@ def restore(
     if from_files and not read_data:
         data = _UnreadData(state)
     else:
-        data = build(cfg, "data", device=device)
+        data = build(cfg, "data", trust=trust, device=device)
         if state.get("data") != getattr(data, "fingerprint", ""):
             raise ValueError(
                 f"the data is not the data that {folder} was trained on (its sha256 differs): set data_root= to the"
                 " folder with the original data"
             )
-    generator, critic = build_networks(cfg, tuple(state["shape"]), device)
+    generator, critic = build_networks(cfg, tuple(state["shape"]), device, trust)
     if not isinstance(data, _UnreadData):
         _match_data(generator, critic, data)
-    optimizers = [build(cfg, "optim", network.parameters()) for network in (generator, critic)]
-    run = Run(generator, critic, *optimizers, data, build(cfg, "loss"), build(cfg, "penalty"), cfg.seed)
+    optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in (generator, critic)]
+    loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))
+    run = Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed)
     for name in ("generator", "critic", "optim_generator", "optim_critic"):
         if name not in state:
             raise ValueError(f"the checkpoint in {folder} has no {name}: use a folder that scripts/train.py wrote")
@@ -175,17 +208,14 @@ class _UnreadData:
         raise ValueError("this run was loaded without its data: use load_run(folder, read_data=True)")
 
 
-def build_networks(cfg: DictConfig, shape: tuple[int, ...], device: torch.device) -> tuple[nn.Module, nn.Module]:
+def build_networks(
+    cfg: DictConfig, shape: tuple[int, ...], device: torch.device, trust: Sequence[str] = ()
+) -> tuple[nn.Module, nn.Module]:
     """Build generator and critic for points of a shape. Their initial weights are a function of the seed."""
     generator, critic = (
-        initialize(partial(build, cfg, f"networks.{name}", shape), cfg.seed, name).to(device)
+        initialize(partial(build, cfg, f"networks.{name}", shape, trust=trust), cfg.seed, name).to(device)
         for name in ("generator", "critic")
     )
-    if not hasattr(generator, "latent_dim"):
-        raise ValueError(
-            f"networks.generator._target_ = {cfg.networks.generator._target_}: this network has no attribute"
-            " latent_dim, which a generator needs"
-        )
     return generator, critic
 
 
@@ -208,44 +238,35 @@ def _match_data(generator: nn.Module, critic: nn.Module, data: Any) -> None:
     data.labeled = True
 
 
-def build(cfg: DictConfig, key: str, *arguments: Any, **keywords: Any) -> Any:
+def build(cfg: DictConfig, key: str, *arguments: Any, trust: Sequence[str] = (), **keywords: Any) -> Any:
     """Call the function or class that cfg.<key>._target_ names, with the other entries of cfg.<key> as keywords.
 
     Args:
         arguments, keywords: further arguments, which the config cannot set.
+        trust: packages whose names can be used besides those of TRUSTED.
 
     Raises:
-        ValueError: the name is not under TRUSTED, a keyword is unknown or has another type, or the function itself
-            refuses a value. The message begins with the key.
+        ValueError: as in `schema.call_target`; what is built does not have the attributes that are NEEDED.
     """
-    entries = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
-    target = entries.pop("_target_", None)
-    target = MOVED.get(target, target)
-    trusted = TRUSTED[key.split(".")[0]]
-    refused = f"{key}._target_ = {target}: only names under {' and '.join(trusted)} can be used"
-    if not isinstance(target, str) or not target.startswith(trusted):
-        raise ValueError(refused)
-    try:
-        factory = pkgutil.resolve_name(target)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{key}._target_ = {target}: this name does not exist") from error
-    if not callable(factory) or not f"{factory.__module__}.".startswith(trusted):  # wgangp.data.images.Path, say
-        raise ValueError(refused)
-    parameters = inspect.signature(factory).parameters
-    settable = [name for name in list(parameters)[len(arguments) :] if name not in keywords]
-    for name, value in entries.items():
-        if name not in settable:
-            raise ValueError(
-                f"{key}.{name} is unknown; the keys of {target} are {', '.join(settable) or 'none'}"
-                + suggest(name, settable)
-            )
-        if not _has_type(value, parameters[name].annotation):
-            expected = getattr(parameters[name].annotation, "__name__", parameters[name].annotation)
-            raise ValueError(f"{key}.{name} = {value!r}: must be of type {expected}")
-    try:
-        return factory(*arguments, **entries, **keywords)
-    except Exception as error:  # torch raises many types for a bad value
-        raise ValueError(f"{key}: {error}") from error
+    node = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
+    node["_target_"] = MOVED.get(str(node.get("_target_")), node.get("_target_"))
+    trusted = TRUSTED[key.split(".")[0]] + tuple(f"{package}." for package in _check_packages(trust))
+    built = call_target(node, key, trusted, arguments, keywords)
+    missing = [name for name in NEEDED.get(key, ()) if not hasattr(built, name)]
+    if missing:
+        raise ValueError(
+            f"{key}._target_ = {node['_target_']}: what it returns has no attribute {missing[0]}; needed are"
+            f" {', '.join(NEEDED[key])}"
+        )
+    return built
+
+
+def _check_packages(trust: Sequence[str]) -> Sequence[str]:
+    packages = (trust,) if isinstance(trust, str) else trust
+    for package in packages:
+        if not isinstance(package, str) or not all(part.isidentifier() for part in package.split(".")):
+            raise ValueError(f"trust = {package!r}: must be a list of names of packages, as in trust=[my_package]")
+    return packages
 
 
 def train_options(cfg: DictConfig) -> dict[str, Any]:
@@ -274,7 +295,7 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
         **{name: value for name, value in cfg.train.items() if name in TRAIN_KEYS},
         "clip": clip,
         "regularize_gradient_norm": weight,
-        "config": OmegaConf.to_yaml(cfg, resolve=True),
+        "config": OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [k for k in cfg if k not in UNSAVED]), resolve=True),
     }
 
 
@@ -297,19 +318,6 @@ def find_device(name: str, option: str = "device=") -> torch.device:
     return device
 
 
-def _has_type(value: Any, annotation: Any) -> bool:
-    """Whether a value of a config has the annotated type. Types that a config cannot express are not checked here."""
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    kinds = typing.get_args(annotation) if union else (annotation,)
-    if isinstance(value, str):
-        return str in kinds
-    if not all(kind in (int, float, str, bool, type(None)) for kind in kinds):
-        return True  # the called function checks it
-    if type(value) is int:
-        return int in kinds or float in kinds
-    return type(value) in kinds
-
-
 def _choose_budget(values: DictConfig, *, _root_: DictConfig) -> Any:
     if _root_.budget not in BUDGETS:
         raise ValueError(f"budget = {_root_.budget}: must be one of {', '.join(BUDGETS)}")
@@ -319,6 +327,7 @@ def _choose_budget(values: DictConfig, *, _root_: DictConfig) -> Any:
 OmegaConf.register_new_resolver("budget", _choose_budget, replace=True)  # "${budget:{cpu: 1000, paper: 100000}}"
 
 NOT_KEYS = ("folder", "run", "clip", "regularize_gradient_norm", "world", "config")  # not under train. in the config
+UNSAVED = ("trust",)  # a folder, which others may have written, does not say what to trust
 TRAIN_KEYS = {name: kind for name, kind in read_types(train).items() if name not in (*NOT_KEYS, "return")}
 SCHEMA = register_schema(
     "config",
@@ -335,5 +344,7 @@ SCHEMA = register_schema(
         "device": str,
         "budget": str,
         "run_dir": str | None,
+        "objective": str | None,
+        "trust": list[str],
     },
 )

@@ -3,20 +3,21 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
 
-__all__ = ["Run", "claim_folder", "run_name"]
+__all__ = ["Run", "claim_folder", "find_folder", "normalize_overrides", "run_name"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Run:
 
 NOT_COMPUTED = (  # keys that say where, how long and how often. They do not change a computed number
     "run_dir",
+    "objective",
+    "trust",
     "device",
     "data.root",
     "data.heldout_root",
@@ -86,6 +89,45 @@ def run_name(experiment: str | None, overrides: list[str]) -> str:
     return readable
 
 
+def normalize_overrides(overrides: list[str], cfg: DictConfig) -> list[str]:
+    """Return Hydra overrides with the values that the config has: 1e-3, 0.001 and ++ give the same text."""
+    texts = {}
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key, value = override.get_key_element().lstrip("+"), OmegaConf.select(cfg, override.key_or_group)
+        if override.is_delete():
+            texts[key] = override.input_line
+        else:
+            text = override.get_value_element_as_str() if OmegaConf.is_dict(value) else _format(value)
+            texts[key] = f"{key}={text}"
+    return list(texts.values())
+
+
+def _format(value: Any) -> str:
+    if OmegaConf.is_list(value):
+        return f"[{','.join(map(_format, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def find_folder(root: Path, name: str, former_prefix: str, cfg: DictConfig) -> Path:
+    """Return the folder of a run: root / name, or one that exists under another name and has the same config.
+
+    Args:
+        former_prefix: the first part of the names that earlier versions gave to such runs. Names of other experiments
+            are not looked at.
+    """
+    if not (root / name / "config.yaml").exists():
+        for saved in sorted(root.glob("*/config.yaml")):
+            same_prefix = saved.parent.name.split("+")[0] in (name.split("+")[0], former_prefix)
+            # Reading YAML is slow, so the text is compared first.
+            if same_prefix and f"seed: {cfg.seed}\n" in saved.read_text():
+                with suppress(Exception):  # a damaged file is no reason not to train another run
+                    if not _compare(saved, cfg):
+                        return saved.parent
+    return root / name
+
+
 @contextmanager
 def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir") -> Iterator[None]:
     """Lock a run folder for this process and this config. The folder is created if it does not exist.
@@ -121,20 +163,23 @@ def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir") -> Iterato
 
 def _check_same(saved: Path, cfg: DictConfig, key: str) -> None:
     """Raise ValueError, with the keys that differ, if the saved config computes something else."""
-    if saved.exists():
-        old, new = ADDED | _computed(OmegaConf.load(saved)), _computed(cfg)
-        old = {name: value for name, value in old.items() if name in new or name not in ADDED}
-        missing = "(no such key)"
-        differing = [
-            f"\n  {name}: {old.get(name, missing)} in the folder, {new.get(name, missing)} now"
-            for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name)  # a key that was added later is null where it changes nothing
-        ]
-        if differing:
-            raise ValueError(
-                f"{saved.parent} belongs to another config:{''.join(differing)}"
-                f"\nChoose another {key}=, or set these keys back"
-            )
+    if saved.exists() and (differing := _compare(saved, cfg)):
+        raise ValueError(
+            f"{saved.parent} belongs to another config:{''.join(differing)}"
+            f"\nChoose another {key}=, or set these keys back"
+        )
+
+
+def _compare(saved: Path, cfg: DictConfig) -> list[str]:
+    """Return a line per key whose value changes a number and is not that of the saved config."""
+    old, new = ADDED | _computed(OmegaConf.load(saved)), _computed(cfg)
+    old = {name: value for name, value in old.items() if name in new or name not in ADDED}
+    missing = "(no such key)"
+    return [
+        f"\n  {name}: {old.get(name, missing)} in the folder, {new.get(name, missing)} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)  # a key that was added later is null where it changes nothing
+    ]
 
 
 def _computed(cfg: DictConfig) -> dict[str, Any]:

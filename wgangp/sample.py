@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ def sample(
     step: int | None = None,
     out: str | None = None,
     device: str = "auto",
+    trust: Sequence[str] = (),
 ) -> Path:
     """Draw samples from the generator of a run folder, write them, and return the path.
 
@@ -44,6 +45,7 @@ def sample(
         step: of the checkpoint that is used, and of the last picture of an animation. None: the newest checkpoint.
         out: the file to write, or the folder for images; None: a name in run/made that tells step, seed and n.
         device: auto, cpu, cuda, ...
+        trust: as in `config.load_run`.
 
     Raises:
         ValueError: an argument is not valid, there is no such checkpoint, or the data cannot be shown in this way.
@@ -53,7 +55,7 @@ def sample(
         raise ValueError(f"what = {what}: must be one of {', '.join(SUFFIXES)}")
     if n < 1 or seed < 0:
         raise ValueError(f"n = {n}, seed = {seed}: n must be >= 1 and seed >= 0")
-    trained, step = restore(Path(run), find_device(device), step=step)
+    trained, step = restore(Path(run), find_device(device), step=step, trust=trust)
     dimensions, images = tuple(trained.data.shape), len(trained.data.shape) == 3
     if not images and what == "images":
         raise ValueError("points cannot be written as images: use what=npz for the numbers, what=grid for a picture")

@@ -2,16 +2,32 @@
 
 import difflib
 import inspect
+import pkgutil
+import types
 import typing
 from collections.abc import Callable
-from dataclasses import field, make_dataclass
+from contextlib import suppress
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-__all__ = ["check_keys", "read_types", "register_schema", "suggest", "to_arguments"]
+__all__ = [
+    "call_target",
+    "check_keys",
+    "convert",
+    "describe_key",
+    "describe_type",
+    "read_types",
+    "register_schema",
+    "suggest",
+    "to_arguments",
+]
+
+WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+LARGEST = {int: 2**63 - 1, float: 3.4e38}  # what a 64-bit integer and a 32-bit float hold
 
 
 def read_types(function: Callable[..., Any], *names: str) -> dict[str, Any]:
@@ -32,12 +48,17 @@ def register_schema(name: str, keys: dict[str, Any]) -> type:
 
 
 def check_keys(cfg: DictConfig, schema: type) -> None:
-    """Raise ValueError for a key that the schema does not have (Hydra accepts every key after a +), and for ???."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ValueError(f"{', '.join(missing)}: no value is given. Add {missing[0]}=VALUE")
+    """Raise ValueError for a key that the schema does not have (Hydra accepts every key after a +), for a key without
+    a value, and for a number that is not finite or too large.
+    """
     try:
+        missing = sorted(OmegaConf.missing_keys(cfg) | {f.name for f in fields(schema)} - set(cfg))
+        if missing:
+            raise ValueError(f"{', '.join(missing)}: no value is given. Add {missing[0]}=VALUE")
+        _check_numbers(OmegaConf.to_container(cfg, resolve=True))
         OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(OmegaConf.to_container(cfg)))
+    except InterpolationResolutionError as error:
+        raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except OmegaConfBaseException as error:
         key, reason = str(error.full_key), str(error).splitlines()[0]
         siblings = [".".join([*key.split(".")[:-1], name]) for name in _keys(error.parent_node)]
@@ -69,3 +90,132 @@ def suggest(name: str, names: list[str]) -> str:
 
 def _keys(node: Any) -> list[str]:
     return list(node.keys()) if isinstance(node, DictConfig) else []
+
+
+def _check_numbers(node: Any, key: str = "") -> None:
+    for name, child in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        _check_numbers(child, f"{key}.{name}".lstrip("."))
+    largest = LARGEST.get(type(node))
+    if largest is not None and not abs(node) <= largest:
+        raise ValueError(f"{key} = {node}: must be finite, and not larger than {largest}")
+
+
+def describe_key(schema: type, key: str) -> str:
+    """Say in words which values the key of a schema takes."""
+    kind: Any = schema
+    for name in key.split("."):
+        kind = {f.name: f.type for f in fields(kind)}.get(name, Any) if is_dataclass(kind) else Any
+    if is_dataclass(kind):
+        return f"a group of keys: {', '.join(f'{key}.{f.name}' for f in fields(kind))}"
+    return describe_type(kind)
+
+
+def describe_type(kind: Any) -> str:
+    """Say in words which values of a config have a type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe_type(k) for k in arguments if _can_express(k))
+    if origin in (list, tuple):
+        count = f"{len(arguments)} values" if origin is tuple and ... not in arguments else "values"
+        return f"a list of {count}, each of them {describe_type(arguments[0])}"
+    return WORDS.get(kind, "a group of keys" if origin is dict else "a value")
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """Return a value of a config as its type: an integer becomes a float where a float is expected.
+
+    A type that a config cannot express is not checked. TypeError if the value has another type.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [k for k in arguments if _can_express(k)] or [Any]
+        for k in sorted(kinds, key=lambda k: k is not type(value)):
+            with suppress(TypeError):
+                return convert(value, k)
+    elif origin in (list, tuple):
+        kinds = (
+            arguments
+            if origin is tuple and ... not in arguments
+            else arguments[:1] * (len(value) if isinstance(value, list) else 0)
+        )
+        if isinstance(value, list) and len(value) == len(kinds):
+            return [convert(*pair) for pair in zip(value, kinds, strict=True)]
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif kind not in WORDS or type(value) is kind:
+        return value
+    raise TypeError
+
+
+def _can_express(kind: Any) -> bool:
+    return kind in WORDS or typing.get_origin(kind) in (list, tuple, dict)
+
+
+def call_target(
+    node: dict[str, Any], key: str, trusted: tuple[str, ...], arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> Any:
+    """Call the class or function that node["_target_"] names, with the other entries of the node as keywords.
+
+    An entry that has a _target_ of its own is called first, under the same conditions.
+
+    Args:
+        key: the key of the node, with which every message begins.
+        trusted: prefixes, each with a dot at its end, of the names that can be used. What a name stands for must be
+            defined under one of them, too: `package.os.system` is not.
+        arguments, keywords: further arguments, which the node cannot set.
+
+    Raises:
+        ValueError: a name is not trusted; a key is unknown or missing; a value has another type; the call fails.
+    """
+    entries = dict(node)
+    target = entries.pop("_target_", None)
+    named = f"{key}._target_ = {target}"
+    refused = f"{named}: only names under {' and '.join(trusted)} can be used"
+    package = str(target).partition(".")[0]
+    if not isinstance(target, str) or not target.startswith(trusted):
+        offer = f". If you trust the package {package}, add trust=[{package}] to the command line, every time"
+        raise ValueError(refused + offer * (package.isidentifier() and package not in ("None", "torch", "wgangp")))
+    try:
+        factory = pkgutil.resolve_name(target)
+    except AttributeError as error:
+        raise ValueError(f"{named}: this name does not exist") from error
+    except Exception as error:  # the import of a package can raise anything
+        raise ValueError(
+            f"{named}: {package} cannot be imported ({type(error).__name__}: {error}). Install it, or add its folder to"
+            " the environment variable PYTHONPATH"
+        ) from error
+    module = getattr(factory, "__module__", None)
+    if not (inspect.isclass(factory) or inspect.isfunction(factory)) or not f"{module}.".startswith(trusted):
+        raise ValueError(f"{refused}, and only classes and functions that are defined there")
+    parameters = list(inspect.signature(factory).parameters.values())[len(arguments) :]
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    settable = {p.name: p for p in parameters if p.kind in named_kinds and p.name not in keywords}
+    for name, value in entries.items():
+        if name not in settable and (name in keywords or not takes_all):
+            raise ValueError(
+                f"{key}.{name} is unknown; the keys of {target} are {', '.join(settable) or 'none'}"
+                + suggest(name, list(settable))
+            )
+        kind = settable[name].annotation if name in settable else Any
+        try:
+            nested = _call_nested(value, f"{key}.{name}", trusted)
+            entries[name] = convert(nested, kind) if type(nested) is type(value) else nested
+        except TypeError as error:
+            raise ValueError(f"{key}.{name} = {value!r}: must be {describe_type(kind)}") from error
+    for name, parameter in settable.items():
+        if parameter.default is parameter.empty and name not in entries:
+            raise ValueError(f"{key}.{name}: no value is given, and {target} needs one")
+    try:
+        return factory(*arguments, **entries, **keywords)
+    except Exception as error:  # torch raises many types for a bad value
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"{key}: {reason}") from error
+
+
+def _call_nested(value: Any, key: str, trusted: tuple[str, ...]) -> Any:
+    if isinstance(value, dict) and "_target_" in value:
+        return call_target(value, key, trusted, (), {})
+    if isinstance(value, dict):
+        return {name: _call_nested(child, f"{key}.{name}", trusted) for name, child in value.items()}
+    return [_call_nested(child, key, trusted) for child in value] if isinstance(value, list) else value

@@ -27,7 +27,7 @@ from wgangp.runs import Run
 from wgangp.seeds import draw_latent, rng_for, seed_layers
 from wgangp.step import descend
 
-__all__ = ["Clip", "train", "update"]
+__all__ = ["Clip", "compute_in_parts", "train", "update"]
 
 ALONE = World()
 
@@ -98,7 +98,7 @@ def train(
     device = next(run.critic.parameters()).device
     networks, form = (run.generator, run.critic), {"precision": precision, "compile": compile}
     computation = build_computation(*networks, run.loss, run.penalty, regularize_gradient_norm, **form)
-    computation = world.average(_compute_in_parts(computation, accumulate))
+    computation = world.average(compute_in_parts(computation, accumulate))
     options = {"critic_steps": critic_steps, **sizes, "clip": clip, "world": world}
     step = _restore(run, folder, device)
     numbers = {"seed": run.seed, "steps": steps, "decay_steps": decay_steps, "penalty": run.penalty}
@@ -203,7 +203,7 @@ def update(
     return merge_terms(critic_terms, generator_terms)
 
 
-def _compute_in_parts(computation: Computation, parts: int) -> Computation:
+def compute_in_parts(computation: Computation, parts: int) -> Computation:
     """Return a computation that computes every batch in equal parts, one after another."""
     if parts == 1:
         return computation
