@@ -1,5 +1,6 @@
 """WGAN-GP: the gradient penalty for your own critic, and Algorithm 1 to train with it."""
 
+from wgangp.box import lipschitz_on_box
 from wgangp.certify import certified_lipschitz
 from wgangp.checks import check_per_sample
 from wgangp.config import load_run
@@ -34,6 +35,7 @@ __all__ = [
     "gradient_penalty",
     "interpolate",
     "largest_quotient",
+    "lipschitz_on_box",
     "load_run",
     "proved_wasserstein",
     "slope_statistics",

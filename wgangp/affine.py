@@ -1,0 +1,328 @@
+"""Activations as affine forms on many cells at once, through the layers of a piecewise-linear critic.
+
+On a cell with the center c, an activation z is
+
+    z(c + d) = center + gradient d + r,   |r| <= error,      for all points c + d of the cell
+
+A unit (a ReLU, for example) is linear on the cell if its argument has one sign there. The others are the `kinks` of the
+cell. Their derivative lies between two ends, 0 and 1 for a ReLU.
+
+`Form` is a tensor without values of its own. Each operation of torch has a rule that computes the form of its result.
+An operation without a rule raises an error.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["ROUNDING", "Cells", "Form", "NoRuleError"]
+
+ROUNDING = 2.0**-50  # relative error of one operation in float64, with a margin
+
+
+class NoRuleError(Exception):
+    """An operation has no rule here."""
+
+
+class Cells:
+    """What all forms of one pass share.
+
+    Attributes:
+        half: half of the sides of each cell (C, d).
+        k: at most so many kinks are in each cell. None: the number is not known, and no gradients are computed.
+        corners: see Form.gradients.
+        kinks: the number of kinks so far (C,).
+        operations: a bound of the number of additions behind one value so far.
+        distances: |x - y| / 2 of pairs of forms.
+    """
+
+    def __init__(self, half: Tensor, k: int | None, corners: bool) -> None:
+        self.half, self.k, self.corners, self.operations = half, k, corners, 4
+        self.kinks = torch.zeros(len(half), dtype=torch.long)
+        self.distances: dict[frozenset[int], Any] = {}
+
+
+class Form(Tensor):
+    """An activation (C, *) on C cells: center + G d, with an error.
+
+    Attributes:
+        center, error: (C, *).
+        gradient: (C, d, *), the gradient of the affine form.
+        gradients: None, or (C, K, d, *). With cells.corners: the gradients at all combinations of the ends of the
+            derivatives, K = 2^k. Without: the middle gradient and one generator per kink, K = 1 + k. The gradient is
+            the middle, plus each generator times a factor in [-1, 1], plus a rest.
+        rest: None, or (C, *), a bound of the norm of this rest.
+        magnitude: (1, d, *), a bound of the absolute values that are added up in a gradient. Rounding is a part of it.
+    """
+
+    @staticmethod
+    def __new__(
+        cls: type,
+        cells: Cells,
+        center: Tensor,
+        gradient: Tensor,
+        gradients: Tensor | None,
+        error: Tensor,
+        rest: Tensor | None,
+        magnitude: Tensor,
+    ) -> "Form":
+        self = Tensor._make_wrapper_subclass(cls, center.shape, dtype=center.dtype)
+        self.cells, self.center, self.gradient, self.gradients = cells, center, gradient, gradients
+        self.error, self.rest, self.magnitude = error, rest, magnitude
+        self.shared = False  # True: it is a view, or there is a view of it
+        return self
+
+    def radius(self) -> Tensor:
+        """Return how far the activation can be from its center (C, *)."""
+        half = self.cells.half.view(*self.cells.half.shape, *[1] * (self.ndim - 1))
+        return (self.gradient.abs() * half).sum(1) + self.error
+
+    def size(self) -> Tensor:
+        """Return a bound of the rounding of one operation on the activation (C, *)."""
+        return ROUNDING * (self.center.abs() + self.radius())
+
+    def rounding(self) -> float:
+        """Return a bound of the rounding in a gradient of the score."""
+        return self.cells.operations * ROUNDING * self.magnitude.norm().item() * (1 + (self.cells.k or 0))
+
+    def map(self, f: Callable[[Tensor], Tensor], absolute: Callable | None = None, constant: Any = 0) -> "Form":
+        """Apply f, a linear map of samples (N, *) that it treats separately, and add a constant.
+
+        absolute: f with the absolute values of its matrix, if it has negative ones.
+        """
+        absolute = absolute or f
+        center = f(self.center)
+        error = absolute(self.error + self.size())
+        if not (isinstance(constant, int) and constant == 0):
+            center = center + constant
+            error = error + ROUNDING * (center.abs() + torch.as_tensor(constant).abs())
+        rest = None if self.rest is None else absolute(self.rest)
+        gradients = None if self.gradients is None else _over(f, self.gradients, 3)
+        return Form(
+            self.cells, center, _over(f, self.gradient, 2), gradients, error, rest, _over(absolute, self.magnitude, 2)
+        )
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        in_place = func._schema.is_mutable
+        rule = RULES.get(name.removesuffix("_") if in_place else name)
+        if rule is None or (in_place and not isinstance(args[0], cls)):
+            raise NoRuleError(f"{name} {UNKNOWN}")
+        if in_place and args[0].shared:
+            raise NoRuleError(f"{name} writes into a tensor that has views. Use {name[:-1]}")
+        by_name = {a.name: a.default_value for a in func._schema.arguments}
+        by_name |= (
+            dict(zip(by_name, args, strict=False)) | kwargs | {"op": name.removesuffix("_") if in_place else name}
+        )
+        forms = [x for x in tree_leaves((args, kwargs)) if isinstance(x, cls)]
+        forms[0].cells.operations += 2
+        result = rule(by_name, forms, lambda x: func(*_replace(args, forms[0], x), **_replace(kwargs, forms[0], x)))
+        if in_place:
+            vars(args[0]).update(vars(result))
+            args[0].cells.distances.clear()  # one of them may be of the value before
+            return args[0]
+        if func.is_view:
+            for form in (forms[0], *tree_leaves(result)):
+                form.shared = True
+        return result
+
+
+def _over(f: Callable[[Tensor], Tensor], x: Tensor, axes: int) -> Tensor:
+    """Apply f (N, *) -> (N, *) to a tensor whose first axes are all samples."""
+    return f(x.flatten(0, axes - 1)).unflatten(0, x.shape[:axes])
+
+
+def _replace(arguments: Any, form: Tensor, x: Tensor) -> Any:
+    if isinstance(arguments, dict):
+        return {name: x if value is form else value for name, value in arguments.items()}
+    return [x if value is form else value for value in arguments]
+
+
+# Rules: arguments by name (with "op", the name of the operation), the forms among them, the operation as a function.
+
+
+def _move(args: dict[str, Any], forms: list[Form], call: Callable) -> Any:
+    """Entries of a sample are moved, left out or added up."""
+    (form,) = forms
+    dims = [d for d in tree_leaves([args.get(name) for name in ("dim", "dim0", "dim1", "dims")]) if d is not None]
+    if any(d % form.ndim == 0 for d in dims) and args["op"] != "unsqueeze":
+        raise NoRuleError(f"{args['op']} {MIXED}")
+    shape = args.get("size")
+    if shape is not None:  # it names the number of samples, which differs
+        if shape[0] not in (len(form), -1):
+            raise NoRuleError(f"{args['op']} {MIXED}")
+        expand = args["op"] == "expand"
+        return form.map(lambda x: x.expand(len(x), *shape[1:]) if expand else x.reshape(len(x), *shape[1:]))
+    parts = call(form.center)
+    if isinstance(parts, (list, tuple)):
+        return [form.map(lambda x, i=i: call(x)[i]) for i in range(len(parts))]
+    if parts.shape[:1] != form.shape[:1]:
+        raise NoRuleError(f"{args['op']} {MIXED}")
+    form.cells.operations += form.numel() // len(form)
+    return form.map(call)
+
+
+def _multiply_matrix(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
+    """x matrix, or x matrix + b."""
+    x, bias = args.get("mat1", args["self"]), args["self"] if args["op"] == "addmm" else 0
+    if len(forms) != 1 or forms[0] is not x or {args.get("alpha", 1), args.get("beta", 1)} != {1}:
+        raise NoRuleError(f"{args['op']} {UNKNOWN}")
+    matrix = args["mat2"]
+    x.cells.operations += 2 * len(matrix)
+    grown = matrix.abs() * (1 + len(matrix) * ROUNDING)
+    form = x.map(lambda v: v @ matrix, lambda v: v @ grown, bias)
+    form.error = form.error + (len(matrix) * x.size()) @ grown
+    return form
+
+
+def _scale(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
+    x, *others = forms
+    if others or (args["op"] == "div" and (args["self"] is not x or args.get("rounding_mode"))):
+        raise NoRuleError(f"{args['op']} {UNKNOWN}")
+    factor = torch.as_tensor(args["other"] if args["self"] is x else args["self"], dtype=torch.float64)
+    factor = 1 / factor if args["op"] == "div" else factor
+    return x.map(lambda v: v * factor, lambda v: v * factor.abs())
+
+
+def _add(args: dict[str, Any], forms: list[Form], call: Callable | None = None) -> Form:
+    x, y, alpha = args["self"], args["other"], args.get("alpha", 1)
+    if args["op"] == "rsub":
+        x, y = y, x
+    factors = (1, -alpha if args["op"] in ("sub", "rsub") else alpha)
+    scaled = [
+        v if a == 1 else v.map(lambda u, a=a: u * a, lambda u, a=a: u * abs(a)) if isinstance(v, Form) else v * a
+        for v, a in zip((x, y), factors, strict=True)
+    ]
+    if len(forms) == 1:
+        form, constant = scaled if isinstance(scaled[0], Form) else reversed(scaled)
+        return form.map(lambda v: v, None, constant)
+    return _combine(lambda parts: parts[0] + parts[1], scaled)
+
+
+def _combine(join: Callable[[list[Tensor]], Tensor], forms: list[Any]) -> Form:
+    """Return join(forms), a sum or a concatenation, of forms and constants."""
+    first = next(form for form in forms if isinstance(form, Form))
+
+    def take(get: Callable[[Form], Tensor], like: Tensor, axes: int) -> Tensor:
+        flat = [
+            get(form).flatten(0, axes - 1)
+            if isinstance(form, Form)
+            else (form if like is first.center else torch.zeros_like(form))[:1].expand(
+                prod(like.shape[:axes]), *form.shape[1:]
+            )
+            for form in forms
+        ]
+        return join(flat).unflatten(0, like.shape[:axes])
+
+    center = take(lambda f: f.center, first.center, 1)
+    error = take(lambda f: f.error + 2 * f.size(), first.error, 1)
+    return Form(
+        first.cells,
+        center,
+        take(lambda f: f.gradient, first.gradient, 2),
+        None if first.gradients is None else take(lambda f: f.gradients, first.gradients, 3),
+        error,
+        None if first.rest is None else take(lambda f: f.rest, first.rest, 1),
+        take(lambda f: f.magnitude, first.magnitude, 2),
+    )
+
+
+def _concatenate(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
+    stack, dim = args["op"] == "stack", args["dim"] % (forms[0].ndim + (args["op"] == "stack"))
+    constants = [x for x in args["tensors"] if not isinstance(x, Form)]
+    if dim == 0 or any((x != x[:1]).any() for x in constants):
+        raise NoRuleError(f"{args['op']} {MIXED}")
+    return _combine(lambda parts: (torch.stack if stack else torch.cat)(parts, dim), args["tensors"])
+
+
+def _bend(form: Form, below: Tensor | float, above: Tensor | float) -> Form:
+    """below * min(z, 0) + above * max(z, 0), for each entry z."""
+    cells = form.cells
+    below, above = (torch.as_tensor(x, dtype=torch.float64).expand(form.shape) for x in (below, above))
+    reach = form.radius() + form.size()
+    low, high = form.center - reach, form.center + reach
+    kink = (low < 0) & (high > 0) & (below != above)
+    certain = torch.where(high <= 0, below, above)
+    # On the cell the function lies between its chord and the parallel to the chord through 0.
+    slope = torch.where(kink, (above * high - below * low) / (high - low), certain)
+    gap = torch.where(kink, (above - slope) * high / 2, 0.0)
+    error = slope.abs() * (form.error + 2 * form.size()) + gap.abs() + 4 * ROUNDING * (gap.abs() + reach)
+    number = cells.kinks.unsqueeze(1) + kink.flatten(1).long().cumsum(1) - 1  # the number of each kink in its cell
+    number = number.view(kink.shape)
+    cells.kinks = cells.kinks + kink.flatten(1).sum(1)
+    gradients, rest = form.gradients, form.rest
+    if gradients is not None and cells.corners:
+        corner = torch.arange(gradients.shape[1]).view(1, -1, *[1] * (form.ndim - 1))
+        at_end = (corner >> number.clamp(min=0).unsqueeze(1)) & 1 == 1
+        ends = torch.where(at_end, above.unsqueeze(1), below.unsqueeze(1))
+        gradients = gradients * torch.where(kink.unsqueeze(1), ends, certain.unsqueeze(1)).unsqueeze(2)
+    elif gradients is not None:
+        middle = torch.where(kink, (above + below) / 2, certain)
+        half_range = torch.where(kink, (above - below).abs() / 2, 0.0)
+        lengths = gradients[:, 1:].norm(dim=2).sum(1)
+        rest = torch.where(kink, torch.maximum(above.abs(), below.abs()), certain.abs()) * rest + half_range * lengths
+        own = (
+            torch.arange(gradients.shape[1]).view(1, -1, *[1] * (form.ndim - 1)) == number.unsqueeze(1) + 1
+        ) & kink.unsqueeze(1)
+        gradients = gradients * middle[:, None, None] + own.unsqueeze(2) * (
+            half_range.unsqueeze(1) * gradients[:, 0]
+        ).unsqueeze(1)
+    steepest = torch.maximum(below.abs(), above.abs()).amax(0)
+    return Form(
+        cells,
+        form.center * slope + gap,
+        form.gradient * slope.unsqueeze(1),
+        gradients,
+        error,
+        rest,
+        form.magnitude * steepest,
+    )
+
+
+def _clamp(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
+    (form,) = forms
+    for names, below, above in ((("min", "min_val"), 0.0, 1.0), (("max", "max_val"), 1.0, 0.0)):
+        bound = next((args[name] for name in names if args.get(name) is not None), None)
+        if bound is not None:
+            form = _bend(form.map(lambda x: x, None, -bound), below, above).map(lambda x: x, None, bound)
+    return form
+
+
+def _maximum(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
+    """max(x, y) and min(x, y) = (x + y) / 2 +- |x - y| / 2. Of one pair they share their kinks."""
+    x, y, sign = args["self"], args["other"], 1 if args["op"] == "maximum" else -1
+    pair = frozenset((id(x), id(y)))
+    shared = forms[0].cells.distances
+    if pair not in shared:
+        difference = _add({"self": x, "other": y, "op": "sub"}, forms)
+        shared[pair] = (_bend(difference, -0.5, 0.5), x, y)  # x and y are kept, so that their ids stay theirs
+    total = _add({"self": x, "other": y, "op": "add"}, forms).map(lambda v: v / 2)
+    return _add({"self": total, "other": shared[pair][0], "op": "add", "alpha": sign}, [total, shared[pair][0]])
+
+
+UNKNOWN = (
+    "is neither linear nor a piecewise-linear function that is known here. Use Linear, ReLU, LeakyReLU, PReLU, abs,"
+    " clamp, maximum, minimum; or certified_lipschitz, which has more rules"
+)
+MIXED = "mixes or moves the samples of a batch. Use the first axis for the samples alone"
+NAMES = {
+    _move: "view _unsafe_view expand squeeze unsqueeze transpose t permute flip select slice split split_with_sizes"
+    " unbind clone detach _to_copy sum mean",
+    _multiply_matrix: "mm addmm",
+    _scale: "mul div",
+    _add: "add sub rsub",
+    _concatenate: "cat stack",
+    _clamp: "hardtanh clamp clamp_min clamp_max",
+    _maximum: "maximum minimum",
+    lambda args, forms, call: forms[0].map(call, lambda x: x): "neg",
+    lambda args, forms, call: _bend(forms[0], 0.0, 1.0): "relu",
+    lambda args, forms, call: _bend(forms[0], args["negative_slope"], 1.0): "leaky_relu",
+    lambda args, forms, call: _bend(forms[0], args["weight"], 1.0): "_prelu_kernel",
+    lambda args, forms, call: _bend(forms[0], -1.0, 1.0): "abs",
+}
+RULES: dict[str, Callable] = {name: rule for rule, names in NAMES.items() for name in names.split()}
