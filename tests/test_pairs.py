@@ -1,7 +1,12 @@
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from wgangp.data.pairs import funnels, shift
+from wgangp import gradient_norm
+from wgangp.data.pairs import funnels, korotin, shift
 from wgangp.transport import wasserstein1
 
 PAIRS = [(kind, dim) for kind in (shift, funnels) for dim in (1, 2, 16)]
@@ -81,3 +86,39 @@ def test_layouts_of_funnels_differ():
 def test_invalid_pair_raises(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def write_pairs(folder, dim=2, funnels=4):
+    rng = np.random.default_rng(0)
+    arrays = {"centers": rng.uniform(-2, 2, (funnels, dim)), "bias": rng.uniform(0, 0.3, funnels)}
+    np.savez(folder / "pairs.npz", **{f"d{dim}_n{funnels}_{k}": v.astype("float32") for k, v in arrays.items()})
+
+
+def test_korotin_distance_equals_exact_transport_and_potential_is_1_lipschitz(tmp_path):
+    """Mass moves along the gradient of a 1-Lipschitz function, so the map is optimal."""
+    write_pairs(tmp_path)
+    pair = korotin(tmp_path)
+    (high,) = pair.batch(0, 2_000, seed=0)
+    moved = pair.transport(high)
+    assert (moved.abs() <= 2.5 + 1e-5).all()
+    drop = pair.potential(high) - pair.potential(moved)
+    torch.testing.assert_close(drop, (high - moved).norm(dim=1), atol=1e-4, rtol=1e-4)
+    assert wasserstein1(high, moved) == pytest.approx((high - moved).norm(dim=1).mean().item(), rel=1e-4)
+    assert pair.distance == pytest.approx(drop.mean().item(), rel=0.05)
+    assert gradient_norm(pair.potential, high).max() <= 1 + 1e-5
+
+
+def test_korotin_distance_equals_the_published_one():
+    root = os.environ.get("WGANGP_DATA")
+    if not root or not (Path(root) / "korotin" / "pairs.npz").exists():
+        pytest.skip("WGANGP_DATA=FOLDER with FOLDER/korotin/pairs.npz")
+    assert korotin(Path(root) / "korotin", 2, 4).distance == pytest.approx(0.817381, abs=0.01)
+    assert korotin(Path(root) / "korotin", 8, 16).distance == pytest.approx(1.585009, abs=0.02)
+
+
+def test_korotin_pair_that_is_missing_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.root.*pairs\.npz"):
+        korotin(tmp_path)
+    write_pairs(tmp_path)
+    with pytest.raises(ValueError, match=r"no pair d3_n4.*d2_n4"):
+        korotin(tmp_path, 3)

@@ -7,17 +7,21 @@ moves.
 
     shift      u(x) = x_1
     funnels    u(x) = min_n (||x - a_n|| + b_n)       Korotin et al. 2022, "Kantorovich Strikes Back"
+    korotin    the same potential with the parameters of their benchmark, and their map, which moves points by different
+               lengths
 """
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wgangp.seeds import rng_for
 
-__all__ = ["Pair", "funnels", "shift"]
+__all__ = ["Pair", "funnels", "korotin", "shift"]
 
 
 class Pair:
@@ -28,6 +32,8 @@ class Pair:
         potential: (B, dim) -> (B,), the 1-Lipschitz function u, an optimal critic.
         gradient: (B, dim) -> (B, dim), the gradient of the potential. Mass moves in the opposite direction.
         distance: W1 between the two sides, in the units of the points.
+        transport: (B, dim) of the high side -> (B, dim) of the low side, the optimal map. None: all mass moves by
+            `distance`.
     """
 
     span = (-4.0, 4.0)
@@ -40,9 +46,11 @@ class Pair:
         potential: Callable[[Tensor], Tensor],
         gradient: Callable[[Tensor], Tensor],
         device: torch.device | str,
+        transport: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.shape, self.distance, self.device = (dim,), distance, torch.device(device)
         self.draw, self.potential, self.gradient = draw, potential, gradient
+        self.transport = transport or (lambda x: x - distance * gradient(x))
 
     def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor]:
         """Return batch k of the high side: (points (size, dim),)."""
@@ -51,10 +59,6 @@ class Pair:
     def low(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> Tensor:
         """Return batch k of the low side (size, dim), drawn independently of the batch of the high side."""
         return self.transport(self.draw(size, rng_for(seed, k, f"{purpose}/low/{split}", self.device)))
-
-    def transport(self, x: Tensor) -> Tensor:
-        """Map points x (B, dim) of the high side to the low side: the optimal transport map."""
-        return x - self.distance * self.gradient(x)
 
 
 def shift(dim: int = 2, distance: float = 1.0, device: torch.device | str = "cpu") -> Pair:
@@ -114,6 +118,69 @@ def funnels(
         return ((x.unsqueeze(1) - centers.to(x)).norm(dim=2) + offsets.to(x)).min(dim=1).values
 
     return Pair(dim, distance, draw, potential, lambda x: torch.nn.functional.normalize(from_center(x), dim=1), device)
+
+
+CUBE, DEGREE = 2.5, 8  # half of the side of the cube; the power of the map along a ray
+TRUTH_SIZE = 2**16  # points from which the known distance is computed
+
+
+def korotin(root: str, dim: int = 2, funnels: int = 4, device: torch.device | str = "cpu") -> Pair:
+    """Return a pair of the benchmark of Korotin et al. 2022: uniform points in a cube, moved towards `funnels` centers.
+
+    A point y moves along its ray, from the nearest center a through y to `end`, where the ray leaves the cube or the
+    funnel: y -> a + t^8 (end - a) with t = ||y - a|| / ||end - a||. The distance is E u(y) - E u(moved y), with a
+    standard error below 0.003.
+
+    Args:
+        root: a folder with pairs.npz: the arrays d{dim}_n{funnels}_centers (N, dim) and d{dim}_n{funnels}_bias (N,).
+        dim: 2, 4, 8, ... 128. funnels: 4, 16, 64 or 256.
+
+    Raises:
+        ValueError: the file or the pair is not there.
+
+    Paper: the authors' released benchmark (justkolesov/Wasserstein1Benchmark).
+    """
+    path, name = Path(root) / "pairs.npz", f"d{dim}_n{funnels}"
+    try:
+        with np.load(path) as file:
+            known = sorted(key.removesuffix("_bias") for key in file.files if key.endswith("_bias"))
+            if name not in known:
+                raise ValueError(f"{path} has no pair {name} (dim, funnels). It has: {', '.join(known)}")
+            a, b = (torch.from_numpy(file[f"{name}_{part}"]).to(device) for part in ("centers", "bias"))
+    except OSError as error:
+        raise ValueError(
+            f"data.root: cannot read {path} ({error}). It is the folder with Korotin's pairs.npz"
+        ) from error
+
+    def find(y: Tensor) -> tuple[Tensor, Tensor]:
+        return (torch.cdist(y, a.to(y), compute_mode="donot_use_mm_for_euclid_dist") + b.to(y)).min(dim=1)
+
+    def towards(y: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(y - a.to(y)[find(y)[1]], dim=1)
+
+    def transport(y: Tensor) -> Tensor:
+        u, nearest = find(y)
+        center, away = a.to(y)[nearest], towards(y)
+        to_wall = ((CUBE - y * away.sign()) / away.abs()).min(dim=1).values
+        d = u.unsqueeze(1) - b.to(y)
+        product = (y * away).sum(1, keepdim=True) - away @ a.to(y).T  # (y - a_n) away
+        squared = torch.cdist(y, a.to(y), compute_mode="donot_use_mm_for_euclid_dist").square()
+        r = 0.5 * (squared - d.square()) / (d - product)
+        r = torch.where((r > 0) & (r > -d), r, math.inf)
+        r = r.scatter(1, nearest.unsqueeze(1), math.inf).min(dim=1).values
+        end = y + torch.minimum(r, to_wall).unsqueeze(1) * away
+        t = (y - center).norm(dim=1) / (end - center).norm(dim=1)
+        return center + t.pow(DEGREE).unsqueeze(1) * (end - center)
+
+    def draw(size: int, rng: torch.Generator) -> Tensor:
+        return CUBE * (2 * torch.rand(size, dim, generator=rng, device=device) - 1)
+
+    def potential(y: Tensor) -> Tensor:
+        return find(y)[0]
+
+    y = draw(TRUTH_SIZE, rng_for(0, 0, f"korotin/{name}", device)).double()
+    distance = sum((potential(part) - potential(transport(part))).sum() for part in y.split(2**14)).item() / len(y)
+    return Pair(dim, distance, draw, potential, towards, device, transport)
 
 
 def _check(**sizes: float) -> None:
