@@ -8,11 +8,11 @@ import pytest
 from helpers import ROOT
 
 LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
-    {"seeds", "precision", "onednn", "accumulate", "tables", "schema", "version", "bounds"},
+    {"seeds", "precision", "onednn", "accumulate", "tables", "schema", "version", "bounds", "affine"},
     {"checks"},
     {"gradients", "state"},
     {"penalty", "losses", "optim", "data", "networks", "transport", "certify"},
-    {"step", "lipschitz", "metrics", "checkpoint", "plots", "runs"},
+    {"step", "lipschitz", "box", "metrics", "checkpoint", "plots", "runs"},
     {"logs", "compiled"},
     {"report", "distributed", "results"},
     {"train"},

@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wgangp.affine import ROUNDING, Cells, Form, NoRuleError
-from wgangp.certify import certified_lipschitz, in_float64
+from wgangp.certify import certified_lipschitz
 from wgangp.networks.layers import LeakyReLU
+from wgangp.state import in_float64
 
 __all__ = ["lipschitz_on_box"]
 
