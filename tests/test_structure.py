@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
-    {"seeds", "precision", "onednn", "accumulate", "tables", "schema", "version", "bounds", "affine"},
+    {"piecewise", "seeds", "precision", "onednn", "accumulate", "tables", "schema", "version", "bounds", "affine"},
     {"checks"},
     {"gradients", "state"},
     {"penalty", "losses", "optim", "data", "networks", "transport", "certify"},

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from wgangp.checks import check_points, check_positive, compute_scores, differentiate, math_attention
+from wgangp.piecewise import piecewise_linear
 
 __all__ = ["clip_by_norm_", "gradient_norm", "gradient_norm_penalty", "total_norm"]
 
@@ -40,6 +41,7 @@ def gradient_norm(critic: Callable[..., Tensor], x: Tensor, *y: Tensor, create_g
 
     Paper: ||grad_x^ D(x^)||_2, section 4.
     """
+    critic = piecewise_linear(critic) if create_graph else critic
 
     def total(x: Tensor) -> tuple[Tensor, Tensor]:
         scores = compute_scores(critic, x, *y)
