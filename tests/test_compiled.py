@@ -5,7 +5,9 @@ import math
 
 import pytest
 import torch
+from foreign import BatchNormGenerator, BreakingCritic, CheckpointedCritic, Counter, Critic
 from labeled import WithClassifier, labeled_run
+from torch import nn
 from torch.utils._pytree import tree_map
 
 from wgangp import GradientPenalty, clip_weights_, critic_step, generator_step
@@ -195,8 +197,8 @@ def test_wrong_gradient_is_noticed_and_the_eager_one_is_used(wrong):
     gradients = [torch.tensor([3.0, 4.0]), torch.tensor([1.0])]
     step = verify("critic", lambda: ({}, [wrong, gradients[1]]), lambda: ({}, gradients))
     message = (
-        r"^the compiled critic step is not used: its gradients differ from the eager ones by \S+ \(relative\)\. The run"
-        r" continues in eager mode$"
+        r"^the compiled critic step is not used: its gradients differ from the eager ones by \S+ \(relative, tensor 1"
+        r" of 2\)\. The run continues in eager mode$"
     )
     with pytest.warns(UserWarning, match=message):
         assert step()[1] is gradients
@@ -211,7 +213,9 @@ def test_wrong_samples_are_noticed_and_the_eager_ones_are_used(monkeypatch):
     generator, critic = build_mlp(width=4)
     z = torch.randn(4, 2)
     sample = build_computation(generator, critic, Wasserstein(), GradientPenalty(), compile=True).sample
-    with pytest.warns(UserWarning, match=r"not used: its samples differ from the eager ones by 1 \(relative\)"):
+    with pytest.warns(
+        UserWarning, match=r"not used: its samples differ from the eager ones by 1 \(relative, tensor 1 of 1\)"
+    ):
         assert torch.equal(sample(z), generator(z))
     assert torch.equal(sample(z), generator(z))
 
@@ -263,6 +267,120 @@ def test_unknown_precision_raises():
 def test_gradient_that_is_zero_in_both_is_no_error(capsys):
     step = verify("critic", lambda: ({}, [torch.zeros(2)]), lambda: ({}, [torch.zeros(2)]))
     assert step()[1][0].eq(0).all() and "compiled" in capsys.readouterr().out
+
+
+def test_a_small_gradient_that_is_lost_is_noticed():
+    """All gradients together differ by 0.005, which is less than the tolerance."""
+    right = [torch.full((100,), 1.0), torch.full((10,), 0.005)]
+    step = verify("generator", lambda: ({}, [right[0], torch.zeros(10)]), lambda: ({}, right))
+    with pytest.warns(UserWarning, match=r"differ from the eager ones by 0.16 \(relative, tensor 2 of 2\)"):
+        assert step()[1] is right
+
+
+@pytest.mark.parametrize("norm", ["body.1", "body.5"])
+def test_a_lost_scale_of_batch_norm_is_noticed(norm):
+    generator, critic = BatchNormGenerator(), Critic()
+    right = build_computation(generator, critic, Wasserstein(), GradientPenalty()).generator_gradients
+    lost = [name for name, _ in generator.named_parameters()].index(f"{norm}.weight")
+
+    def lose(*batch):
+        terms, gradients = right(*batch)
+        return terms, [torch.zeros_like(g) if i == lost else g for i, g in enumerate(gradients)]
+
+    with pytest.warns(UserWarning, match=f"by 1 .relative, tensor {lost + 1} of"):
+        verify("generator", lose, right, networks=(generator, critic))(torch.randn(8, 8))
+
+
+def test_a_gradient_that_is_nothing_but_rounding_is_no_error(capsys):
+    """Batch norm after a linear layer: the gradient of its bias is 0, and computed as 1e-9 or so."""
+    right, rounded = ([torch.ones(100), torch.full((10,), noise)] for noise in (1e-9, -1e-9))
+    step = verify("generator", lambda: ({}, rounded), lambda: ({}, right))
+    assert step()[1] is rounded and "compiled" in capsys.readouterr().out
+
+
+CRITICS = {  # that can be compiled, with everything that a forward pass may change
+    "batch norm, counters": lambda: Critic(layer=Counter),
+    "dropout": lambda: Critic(layer=lambda: nn.Dropout(0.5)),
+    "spectral norm": lambda: Critic(nn.utils.parametrizations.spectral_norm),
+    "weight norm": lambda: Critic(nn.utils.parametrizations.weight_norm),
+    "instance norm": lambda: Critic(layer=lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
+    "batch norm, no penalty": lambda: Critic(layer=lambda: nn.BatchNorm2d(4)),
+}
+REFUSED = {  # that cannot be compiled
+    "checkpoint": (CheckpointedCritic, "saved tensor hooks"),
+    "graph break": (BreakingCritic, "graph_break"),
+    "old spectral norm": (lambda: Critic(nn.utils.spectral_norm), "TensorWrapper"),
+}
+
+
+def train_foreign(make_critic, weight, compile, steps=3):
+    """Train networks that are not ours. Returns everything that they hold, the next random number, and the problems."""
+    torch.manual_seed(0)
+    generator, critic = BatchNormGenerator(), make_critic()
+    computation = build_computation(generator, critic, Wasserstein(), GradientPenalty(weight), compile=compile)
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (generator, critic)]
+    for k in range(steps):
+        rng = torch.Generator().manual_seed(k)
+        real, z, eps = (torch.randn(*shape, generator=rng) for shape in ((8, 1, 8, 8), (8, 8), (8,)))
+        fake = computation.sample(z)
+        descend(critic, computation.critic_gradients(real, fake, eps.sigmoid())[1], optimizers[1])
+        descend(generator, computation.generator_gradients(z)[1], optimizers[0])
+    state = {**generator.state_dict(), **{f"critic.{name}": value for name, value in critic.state_dict().items()}}
+    state |= dict(critic.named_buffers()) | {"random": torch.rand(2)}
+    return state, computation.problems
+
+
+def require_equal_states(actual, expected, equal=torch.equal):
+    assert actual.keys() == expected.keys()
+    assert not [name for name, value in expected.items() if not equal(actual[name], value)]
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "critic", [name if i < 1 else pytest.param(name, marks=SLOW) for i, name in enumerate(CRITICS)]
+)
+def test_networks_with_buffers_are_compiled_and_train_as_in_eager_mode(critic, quick_compile):
+    """Also running statistics, counters, and the random numbers that are drawn afterwards."""
+    weight = 0.0 if critic == "batch norm, no penalty" else 10.0
+    eager, _ = train_foreign(CRITICS[critic], weight, compile=False)
+    compiled, problems = train_foreign(CRITICS[critic], weight, compile=True)
+    close = torch.allclose if critic == "weight norm" else torch.equal  # its traced formula is another one
+    require_equal_states(compiled, eager, close)
+    assert not problems and not eager["body.1.running_mean"].eq(0).any()
+
+
+@pytest.mark.slow
+def test_networks_with_buffers_train_as_in_eager_mode_with_the_whole_compiler():
+    for name in ("batch norm, counters", "dropout"):
+        (eager, _), (compiled, problems) = (train_foreign(CRITICS[name], 10.0, compile) for compile in (False, True))
+        require_equal_states(compiled, eager, lambda a, b: torch.allclose(a, b, atol=1e-5, rtol=1e-4))
+        assert not problems
+
+
+@pytest.mark.parametrize(
+    "critic", ["checkpoint", *(pytest.param(n, marks=SLOW) for n in ("graph break", "old spectral norm"))]
+)
+def test_a_run_that_falls_back_is_the_eager_run(critic, quick_compile):
+    make, reason = REFUSED[critic]
+    eager, _ = train_foreign(make, 10.0, compile=False)
+    with pytest.warns(UserWarning, match="step is not used: .*The run continues in eager mode"):
+        state, problems = train_foreign(make, 10.0, compile=True)
+    require_equal_states(state, eager)
+    assert set(problems) == {"critic", "generator"} and reason in problems["critic"]
+    assert not torch.overrides._get_current_function_mode_stack() and torch.is_grad_enabled()
+
+
+def test_a_lost_penalty_is_noticed_in_spite_of_dropout():
+    generator, critic = BatchNormGenerator(), CRITICS["dropout"]()
+    right, lost = (
+        build_computation(generator, critic, Wasserstein(), GradientPenalty(weight)).critic_gradients
+        for weight in (10.0, 0.0)
+    )
+    batch = torch.randn(8, 1, 8, 8), torch.randn(8, 1, 8, 8), torch.rand(8)
+    with pytest.warns(UserWarning, match="critic step is not used: its gradients differ"):
+        verify("critic", lost, right, "bf16", critic, (generator, critic))(*batch)
 
 
 def test_compiler_failure_warns_and_the_run_continues():

@@ -24,6 +24,7 @@ from wgangp.data.toy import gaussians8
 from wgangp.logs import read_lines
 from wgangp.losses import Wasserstein
 from wgangp.report import lipschitz_report, picture, report
+from wgangp.results import render_origins
 from wgangp.runs import Run
 from wgangp.seeds import draw_latent, rng_for
 from wgangp.step import critic_step, generator_step
@@ -617,3 +618,18 @@ def test_tensorboard_has_every_picture_of_the_run_and_its_config(train_tiny, tmp
     assert [picture.step for picture in board.Images("samples")] == [0, 2, 4]
     text = board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "steps: 4" in text and "slope/real_mean" in board.Tags()["scalars"]
+
+
+def test_a_step_that_is_not_compiled_is_recorded_and_shown(train_tiny, tmp_path, monkeypatch, quick_pictures):
+    def fail(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.warns(UserWarning, match="the compiled .* step is not used"):
+        train_tiny(tmp_path / "run", "train.compile=true", "train.steps=2")
+    (record,) = read_lines(tmp_path / "run" / "provenance.jsonl")
+    assert record["not_compiled"] == dict.fromkeys(("sample", "critic", "generator"), "RuntimeError: no compiler")
+    assert record["command"] and record["torch"]  # what the line had before
+    monkeypatch.setattr("wgangp.results.RUNS", {"run": "a run"})
+    page = render_origins("<!-- rendered by scripts/render.py -->\n<!-- /rendered -->", tmp_path)
+    assert ", not compiled: sample, critic, generator" in page

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -52,7 +52,9 @@ class World:
         if self.size == 1:
             return computation
         critic, generator = computation.critic_gradients, computation.generator_gradients
-        return Computation(computation.sample, self._average(critic), self._average(generator))
+        return replace(
+            computation, critic_gradients=self._average(critic), generator_gradients=self._average(generator)
+        )
 
     def _average(self, gradients: Gradients) -> Gradients:
         """Average with one all-reduce of one flat tensor."""

@@ -23,6 +23,7 @@ from wgangp.version import __version__
 __all__ = [
     "Log",
     "Progress",
+    "amend_last_line",
     "append_line",
     "collect_provenance",
     "describe_hardware",
@@ -150,6 +151,12 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
+def amend_last_line(path: Path, values: dict[str, Any]) -> None:
+    """Add values to the last record of a file of JSON lines."""
+    *before, last = read_lines(path)
+    write_atomic(path, "".join(json.dumps(record) + "\n" for record in (*before, last | values)))
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file of JSON lines; none if there is no file.
 
@@ -192,7 +199,8 @@ def collect_provenance(device: torch.device) -> dict[str, Any]:
 def describe_hardware(record: dict[str, Any]) -> str:
     """Return the device and the version of torch of a record with provenance, for a page."""
     device = record["device"].replace(", 1 threads", ", 1 thread")  # as early versions wrote it
-    return f"{device}, torch {record['torch']}"
+    eager = f", not compiled: {', '.join(record['not_compiled'])}" if record.get("not_compiled") else ""
+    return f"{device}, torch {record['torch']}{eager}"
 
 
 def _summarize(values: dict[str, float]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from wgangp.checkpoint import load_latest, save, write_atomic
 from wgangp.checks import check_not_wrapped
 from wgangp.compiled import Computation, build_computation
 from wgangp.distributed import World
-from wgangp.logs import Log, Progress, append_line, collect_provenance, read_lines
+from wgangp.logs import Log, Progress, amend_last_line, append_line, collect_provenance, read_lines
 from wgangp.losses import merge_terms
 from wgangp.penalty import clip_weights_
 from wgangp.precision import product_precision
@@ -113,6 +113,7 @@ def train(
         append_line(folder / "provenance.jsonl", collect_provenance(device) | ranks)
     log = Log(folder, step) if world.first else None
     synchronized = networks if sync_batch_norm else ()
+    not_compiled: dict[str, str] = {}  # steps that were to be compiled and are eager, and why
     unchecked: list[tuple[int, dict[str, Tensor]]] = []  # terms that were not yet checked to be finite, by step
 
     with (
@@ -160,6 +161,9 @@ def train(
             draws = seed_layers(run.seed, step, f"rank {world.rank}", device)
             with world.synchronize_batch_norm(*synchronized), draws:
                 terms = update(step, run, computation, **options)
+            if world.first and computation.problems != not_compiled:
+                not_compiled = dict(computation.problems)
+                amend_last_line(folder / "provenance.jsonl", {"not_compiled": not_compiled})
             step += 1
             unchecked.append((step, terms))
             if device.type == "cpu":  # on other devices the check would wait for the device
@@ -212,7 +216,8 @@ def compute_in_parts(computation: Computation, parts: int) -> Computation:
         return torch.cat([computation.sample(*part) for part in split_batch(parts, *latent)])
 
     gradients = (computation.critic_gradients, computation.generator_gradients)
-    return Computation(sample, *(partial(accumulate_gradients, compute, parts) for compute in gradients))
+    critic, generator = (partial(accumulate_gradients, compute, parts) for compute in gradients)
+    return replace(computation, sample=sample, critic_gradients=critic, generator_gradients=generator)
 
 
 def _state(run: Run, step: int) -> dict[str, Any]:
