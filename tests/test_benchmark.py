@@ -123,7 +123,7 @@ def test_each_variant_is_compared_and_timed_in_its_own_precision(monkeypatch, no
     monkeypatch.setattr(measure, "VARIANTS", {name: measure.VARIANTS[name] for name in ("eager", "bf16")})
     monkeypatch.setattr(measure, "_compare_with_float64", lambda *arguments: compared.append(arguments[-2:]) or 0.0)
     monkeypatch.setattr(
-        measure, "_time_in_turn", lambda functions, *_: timed.append(functions) or {key: [1.0] for key in functions}
+        measure, "time_in_turn", lambda functions, *_: timed.append(functions) or {key: [1.0] for key in functions}
     )
     measure.measure(SMALL["toy MLP"], CPU, rounds=1)
     assert compared == [("textbook", "fp32"), ("eager", "fp32"), ("bf16", "bf16")] and used == {"fp32", "bf16"}

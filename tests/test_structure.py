@@ -9,7 +9,7 @@ from helpers import ROOT
 
 LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
     {"piecewise", "seeds", "precision", "onednn", "accumulate", "tables", "schema", "version", "bounds", "affine"},
-    {"checks"},
+    {"checks", "compiler"},
     {"gradients", "state"},
     {"penalty", "losses", "optim", "data", "networks", "transport", "certify"},
     {"step", "lipschitz", "box", "metrics", "checkpoint", "plots", "runs"},
