@@ -28,7 +28,16 @@ from wgangp.networks.resnet import ResNetCritic, ResNetGenerator
 from wgangp.penalty import GradientPenalty
 from wgangp.precision import product_precision
 
-__all__ = ["CASES", "VARIANTS", "measure", "measure_growth"]
+__all__ = [
+    "CASES",
+    "VARIANTS",
+    "measure",
+    "measure_growth",
+    "quartiles",
+    "require_compiled",
+    "time_in_turn",
+    "with_precision",
+]
 
 CASES = {  # the widths of the released code. With the budget cpu the CIFAR pairs have a quarter of it
     "toy MLP": Case(MLPGenerator, MLPCritic, (2,), 256, 512),
@@ -43,8 +52,13 @@ VARIANTS: dict[str, dict[str, Any]] = {  # arguments of Ours. The variant "textb
     "compiled, channels last": {"compile": True, "channels_last": True},
     "tf32, channels last": {"compile": True, "precision": "tf32", "channels_last": True},
     "bf16, penalty in fp32": {"compile": True, "precision": "bf16"},
-    "bf16": {"compile": True, "precision": "bf16", "autocast": True},
-    "bf16, channels last": {"compile": True, "precision": "bf16", "autocast": True, "channels_last": True},
+    "bf16, penalty in bf16": {"compile": True, "precision": "bf16", "autocast": True},
+    "bf16, penalty in bf16, channels last": {
+        "compile": True,
+        "precision": "bf16",
+        "autocast": True,
+        "channels_last": True,
+    },
 }
 PARTS = {  # name in the records -> method of the contestants
     "critic_step": "critic_step",
@@ -74,12 +88,12 @@ def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any
         no_channels = options.get("channels_last") and len(case.shape) == 1
         if no_channels or (precision == "tf32" and device.type != "cuda"):
             continue
-        with product_precision(precision), _require_compiled(name):
+        with product_precision(precision), require_compiled(name):
             reserved = _reset_cuda_memory(device)
             variant = variants[name] = Textbook(case, device) if name == "textbook" else Ours(case, device, **options)
             errors[name] = _compare_with_float64(case, variant, device, name, precision)
             memory[name] = _peak_memory(variant, device, reserved)
-        timed |= {(name, part): _with_precision(precision, getattr(variant, PARTS[part])) for part in PARTS}
+        timed |= {(name, part): with_precision(precision, getattr(variant, PARTS[part])) for part in PARTS}
 
     gflop = {"textbook": count_gflop(variants["textbook"].critic_step)}
     layouts: dict[str, list[str]] = {}  # variant -> the floors with its arithmetic, one per memory layout
@@ -95,9 +109,9 @@ def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any
                 if floor not in layouts[name]:
                     layouts[name].append(floor)
                     for part in FLOOR_PARTS:
-                        timed[floor, part] = _with_precision(precision, build_floor(getattr(eager, part), device))
+                        timed[floor, part] = with_precision(precision, build_floor(getattr(eager, part), device))
 
-    seconds = _time_in_turn(timed, device, rounds)
+    seconds = time_in_turn(timed, device, rounds)
     records = []
     for name in variants:
         times = {part: seconds[name, part] for part in PARTS}
@@ -109,7 +123,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any
                 "variant": name,
                 "gradient_error": errors[name],
                 **{f"{part}_s": statistics.median(values) for part, values in times.items()},
-                **{f"{part}_quartiles_s": _quartiles(values) for part, values in times.items()},
+                **{f"{part}_quartiles_s": quartiles(values) for part, values in times.items()},
                 **{f"{part}_ratio": value for part, value in ratio.items()},
                 "penalty_share": 1 - _median_ratio(times["unpenalised_step"], times["critic_step"]),
                 "samples_per_s": CRITIC_STEPS * case.batch / statistics.median(times["iteration"]),
@@ -149,17 +163,17 @@ def measure_growth(device: torch.device, rounds: int, small: bool = False) -> li
             timed = {}
             with product_precision("fp32"):
                 for name in ("textbook", "eager", "compiled"):
-                    with _require_compiled(name):
+                    with require_compiled(name):
                         variant = Textbook(case, device) if name == "textbook" else Ours(case, device, **VARIANTS[name])
                         _compare_with_float64(case, variant, device, name, "fp32")
-                    timed[name, "critic_step"] = _with_precision("fp32", variant.critic_step)
-            for (name, _), values in _time_in_turn(timed, device, rounds).items():
-                seconds = {"critic_step_s": statistics.median(values), "critic_step_quartiles_s": _quartiles(values)}
+                    timed[name, "critic_step"] = with_precision("fp32", variant.critic_step)
+            for (name, _), values in time_in_turn(timed, device, rounds).items():
+                seconds = {"critic_step_s": statistics.median(values), "critic_step_quartiles_s": quartiles(values)}
                 records.append({"grows": quantity, "size": size, "variant": name, **seconds})
     return records
 
 
-def _time_in_turn(
+def time_in_turn(
     timed: dict[tuple[str, str], Callable[[], None]], device: torch.device, rounds: int
 ) -> dict[tuple[str, str], list[float]]:
     """Time every function once per round; the order is rotated by one from round to round. Returns seconds per call."""
@@ -177,7 +191,7 @@ def _time_in_turn(
     return seconds
 
 
-def _with_precision(precision: str, function: Callable[[], None]) -> Callable[[], None]:
+def with_precision(precision: str, function: Callable[[], None]) -> Callable[[], None]:
     """Return the function with its product precision, which is a setting of the process."""
 
     def call() -> None:
@@ -188,7 +202,7 @@ def _with_precision(precision: str, function: Callable[[], None]) -> Callable[[]
 
 
 @contextmanager
-def _require_compiled(name: str) -> Iterator[None]:
+def require_compiled(name: str) -> Iterator[None]:
     """Raise ValueError if a compiled step falls back to eager mode: its row would show the eager step."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the compiled .* is not used")
@@ -283,7 +297,7 @@ def _median_ratio(a: list[float], b: list[float]) -> float:
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
-def _quartiles(values: list[float]) -> list[float]:
+def quartiles(values: list[float]) -> list[float]:
     if len(values) == 1:
         return [values[0]] * 2
     return [statistics.quantiles(values, n=4, method="inclusive")[i] for i in (0, 2)]

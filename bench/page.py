@@ -21,6 +21,8 @@ from wgangp.tables import markdown_table, replace_block
 __all__ = [
     "arithmetic_table",
     "draw_picture",
+    "peer_block",
+    "peer_table",
     "ratio_block",
     "ratio_table",
     "read_page",
@@ -38,6 +40,7 @@ ROOT = Path(__file__).parent.parent
 SPEED, SCALING, GUIDE = "results/benchmark", "results/scaling", "docs/speed.md"
 BEGIN, END = "<!-- rendered by bench -->", "<!-- /rendered -->"
 GUIDE_MARKERS = "<!-- speed: rendered by bench -->", "<!-- /speed -->"
+PEER_MARKERS = "<!-- peers: rendered by bench -->", "<!-- /peers -->"
 DRAWN = ("textbook", "eager", "compiled")  # variants with a curve
 GROWING = {  # key "grows" of the records -> what the axis shows
     "batch": "batch size (toy MLP)",
@@ -45,12 +48,16 @@ GROWING = {  # key "grows" of the records -> what the axis shows
     "depth": "depth of the critic (toy MLP)",
     "resolution": "image size (ResNet critic)",
 }
+# Variants in older records -> their names now
+RENAMED = {f"bf16{layout}": f"bf16, penalty in bf16{layout}" for layout in ("", ", channels last")}
 DEVICES = (8, 64, 512)  # numbers of devices for which the efficiency is predicted
 
 
-def read_speed(folder: Path) -> dict[str, list[Record]]:
-    """Return the newest records of `bench.speed` in a folder, per kind of device: cpu, cuda."""
-    records = {kind: read_lines(folder / f"{kind}.jsonl") for kind in ("cpu", "cuda")}
+def read_speed(folder: Path, prefix: str = "") -> dict[str, list[Record]]:
+    """Return the newest records in a folder, per kind of device (cpu, cuda): of `bench.speed`, or with a prefix."""
+    records = {kind: read_lines(folder / f"{prefix}{kind}.jsonl") for kind in ("cpu", "cuda")}
+    for record in (record for lines in records.values() for record in lines):
+        record["variant"] = RENAMED.get(record["variant"], record["variant"])
     return {kind: lines for kind, lines in records.items() if lines}
 
 
@@ -133,6 +140,37 @@ def ratio_block(records: dict[str, list[Record]]) -> str:
         cases = list(dict.fromkeys(record["case"] for record in _of_cases(lines)))
         rows = [{kind: name, **{case: row.get(case, "") for case in cases}} for name, row in ratios.items()]
         parts += [markdown_table(rows), _source(lines[0])]
+    return "\n\n".join(parts)
+
+
+def peer_table(records: list[Record]) -> list[dict[str, str]]:
+    """Return ratios to the peer's own loop (median and quartiles) and times, of all variants on all peers' networks."""
+
+    def ratio(record: Record, part: str) -> str:
+        low, high = record[f"{part}_ratio_quartiles"]
+        return f"{record[f'{part}_ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+    return [
+        {
+            "networks of": f"{record['peer']}" + (f", width {record['width']}" if record["width"] else ""),
+            "variant": record["variant"],
+            "critic step": ratio(record, "critic_step"),
+            "iteration": ratio(record, "iteration"),
+            "critic step, ms": _digits(1e3 * record["critic_step_s"]),
+            "iteration, ms": _digits(1e3 * record["iteration_s"]),
+        }
+        for record in records
+    ]
+
+
+def peer_block(records: dict[str, list[Record]]) -> str:
+    """Return the block of docs/speed.md about other people's networks: one table per kind of device."""
+    parts = []
+    for lines in records.values():
+        last = lines[-1]
+        where = f"commit {_commit(last)}, {last['device']}, torch {last['torch']}"
+        rounds = f"medians over {last['rounds']} rounds, quartiles in parentheses"
+        parts += [markdown_table(peer_table(lines)), f"`{last['command']}`, {where}: {rounds}."]
     return "\n\n".join(parts)
 
 
@@ -260,9 +298,10 @@ def render(root: Path = ROOT) -> list[Path]:
 
 
 def write_guide(root: Path = ROOT) -> None:
-    """Replace the rendered block of docs/speed.md. ValueError if it has none."""
-    path, block = root / GUIDE, ratio_block(read_speed(root / SPEED))
-    write_atomic(path, replace_block(path.read_text(), *GUIDE_MARKERS, f"\n{block}\n"))
+    """Replace the rendered blocks of docs/speed.md. ValueError if one is missing."""
+    path, folder = root / GUIDE, root / SPEED
+    text = replace_block(path.read_text(), *GUIDE_MARKERS, f"\n{ratio_block(read_speed(folder))}\n")
+    write_atomic(path, replace_block(text, *PEER_MARKERS, f"\n{peer_block(read_speed(folder, 'peers-'))}\n"))
 
 
 def draw_picture(path: Path, records: list[Record]) -> None:

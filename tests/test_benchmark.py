@@ -8,10 +8,11 @@ import pytest
 import torch
 from helpers import ROOT
 
-from bench import contestants, measure, page, scaling, speed
+from bench import contestants, measure, page, peer_loops, peers, scaling, speed
 from bench.contestants import Case, Ours, Textbook
 from bench.floor import build_floor, count_gflop
 from bench.measure import CASES
+from bench.peer_loops import PEERS, draw_batch
 from wgangp.compiled import build_computation
 from wgangp.distributed import World
 from wgangp.logs import read_lines
@@ -30,9 +31,10 @@ def no_compile(monkeypatch):
     def build_eager(*arguments, compile, **options):
         return build_computation(*arguments, **options)
 
-    monkeypatch.setattr(contestants, "build_computation", build_eager)
+    for module in (contestants, peers):
+        monkeypatch.setattr(module, "build_computation", build_eager)
     monkeypatch.setattr(measure, "LEAST_S", 0.0)
-    for module in (contestants, measure):
+    for module in (contestants, measure, peer_loops, peers):
         monkeypatch.setattr(module, "CRITIC_STEPS", 1)
 
 
@@ -120,13 +122,18 @@ def test_each_variant_is_compared_and_timed_in_its_own_precision(monkeypatch, no
 
     compared, timed = [], []
     monkeypatch.setattr(measure, "product_precision", record_precision)
-    monkeypatch.setattr(measure, "VARIANTS", {name: measure.VARIANTS[name] for name in ("eager", "bf16")})
+    monkeypatch.setattr(
+        measure, "VARIANTS", {name: measure.VARIANTS[name] for name in ("eager", "bf16, penalty in bf16")}
+    )
     monkeypatch.setattr(measure, "_compare_with_float64", lambda *arguments: compared.append(arguments[-2:]) or 0.0)
     monkeypatch.setattr(
         measure, "time_in_turn", lambda functions, *_: timed.append(functions) or {key: [1.0] for key in functions}
     )
     measure.measure(SMALL["toy MLP"], CPU, rounds=1)
-    assert compared == [("textbook", "fp32"), ("eager", "fp32"), ("bf16", "bf16")] and used == {"fp32", "bf16"}
+    assert compared == [("textbook", "fp32"), ("eager", "fp32"), ("bf16, penalty in bf16", "bf16")] and used == {
+        "fp32",
+        "bf16",
+    }
     for name, precision in compared:
         used.clear()
         timed[0][name, "critic_step"]()
@@ -214,7 +221,7 @@ def test_wrong_options_are_refused_before_anything_is_written(tmp_path, options,
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("module", [speed, scaling])
+@pytest.mark.parametrize("module", [speed, scaling, peers])
 def test_errors_are_one_line_with_exit_code_1_or_a_traceback_on_request(module, monkeypatch):
     monkeypatch.setattr("sys.argv", ["bench", "--unknown"])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -262,6 +269,101 @@ def test_scaling_batch_of_all_ranks_grows_with_the_ranks_or_is_constant(grows, b
     assert (record["ranks"], record["batch"], record["grows"]) == (2, batch, grows)
 
 
+SMALL_PEERS = {name: replace(peer, batch=4, width=min(peer.width, 4), cpu_division=1) for name, peer in PEERS.items()}
+SIZES = {  # trainable numbers of critic and generator at the published width, added up by hand from the layers
+    "PyTorch-GAN MLP": (533_505, 1_510_032),
+    "caogang MNIST": (1_030_145, 1_556_673),
+    "caogang CIFAR": (1_487_105, 1_731_203),
+    "collections ResNet": (1_053_825, 4_276_739),
+    "mimicry ResNet": (1_053_825, 4_276_739),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_networks_of_peers_have_the_published_sizes(name):
+    generator, critic = PEERS[name].build(PEERS[name].width)
+    assert tuple(sum(p.numel() for p in network.parameters()) for network in (critic, generator)) == SIZES[name]
+    real, fake, _ = draw_batch(replace(PEERS[name], batch=2), CPU)
+    assert real.shape == fake.shape == generator(torch.randn(len(real), generator.latent_dim)).shape
+    assert critic(real).numel() == len(real)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_our_step_computes_the_gradients_of_the_peer(name):
+    peer = SMALL_PEERS[name]
+    gradients = []
+    for build in (peer.loop, peers.Ours):
+        torch.manual_seed(0)
+        contestant = build(peer, CPU, tuple(network.double() for network in peer.build(peer.width)))
+        contestant.real, contestant.fake, contestant.eps = (x.double() for x in draw_batch(peer, CPU))
+        gradients.append(contestant.critic_gradients())
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_iteration_of_a_peer_updates_both_networks_and_reads_new_data(name):
+    peer = SMALL_PEERS[name]
+    loop = peer.loop(peer, CPU, peer.build(peer.width))
+    for step, updated in ((loop.critic_step, (False, True)), (loop.iteration, (True, True))):
+        before = [[p.clone() for p in network.parameters()] for network in (loop.generator, loop.critic)]
+        step()
+        after = [list(network.parameters()) for network in (loop.generator, loop.critic)]
+        assert updated == tuple(
+            any(map(torch.ne, a, b)) for a, b in zip(map(_sums, before), map(_sums, after), strict=True)
+        )
+    assert all(p.requires_grad for p in loop.critic.parameters())
+    first, second = next(loop.batches), next(loop.batches)
+    assert first.shape == draw_batch(peer, CPU)[0].shape and not torch.equal(first, second)
+    assert first.min() < peer.span[0] + 0.1 and first.max() > peer.span[1] - 0.1
+
+
+def _sums(tensors):
+    return [t.sum() for t in tensors]
+
+
+def test_peers_are_measured_and_rendered(tmp_path, monkeypatch, capsys, no_compile):
+    monkeypatch.setattr(peers, "PEERS", SMALL_PEERS)
+    peers.run(["--smoke", "--rounds", "2", "--device", "cpu", "--out", str(tmp_path)])
+    records = read_lines(tmp_path / "peers-cpu.jsonl")
+    assert [(r["peer"], r["variant"]) for r in records] == [(p, v) for p in PEERS for v in ("peer", *peers.VARIANTS)]
+    for record in records:
+        assert record["iteration_s"] > 0 and record["commit"] and record["source"].count("/") == 1
+        assert record["gradient_error"] <= (0.2 if record["variant"].startswith("bf16") else 1e-4)
+        low, high = record["critic_step_ratio_quartiles"]
+        assert low <= record["critic_step_ratio"] <= high
+        assert record["variant"] != "peer" or low == high == 1
+    assert "mimicry ResNet, width 4" in capsys.readouterr().out
+    block = page.peer_block({"cpu": records})
+    assert "| PyTorch-GAN MLP | peer | 1.00 (1.00 to 1.00) |" in block and "python -m bench.peers --smoke" in block
+
+
+def test_no_further_peer_is_begun_when_the_time_is_over(tmp_path, monkeypatch, capsys, no_compile):
+    monkeypatch.setattr(peers, "PEERS", SMALL_PEERS)
+    options = [
+        "--rounds",
+        "1",
+        "--device",
+        "cpu",
+        "--seconds",
+        "0",
+        "--peers",
+        "PyTorch-GAN MLP",
+        "--out",
+        str(tmp_path),
+    ]
+    with pytest.raises(ValueError, match="nothing was measured within 0 seconds"):
+        peers.run(options)
+    assert "PyTorch-GAN MLP is left out" in capsys.readouterr().out
+
+
+def test_wrong_gradients_of_a_peer_are_refused(monkeypatch, no_compile):
+    right = peers.Ours.critic_gradients
+    monkeypatch.setattr(peers.Ours, "critic_gradients", lambda self: [1.1 * g for g in right(self)])
+    with pytest.raises(ValueError, match=r"eager is not timed: its gradients differ by 0.1 from those of the peer"):
+        peers.measure_peer(SMALL_PEERS["caogang MNIST"], CPU, rounds=1)
+
+
 def test_committed_pages_are_rendered_from_the_committed_records():
     speed_records = page.read_speed(ROOT / page.SPEED)
     scaling_records = read_lines(ROOT / page.SCALING / "records.jsonl")
@@ -269,10 +371,11 @@ def test_committed_pages_are_rendered_from_the_committed_records():
         (f"{page.SPEED}/README.md", (page.BEGIN, page.END), page.speed_block(speed_records)),
         (f"{page.SCALING}/README.md", (page.BEGIN, page.END), page.scaling_block(scaling_records)),
         (page.GUIDE, page.GUIDE_MARKERS, page.ratio_block(speed_records)),
+        (page.GUIDE, page.PEER_MARKERS, page.peer_block(page.read_speed(ROOT / page.SPEED, "peers-"))),
     ):
         text = (ROOT / name).read_text()
         assert text == replace_block(text, *markers, block), f"{name}: run python -m bench.page"
-        assert len(block.splitlines()) > 5 and max(map(len, text.splitlines())) <= 160, name
+        assert max(map(len, text.splitlines())) <= 160, name
 
 
 def test_all_pages_are_rendered_again_from_the_records(tmp_path):

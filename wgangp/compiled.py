@@ -29,7 +29,9 @@ __all__ = ["Computation", "build_computation", "verify"]
 # The largest relative error of a compiled gradient. A ReLU that changes sign because of rounding costs up to 1e-3 in
 # fp32. A gradient in bf16 has an error of up to 1e-1, eager or compiled, so two of them differ by up to twice that.
 TOLERANCE = {"fp64": 1e-8, "fp32": 1e-2, "tf32": 2e-2, "bf16": 2e-1}
-FLOOR = 0.01  # a gradient with a smaller part of the norm of all gradients is compared with this part of it
+# A gradient with a smaller part of the norm of all gradients is compared with this part of it. With 0.01, the errors in
+# bf16 of our smallest networks are up to 0.3; with 0.1, they are as large as the error of all gradients together.
+FLOOR = {"fp64": 0.01, "fp32": 0.01, "tf32": 0.01, "bf16": 0.1}
 VERIFIED = {"cpu": 1, "cuda": 3}  # batches; a CUDA graph warms up at the first, records the second, replays the third
 
 
@@ -154,9 +156,10 @@ def verify(
     def compare(batch: tuple[Tensor, ...], expected: dict[str, list[Tensor]]) -> tuple[float, str]:
         """Return the largest relative error of the quantity, and what is wrong if an error is too large."""
         errors, problem, actual = {}, "", compute(fast, batch)
+        kind = "fp64" if expected[quantity][0].dtype == torch.float64 else precision
         for key, tensors in expected.items():
-            errors[key], i = _largest_error(actual[key], tensors)
-            if errors[key] > TOLERANCE["fp64" if expected[quantity][0].dtype == torch.float64 else precision]:
+            errors[key], i = _largest_error(actual[key], tensors, FLOOR[kind])
+            if errors[key] > TOLERANCE[kind]:
                 place = f"(relative, tensor {i + 1} of {len(tensors)})"
                 problem = problem or f"its {key} differ from the eager ones by {errors[key]:.2g} {place}"
         return errors[quantity], problem
@@ -202,7 +205,7 @@ def _verify_samples(fast: Callable[..., Tensor], eager: Callable[..., Tensor], *
     return lambda *batch: choose(*batch)[1][0]
 
 
-def _largest_error(actual: list[Tensor], expected: list[Tensor]) -> tuple[float, int]:
+def _largest_error(actual: list[Tensor], expected: list[Tensor], floor: float) -> tuple[float, int]:
     """Return the largest relative error of a tensor, and its index. NaN in actual alone counts as infinite."""
     pairs = [
         (a.float(), b.float()) if not b.is_floating_point() else (a, b) for a, b in zip(actual, expected, strict=True)
@@ -210,7 +213,7 @@ def _largest_error(actual: list[Tensor], expected: list[Tensor]) -> tuple[float,
     if not pairs:
         return 0.0, 0
     norms = torch.stack([b.norm() for _, b in pairs])
-    least = max(FLOOR * norms.norm().item(), torch.finfo(norms.dtype).tiny)
+    least = max(floor * norms.norm().item(), torch.finfo(norms.dtype).tiny)
     errors = torch.stack([(a - b).norm() for a, b in pairs]) / norms.clamp(min=least)
     error, i = errors.nan_to_num(nan=math.inf).max(0)
     return error.item(), i.item()
