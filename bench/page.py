@@ -168,7 +168,7 @@ def peer_block(records: dict[str, list[Record]]) -> str:
     parts = []
     for lines in records.values():
         last = lines[-1]
-        where = f"commit {_commit(last)}, {last['device']}, torch {last['torch']}"
+        where = f"commit {_commit(last)}, {describe_hardware(last)}"
         rounds = f"medians over {last['rounds']} rounds, quartiles in parentheses"
         parts += [markdown_table(peer_table(lines)), f"`{last['command']}`, {where}: {rounds}."]
     return "\n\n".join(parts)

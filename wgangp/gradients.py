@@ -41,10 +41,9 @@ def gradient_norm(critic: Callable[..., Tensor], x: Tensor, *y: Tensor, create_g
 
     Paper: ||grad_x^ D(x^)||_2, section 4.
     """
-    critic = piecewise_linear(critic) if create_graph else critic
 
     def total(x: Tensor) -> tuple[Tensor, Tensor]:
-        scores = compute_scores(critic, x, *y)
+        scores = compute_scores(piecewise_linear(critic) if create_graph else critic, x, *y)
         return scores.sum(), scores
 
     check_points(x, *y)
