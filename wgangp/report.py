@@ -70,7 +70,7 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
         if split == "train":
             values["critic_param_grad_norm"] = _param_grad_norm(terms["critic_loss"], run.critic)
             rng = rng_for(run.seed, step, "eps/slopes", device)
-            if not _is_random(run.critic, real, *labels):
+            if fake.isfinite().all() and not _is_random(run.critic, real, *labels):  # else train() names the setting
                 values |= _flatten(slope_statistics(run.critic, real, fake, y=tuple(labels), rng=rng))
     terms = generator_objective(run.generator, run.critic, z, *y, loss=run.loss)
     values = merge_terms(values, {name: term.item() for name, term in terms.items()})
