@@ -723,6 +723,7 @@ def test_lightning_with_manual_optimization_makes_the_same_steps(with_step, tmp_
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part")  # those of a copy
 @pytest.mark.parametrize("row", ["LSTM", "GRU"])
 def test_rnn_on_cuda_needs_cudnn_to_be_off(row):
     function, shape = WORKS[row]

@@ -51,7 +51,7 @@ class Stateful(nn.Linear):
 
 class Noise(nn.Module):
     def forward(self, x):
-        return x + torch.rand(x.shape, dtype=x.dtype)
+        return x + torch.rand(x.shape, dtype=x.dtype, device=x.device)
 
 
 class MonteCarlo(nn.Dropout):

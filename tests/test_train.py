@@ -501,6 +501,7 @@ def test_loaded_state_of_a_fused_optimizer_gets_the_strides_of_its_parameter():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # which says that the mode is new
 @pytest.mark.parametrize("options", [{}, {"compile": True}, {"compile": True, "precision": "bf16", "autocast": True}])
 @pytest.mark.parametrize("case", ["toy MLP", "CIFAR DCGAN", "CIFAR ResNet"])
 def test_iteration_does_not_wait_for_a_gpu(case, options):
@@ -508,14 +509,15 @@ def test_iteration_does_not_wait_for_a_gpu(case, options):
     for _ in range(3):  # compiles, verifies, records
         ours.iteration()
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         ours.iteration()
     finally:
         torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of pot on Python 3.12
 def test_run_on_a_gpu_trains_and_resumes(train_tiny, tmp_path):
     cuda = ("device=cuda", "train.log_every=2")
     run, _ = train_tiny(tmp_path, "train.steps=4", *cuda)
