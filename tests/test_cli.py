@@ -236,7 +236,7 @@ class TestOverrides:
         ],
     )
     def test_mistake_is_explained_and_nothing_is_written(self, command, argument, message):
-        output = command("train", argument, status=1)
+        output = command("train", "train.steps=1", argument, status=1)
         assert f"error: {message}" in output or message in output.splitlines()[0], output
         for word in ("Traceback", "full_key", "object_type", "subscriptable", "LexerNoViable", "HYDRA_FULL_ERROR"):
             assert word not in output
