@@ -39,10 +39,12 @@ VERIFIED = {"cpu": 1, "cuda": 3}  # batches; a CUDA graph warms up at the first,
 class Computation:
     """The three computations of a training iteration.
 
-    sample                 (z, *y) -> fake samples (B, *), without a graph
-    critic_gradients       (real, fake, eps, *y) -> the terms (), one gradient per trainable parameter of the critic
-    generator_gradients    (z, *y) -> the terms (), one gradient per trainable parameter of the generator
-    problems               name of a step -> why its compiled form is not used; filled at the first batches
+    Attributes (the first three are functions; y is (labels,) or nothing):
+        sample: (z, *y) -> fake samples (B, *), detached.
+        critic_gradients: (real, fake, eps, *y) -> the terms by name, each (), and one gradient per trainable parameter
+            of the critic.
+        generator_gradients: (z, *y) -> the same for the generator.
+        problems: name of a step -> why its compiled form is not used; filled at the first batches.
     """
 
     sample: Callable[..., Tensor]

@@ -41,9 +41,10 @@ def sample(
         what: grid (one picture); interpolation (between two random z); animation (of the pictures that the run saved);
             images (a folder with one file per sample); npz (numbers: docs/export.md).
         n: the number of samples. An interpolation of images has n // 8 rows of 8.
-        seed: of the noise.
+        seed: the seed of the noise. An animation uses neither n nor seed.
         step: of the checkpoint that is used, and of the last picture of an animation. None: the newest checkpoint.
-        out: the file to write, or the folder for images; None: a name in run/made that tells step, seed and n.
+        out: the file to write, or the folder for images. None: a file in the folder `made` of the run folder, with
+            step, seed and n in its name.
         device: auto, cpu, cuda, ...
         trust: as in `config.load_run`.
 
