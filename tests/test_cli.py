@@ -220,7 +220,7 @@ class TestOverrides:
             ("trust=my_package", "trust must be a list of values, each of them text"),
             (
                 "optim.weight_decay=0.1",
-                "the config has no key optim.weight_decay. If what the group builds takes it, write +",
+                "the config has no key optim.weight_decay. An option of no config file needs a plus: +",
             ),
             ("=3", "=3: write the key before the ="),
             ("seed", "seed cannot be read as key=value"),

@@ -294,7 +294,7 @@ def _explain(error: Exception, config_name: str) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     merged, unknown = re.match("Error merging override (.*)", text), re.match("Could not override '(.*)'", text)
     if unknown:
-        return f"the config has no key {unknown[1]}. An option that is in no config file needs a plus: +{unknown[1]}=VALUE"
+        return f"the config has no key {unknown[1]}. An option of no config file needs a plus: +{unknown[1]}=VALUE"
     if cause and merged:
         schema = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ}.get(config_name, REPRODUCE)
         if "does not support deletion" in str(cause):
