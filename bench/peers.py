@@ -37,7 +37,7 @@ from wgangp.train import update
 
 __all__ = ["main", "measure_peer", "run"]
 
-DESCRIPTION = """Measure the steps of this project on the networks of five other implementations, against the loops of
+DESCRIPTION = """Measure the steps of this project on five networks of four other implementations, against the loops of
 these implementations. It takes about six minutes on two idle cores if the compiled graphs are cached, and longer the
 first time. Nothing else should run on the machine meanwhile."""
 VARIANTS: dict[str, dict[str, Any]] = {  # arguments of Ours. The variant "peer" comes before them

@@ -486,7 +486,7 @@ class TestOwnPackage:
         (command.folder / "mine" / "other.yaml").write_text("defaults: [config, _self_]\ntrust: [my_package]\n")
         arguments = [argument for argument in arguments if not argument.startswith("trust")]
         output = command(train, *arguments, "--config-name", "other", status=1)
-        assert "trust = ['my_package']: write it on the command line; a config file cannot trust" in output
+        assert "trust = ['my_package']: write it on the command line; a config file cannot set it" in output
 
     def test_compiled_steps_work(self, command, example, quick_pictures, quick_compile):
         (train, arguments), _ = example

@@ -151,14 +151,21 @@ def test_signal_finishes_the_update_saves_and_stops(train_tiny, tmp_path, number
 
 
 def test_second_signal_stops_at_once(train_tiny, tmp_path):
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell starts jobs in the background without it
+
     class Twice(Interrupting):
         def batch(self, k, size, seed, split="train", purpose="data"):
             if k == self.at and purpose == "data":
                 os.kill(os.getpid(), self.number)
             return super().batch(k, size, seed, split, purpose)
 
-    with pytest.raises(KeyboardInterrupt):
-        train_tiny(tmp_path, "train.steps=8", data=Twice(at=6))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_tiny(tmp_path, "train.steps=8", data=Twice(at=6))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_finished_run_is_not_changed(train_tiny, tmp_path):

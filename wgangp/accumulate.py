@@ -53,5 +53,5 @@ def check_parts(parts: int, regularize_gradient_norm: float) -> None:
         raise ValueError(
             "regularize.gradient_norm does not work with several ranks or with accumulate > 1: the squared norm of a"
             " mean over parts is not a mean over parts, so averaged gradients would be wrong. Use one process and"
-            " accumulate=1, or 0"
+            " accumulate=1, or regularize.gradient_norm=0"
         )

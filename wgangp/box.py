@@ -32,7 +32,7 @@ __all__ = ["lipschitz_on_box"]
 
 CORNERS, GENERATORS = 4, 16
 BATCH = 512  # cells per pass
-NEGLIGIBLE = 1e-9  # of the product of norms: a slope that is not told from 0
+NEGLIGIBLE = 1e-9  # of the product of norms: a smaller upper bound also ends the search
 DIRECTIONS = 32  # in which the norm of a zonotope is measured
 
 
@@ -54,7 +54,7 @@ def lipschitz_on_box(
             LeakyReLU, PReLU, abs, hardtanh, clamp, maximum, minimum, sums, concatenation. A copy in float64 on the
             CPU is used; the critic itself is not changed.
         low, high: the corners of the box, (d,) or one number for each dimension.
-        tolerance: the search ends when upper <= (1 + tolerance) lower.
+        tolerance: the search ends if upper <= (1 + tolerance) lower, or if upper <= 1e-9 certified_lipschitz.
         max_cells: the search also ends after this number of cells. The interval is proved then, too, but it is wider.
 
     Raises:

@@ -113,7 +113,7 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
 
 
 def _is_program(module: nn.Module) -> bool:
-    """Whether torch.jit, torch.compile or torch.export made the module."""
+    """Return True if torch.jit, torch.compile or torch.export made the module."""
     exported = isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)
     return isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") or exported
 

@@ -197,7 +197,8 @@ def _call(critic: Callable[..., Any], inputs: list[Tensor], options: dict[str, A
         return critic(*inputs, **options)
     except TypeError as error:
         try:
-            inspect.signature(getattr(critic, "forward", critic)).bind(*inputs, **options)
+            original = inspect.unwrap(critic)
+            inspect.signature(getattr(original, "forward", original)).bind(*inputs, **options)
         except (TypeError, ValueError):
             raise ValueError(
                 f"a critic is called as critic(x, *y), here with {len(inputs)} argument(s): {error}. Pass labels as y,"

@@ -1,7 +1,7 @@
 """The command line: `python scripts/NAME.py` in a checkout, `wgangp NAME` or `python -m wgangp NAME` when installed.
 
 Every command is a Hydra application. It checks its config, calls one function of this package with it, and turns the
-errors that a user can mend into one message. HYDRA_FULL_ERROR=1 shows the traceback of every error.
+errors that a user can fix into one message. HYDRA_FULL_ERROR=1 shows the traceback of every error.
 """
 
 import os
@@ -167,7 +167,7 @@ def main(command: str | None = None) -> None:
                 for key in FOLDERS:
                     _check_folder(key, OmegaConf.select(hydra_config, key.removeprefix("hydra.")))
                 if cfg.get("trust") and not any(o.lstrip("+").startswith("trust=") for o in overrides):
-                    raise ValueError(f"trust = {cfg.trust}: write it on the command line; a config file cannot trust")
+                    raise ValueError(f"trust = {cfg.trust}: write it on the command line; a config file cannot set it")
                 return job(cfg)
         except Exception as error:
             known = isinstance(error, ValueError) and not show_traceback

@@ -223,7 +223,7 @@ def _largest_error(actual: list[Tensor], expected: list[Tensor], floor: float) -
 
 @contextmanager
 def _double(network: nn.Module) -> Iterator[None]:
-    """All parameters of the network are doubled inside of the with block."""
+    """Double all parameters of the network inside of the with block."""
     before = [p.data for p in network.parameters()]
     try:
         for p in network.parameters():

@@ -13,7 +13,7 @@ RUNS = {  # folder in results/ -> what a reader types
     "mnist": "`experiment=mnist train.steps=2500`",
     "cifar_dcgan": "`experiment=cifar_dcgan budget=cpu`, on JPEG copies of CIFAR-10",
     "cifar_resnet": "`experiment=cifar_resnet budget=cpu`, on JPEG copies of CIFAR-10",
-    "cifar_resnet_gpu": "`experiment=cifar_resnet`, bf16, compiled, on JPEG copies of CIFAR-10, on a GPU",
+    "cifar_resnet_gpu": "`experiment=cifar_resnet`, bf16 (also the penalty), on JPEG copies of CIFAR-10, GPU",
 }
 BEGIN, END = "<!-- rendered by scripts/render.py -->", "<!-- /rendered -->"
 

@@ -31,7 +31,7 @@ LARGEST = {int: 2**63 - 1, float: 3.4e38}  # what a 64-bit integer and a 32-bit 
 
 
 def read_types(function: Callable[..., Any], *names: str) -> dict[str, Any]:
-    """The annotated types of the parameters of a function; of those named, or of all."""
+    """Return the annotated types of a function's parameters: of the named ones, or of all."""
     hints = typing.get_type_hints(function)
     return {name: hints[name] for name in names or inspect.signature(function).parameters}
 

@@ -1,7 +1,7 @@
-"""Looking changes nothing: measure networks, and leave them and all random numbers as they were.
+"""Measure networks without changing them: their state and all random states are restored.
 
 A forward pass may change more than its result: running statistics, the vectors of spectral norm, counters, the state of
-the random number generators. Without care, a run that is measured often would be another run than one that is not.
+the random number generators. If they were not restored, the result of a run would depend on how often it is measured.
 """
 
 import inspect

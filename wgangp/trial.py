@@ -20,7 +20,7 @@ SOMETIMES = ("corrected_wasserstein", "expected_slope")  # logged only while the
 
 
 def try_run(run: Run, cfg: Any, objective: str | None, world: World) -> None:
-    """Draw batches, make a report and one update of a run, whose networks change: it is not used any more.
+    """Try a run: draw batches, compute a report and make one update. The networks change: do not train this run.
 
     Args:
         cfg: the config of the run.

@@ -145,7 +145,7 @@ def read_picture(path: Path, channels: int) -> Image.Image:
 
 
 def _is_gray(picture: Image.Image) -> bool:
-    """Whether a picture has one channel. ValueError for pixels without a known white."""
+    """Return True if a picture has one channel. ValueError for pixels without a known white."""
     sixteen = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
     if not sixteen and picture.mode not in (*GRAY, *COLOR):
         raise ValueError(f"its pixels are of mode {picture.mode}, and the value of white is not known")

@@ -25,7 +25,7 @@ __all__ = ["Pair", "funnels", "korotin", "shift"]
 
 
 class Pair:
-    """Two distributions of points (B, dim): the high side, which is the data, and the low side, moved by `distance`.
+    """Two distributions of points (B, dim): the high side, which is the data, and the low side, where the map ends.
 
     Args:
         draw: (size, rng) -> points (size, dim) of the high side.
@@ -149,7 +149,7 @@ def korotin(root: str, dim: int = 2, funnels: int = 4, device: torch.device | st
             a, b = (torch.from_numpy(file[f"{name}_{part}"]).to(device) for part in ("centers", "bias"))
     except OSError as error:
         raise ValueError(
-            f"data.root: cannot read {path} ({error}). It is the folder with Korotin's pairs.npz"
+            f"data.root: cannot read {path} ({error}). Set it to the folder that has pairs.npz (docs/lipschitz.md)"
         ) from error
 
     def find(y: Tensor) -> tuple[Tensor, Tensor]:
