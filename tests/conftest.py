@@ -89,7 +89,8 @@ def quick_compile(monkeypatch):
     original = torch.compile
 
     def trace(function, **options):
-        return original(function, backend="aot_eager", fullgraph=options["fullgraph"], dynamic=options["dynamic"])
+        options = {"fullgraph": False, "dynamic": None} | options | {"backend": "aot_eager"}
+        return original(function, **{name: options[name] for name in ("backend", "fullgraph", "dynamic")})
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", trace)

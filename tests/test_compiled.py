@@ -335,6 +335,10 @@ def require_equal_states(actual, expected, equal=torch.equal):
     assert not [name for name, value in expected.items() if not equal(actual[name], value)]
 
 
+def close_in_float32(a, b):
+    return torch.allclose(a, b, atol=1e-5, rtol=1e-4)
+
+
 SLOW = pytest.mark.slow
 
 
@@ -346,7 +350,8 @@ def test_networks_with_buffers_are_compiled_and_train_as_in_eager_mode(critic, q
     weight = 0.0 if critic == "batch norm, no penalty" else 10.0
     eager, _ = train_foreign(CRITICS[critic], weight, compile=False)
     compiled, problems = train_foreign(CRITICS[critic], weight, compile=True)
-    close = torch.allclose if critic == "weight norm" else torch.equal  # its traced formula is another one
+    # The traced formula of weight norm is another one. Its rounding grows in float32, as in the test below.
+    close = close_in_float32 if critic == "weight norm" else torch.equal
     require_equal_states(compiled, eager, close)
     assert not problems and not eager["body.1.running_mean"].eq(0).any()
 
@@ -355,7 +360,7 @@ def test_networks_with_buffers_are_compiled_and_train_as_in_eager_mode(critic, q
 def test_networks_with_buffers_train_as_in_eager_mode_with_the_whole_compiler():
     for name in ("batch norm, counters", "dropout"):
         (eager, _), (compiled, problems) = (train_foreign(CRITICS[name], 10.0, compile) for compile in (False, True))
-        require_equal_states(compiled, eager, lambda a, b: torch.allclose(a, b, atol=1e-5, rtol=1e-4))
+        require_equal_states(compiled, eager, close_in_float32)
         assert not problems
 
 
