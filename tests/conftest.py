@@ -89,7 +89,7 @@ def quick_compile(monkeypatch):
     original = torch.compile
 
     def trace(function, **options):
-        options = {"fullgraph": False, "dynamic": None} | options | {"backend": "aot_eager"}
+        options = {"backend": "aot_eager", "fullgraph": False, "dynamic": None} | options
         return original(function, **{name: options[name] for name in ("backend", "fullgraph", "dynamic")})
 
     torch._dynamo.reset()
