@@ -40,10 +40,13 @@ __all__ = ["main", "measure_peer", "run"]
 DESCRIPTION = """Measure the steps of this project on five networks of four other implementations, against the loops of
 these implementations. It takes about six minutes on two idle cores if the compiled graphs are cached, and longer the
 first time. Nothing else should run on the machine meanwhile."""
-VARIANTS: dict[str, dict[str, Any]] = {  # arguments of Ours. The variant "peer" comes before them
+VARIANTS: dict[str, dict[str, Any]] = {  # arguments of Ours; "peer" is the loop of the peer
+    "peer": {},
+    "peer, tf32": {"precision": "tf32"},
     "eager": {},
     "compiled": {"compile": True},
     "bf16, penalty in bf16": {"compile": True, "precision": "bf16", "autocast": True},
+    "tf32": {"compile": True, "precision": "tf32"},
 }
 PARTS = ("critic_step", "iteration")
 
@@ -61,8 +64,8 @@ class Ours:
         compile: bool = False,
     ) -> None:
         self.peer, (generator, self.critic) = peer, networks
-        self.channels_last = compile and any(isinstance(m, nn.Conv2d) for m in self.critic.modules())
-        if self.channels_last:
+        has_convolutions = any(isinstance(m, nn.Conv2d) for m in self.critic.modules())
+        if compile and has_convolutions and (precision != "bf16" or peer.bf16_channels_last):
             for network in networks:
                 network.to(memory_format=torch.channels_last)
         optimizers = (
@@ -85,48 +88,60 @@ class Ours:
         self.step += 1
 
 
-def measure_peer(peer: Peer, device: torch.device, rounds: int) -> list[dict[str, Any]]:
+def measure_peer(peer: Peer, device: torch.device, rounds: int, deadline: float = float("inf")) -> list[dict[str, Any]]:
     """Measure the peer's loop and all our variants in turn.
 
-    Returns:
-        one record per variant: seconds (median and quartiles over rounds), and ratios to the peer.
+    Args:
+        deadline: in seconds of time.monotonic(). Variants that are not compiled by then are left out.
 
-    Raises:
-        ValueError: the gradients of a variant are not those of the peer; a compiled step fell back to eager mode.
+    Returns:
+        one record per variant: seconds (median), and ratios to the peer (median and quartiles over rounds). A variant
+        is left out, with a message, if its gradients are not those of the peer, or if it fell back to eager mode.
     """
     width = peer.width // (peer.cpu_division if device.type == "cpu" else 1)
-    variants: dict[str, Loop | Ours] = {}
     timed: dict[tuple[str, str], Callable[[], None]] = {}
     errors, expected = {}, []
-    for name, options in {"peer": {}, **VARIANTS}.items():
+    for name, options in VARIANTS.items():
         precision = options.get("precision", "fp32")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            networks = tuple(network.to(device) for network in peer.build(width))
-        with product_precision(precision), measure.require_compiled(name):
-            variant = peer.loop(peer, device, networks) if name == "peer" else Ours(peer, device, networks, **options)
-            gradients = variant.critic_gradients()
-            expected = expected or gradients
-            difference = total_norm([a - b for a, b in zip(gradients, expected, strict=True)])
-            errors[name] = (difference / total_norm(expected)).item()
-            if not errors[name] <= TOLERANCE[precision]:
-                raise ValueError(
-                    f"{name} is not timed: its gradients differ by {errors[name]:.2g} from those of the peer"
-                )
-            variants[name] = variant
-            timed |= {(name, part): measure.with_precision(precision, getattr(variant, part)) for part in PARTS}
-            variant.iteration()  # compiles all of it
+        if precision == "tf32" and device.type != "cuda":
+            continue
+        if options.get("compile") and time.monotonic() > deadline:
+            print(f"{name} is left out: the time is over")
+            continue
+        try:
+            with product_precision(precision), measure.require_compiled(name):
+                variant = _build(peer, device, width, name, options)
+                gradients = variant.critic_gradients()
+                expected = expected or gradients
+                errors[name] = _compare(gradients, expected, precision)
+                for _ in range(4 if device.type == "cuda" else 1):  # compiles all of it, and records CUDA graphs
+                    variant.iteration()
+        except ValueError as error:
+            print(f"{name} is left out: {error}")
+            continue
+        timed |= {(name, part): measure.with_precision(precision, getattr(variant, part)) for part in PARTS}
     seconds = measure.time_in_turn(timed, device, rounds)
-    return [
-        {
-            "variant": name,
-            "gradient_error": errors[name],
-            "width": width,
-            "batch": peer.batch,
-            **_summarize(name, seconds),
-        }
-        for name in variants
-    ]
+    sizes = {"width": width, "batch": peer.batch}
+    names = [name for name in VARIANTS if (name, "iteration") in timed]
+    return [{"variant": name, "gradient_error": errors[name], **sizes, **_summarize(name, seconds)} for name in names]
+
+
+def _build(peer: Peer, device: torch.device, width: int, name: str, options: dict[str, Any]) -> "Loop | Ours":
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks = tuple(network.to(device) for network in peer.build(width))
+    if name.startswith("peer"):
+        return peer.loop(peer, device, networks)
+    return Ours(peer, device, networks, **options)
+
+
+def _compare(gradients: list[Tensor], expected: list[Tensor], precision: str) -> float:
+    """Return the relative error of all gradients together. ValueError if it is too large."""
+    difference = total_norm([a - b for a, b in zip(gradients, expected, strict=True)])
+    error = (difference / total_norm(expected)).item()
+    if not error <= TOLERANCE[precision]:
+        raise ValueError(f"its gradients differ by {error:.2g} (relative) from those of the peer")
+    return error
 
 
 def _summarize(name: str, seconds: dict[tuple[str, str], list[float]]) -> dict[str, Any]:
@@ -147,7 +162,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Measure, print the table, and write it. ValueError as in `measure_peer`, or for a wrong option."""
+    """Measure, print the table, and write it. ValueError for a wrong option, or if nothing could be measured."""
     options = _parse(arguments)
     device = find_device(options.device)
     folder = Path(options.out or page.SPEED)
@@ -156,12 +171,12 @@ def run(arguments: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in options.peers:
         if time.monotonic() - start > options.seconds:
-            print(f"{name} is left out: {options.seconds:g} seconds are over")
+            print(f"{name} is left out: the time is over")
             continue
         peer = PEERS[name]
         if options.smoke:
             peer = replace(peer, batch=6, width=min(peer.width, 16))
-        measured = measure_peer(peer, device, options.rounds)
+        measured = measure_peer(peer, device, options.rounds, start + options.seconds)
         records += [{"peer": name, "source": peer.source, **record, **source} for record in measured]
         print(f"{name}: {time.monotonic() - start:.0f} s since the start", flush=True)
         # After every peer, so that nothing is lost if the time is over.
@@ -177,9 +192,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m bench.peers", description=DESCRIPTION)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default): cuda if there is a GPU")
     parser.add_argument("--rounds", type=int, default=7, help="number of times that all are measured (default: 7)")
-    parser.add_argument("--quick", action="store_true", help="3 rounds, and no further peer after 100 seconds")
+    parser.add_argument("--quick", action="store_true", help="3 rounds, and --seconds 100")
     parser.add_argument("--smoke", action="store_true", help="tiny batches; the numbers mean nothing")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further peer after this time")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after this time nothing more is begun")
     parser.add_argument(
         "--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER", help=", ".join(map(repr, PEERS))
     )

@@ -322,11 +322,14 @@ def _sums(tensors):
     return [t.sum() for t in tensors]
 
 
+CPU_VARIANTS = ("peer", "eager", "compiled", "bf16, penalty in bf16")
+
+
 def test_peers_are_measured_and_rendered(tmp_path, monkeypatch, capsys, no_compile):
     monkeypatch.setattr(peers, "PEERS", SMALL_PEERS)
     peers.run(["--smoke", "--rounds", "2", "--device", "cpu", "--out", str(tmp_path)])
     records = read_lines(tmp_path / "peers-cpu.jsonl")
-    assert [(r["peer"], r["variant"]) for r in records] == [(p, v) for p in PEERS for v in ("peer", *peers.VARIANTS)]
+    assert [(r["peer"], r["variant"]) for r in records] == [(p, v) for p in PEERS for v in CPU_VARIANTS]
     for record in records:
         assert record["iteration_s"] > 0 and record["commit"] and record["source"].count("/") == 1
         assert record["gradient_error"] <= (0.2 if record["variant"].startswith("bf16") else 1e-4)
@@ -355,13 +358,16 @@ def test_no_further_peer_is_begun_when_the_time_is_over(tmp_path, monkeypatch, c
     with pytest.raises(ValueError, match="nothing was measured within 0 seconds"):
         peers.run(options)
     assert "PyTorch-GAN MLP is left out" in capsys.readouterr().out
+    records = peers.measure_peer(SMALL_PEERS["PyTorch-GAN MLP"], CPU, rounds=1, deadline=0.0)
+    assert [record["variant"] for record in records] == ["peer", "eager"]
 
 
-def test_wrong_gradients_of_a_peer_are_refused(monkeypatch, no_compile):
+def test_a_variant_with_wrong_gradients_is_left_out(monkeypatch, capsys, no_compile):
     right = peers.Ours.critic_gradients
     monkeypatch.setattr(peers.Ours, "critic_gradients", lambda self: [1.1 * g for g in right(self)])
-    with pytest.raises(ValueError, match=r"eager is not timed: its gradients differ by 0.1 from those of the peer"):
-        peers.measure_peer(SMALL_PEERS["caogang MNIST"], CPU, rounds=1)
+    records = peers.measure_peer(SMALL_PEERS["caogang MNIST"], CPU, rounds=1)
+    assert [record["variant"] for record in records] == ["peer", "bf16, penalty in bf16"]  # 0.1 is right in bf16
+    assert "eager is left out: its gradients differ by 0.1 (relative) from those of the peer" in capsys.readouterr().out
 
 
 def test_committed_pages_are_rendered_from_the_committed_records():
