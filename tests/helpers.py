@@ -18,6 +18,17 @@ WIDTHS = ("networks.generator.width=8", "networks.critic.width=8")
 TINY = (*WIDTHS, "train.batch_size=16", "train.report_size=16", "device=cpu")
 
 
+class Function(nn.Module):
+    """A module that computes function(x, *modules)."""
+
+    def __init__(self, function, *modules):
+        super().__init__()
+        self.function, self.modules_ = function, nn.ModuleList(modules)
+
+    def forward(self, x):
+        return self.function(x, *self.modules_)
+
+
 class Linear(nn.Module):
     """D(x) = w . x for points of any shape: its slope is ||w|| everywhere."""
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Function
 from torch import nn
 
 from wgangp import box, certified_lipschitz, lipschitz_on_box
@@ -34,17 +35,6 @@ def mlp(d, width, depth, activation=nn.ReLU, seed=0, scale=1.0):
         for p in network.parameters():
             p.mul_(scale)
     return network
-
-
-class Function(nn.Module):
-    """A module that applies a function to the points."""
-
-    def __init__(self, function, *modules):
-        super().__init__()
-        self.function, self.modules_ = function, nn.ModuleList(modules)
-
-    def forward(self, x):
-        return self.function(x, *self.modules_)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])

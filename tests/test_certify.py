@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Function
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,17 +16,6 @@ from wgangp.gradients import gradient_norm
 from wgangp.networks import layers
 from wgangp.networks.dcgan import MNISTCritic
 from wgangp.networks.mlp import MLPCritic
-
-
-class Function(nn.Module):
-    """A module that computes function(x)."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 class Residual(nn.Module):

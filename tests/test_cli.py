@@ -416,11 +416,11 @@ class TestHelp:
             for file in (CONF / group).glob("*.yaml"):
                 assert f"{group}={file.stem}" in choices
                 if group != "experiment":
-                    keys = cli._flat_keys(OmegaConf.to_container(OmegaConf.load(file)), f"{group}.")
+                    keys = cli._flatten_keys(OmegaConf.to_container(OmegaConf.load(file)), f"{group}.")
                     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
                     assert leaves <= explained, file
         own = OmegaConf.load(path)
-        keys = cli._flat_keys(
+        keys = cli._flatten_keys(
             {key: value for key, value in OmegaConf.to_container(own).items() if key not in ("defaults", "hydra")}
         )
         assert {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)} <= explained

@@ -188,7 +188,7 @@ def test_averaged_terms_do_not_keep_the_memory_of_the_gradients(name, monkeypatc
 
 @pytest.mark.slow
 def test_slurm_tasks_become_ranks(tmp_path):
-    pytest.importorskip("submitit")
+    pytest.importorskip("submitit", reason="the extra is not installed: pip install -e '.[test]'")
     slurm = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "1"}
     slurm |= {"SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), f"run_dir={tmp_path / 'run'}", "device=cpu"]

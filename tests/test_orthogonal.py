@@ -25,7 +25,7 @@ def test_no_slope_is_above_1(steps):
     assert upper <= 1 + 1e-5
 
 
-def test_gap_rises_towards_w1():
+def test_gap_rises_toward_w1():
     """W1 of the two samples is about |(2, 2)| = 2.83."""
     _, gaps = train_critic(200)
     assert 2.4 < gaps[-1] < 3.0

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Function
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils.checkpoint import checkpoint
@@ -13,57 +14,48 @@ from bench.floor import count_gflop
 from wgangp import GradientPenalty, gradient_norm, gradient_penalty
 from wgangp.compiled import build_computation
 from wgangp.losses import Wasserstein
-from wgangp.piecewise import TRACED, piecewise_linear
+from wgangp.piecewise import TRACED, skip_second_derivatives
 
 LAYERS = {  # each takes (B, 4, 8, 8); the critic below puts two of them between convolutions
     "relu": lambda: nn.ReLU(),
     "relu, in place": lambda: nn.ReLU(inplace=True),
-    "torch.relu": lambda: Call(torch.relu),
-    "Tensor.relu": lambda: Call(lambda x: x.relu()),
-    "Tensor.relu_": lambda: Call(lambda x: x.relu_()),
-    "torch.relu_": lambda: Call(torch.relu_),
-    "keyword": lambda: Call(lambda x: F.relu(x, inplace=True)),
+    "torch.relu": lambda: Function(torch.relu),
+    "Tensor.relu": lambda: Function(lambda x: x.relu()),
+    "Tensor.relu_": lambda: Function(lambda x: x.relu_()),
+    "torch.relu_": lambda: Function(torch.relu_),
+    "keyword": lambda: Function(lambda x: F.relu(x, inplace=True)),
     "leaky relu": lambda: nn.LeakyReLU(0.2),
     "leaky relu, in place": lambda: nn.LeakyReLU(0.2, inplace=True),
-    "leaky_relu_": lambda: Call(lambda x: F.leaky_relu_(x, 0.2)),
+    "leaky_relu_": lambda: Function(lambda x: F.leaky_relu_(x, 0.2)),
     "leaky relu, negative": lambda: nn.LeakyReLU(-0.2),
     "leaky relu, zero": lambda: nn.LeakyReLU(0.0),
     "relu6": lambda: nn.ReLU6(),
     "relu6, in place": lambda: nn.ReLU6(inplace=True),
     "hardtanh": lambda: nn.Hardtanh(-0.1, 0.2),
-    "hardtanh_": lambda: Call(lambda x: F.hardtanh_(x, -0.1, 0.2)),
-    "abs": lambda: Call(torch.abs),
-    "Tensor.abs": lambda: Call(lambda x: abs(x) - x.abs() / 2),
+    "hardtanh_": lambda: Function(lambda x: F.hardtanh_(x, -0.1, 0.2)),
+    "abs": lambda: Function(torch.abs),
+    "Tensor.abs": lambda: Function(lambda x: abs(x) - x.abs() / 2),
     "threshold": lambda: nn.Threshold(0.1, 0.0),
     "prelu": lambda: nn.PReLU(4),
     "average pool": lambda: nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2)),
     "average pool, overlap": lambda: nn.AvgPool2d(3, 1, 1),
     "maximum pool": lambda: nn.Sequential(nn.MaxPool2d(2), nn.Upsample(scale_factor=2)),
     "adaptive pool": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Upsample(scale_factor=2)),
-    "clamp": lambda: Call(lambda x: x.clamp(min=0)),
-    "where": lambda: Call(lambda x: torch.where(x > 0, x, 0.1 * x)),
+    "clamp": lambda: Function(lambda x: x.clamp(min=0)),
+    "where": lambda: Function(lambda x: torch.where(x > 0, x, 0.1 * x)),
     "tanh": lambda: nn.Tanh(),
     "softplus, relu": lambda: nn.Sequential(nn.Softplus(), nn.ReLU(inplace=True)),
     "residual": lambda: Residual(),
     "checkpoint, relu": lambda: Checkpointed(nn.ReLU()),
     "checkpoint, leaky relu": lambda: Checkpointed(nn.LeakyReLU(0.2, inplace=True)),
     "checkpoint, pool": lambda: Checkpointed(nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2))),
-    "vmap": lambda: Call(torch.func.vmap(F.relu)),
+    "vmap": lambda: Function(torch.func.vmap(F.relu)),
     "script": lambda: torch.jit.trace(nn.ReLU(), torch.zeros(2, 4, 8, 8)),
     "compiled part": lambda: torch.compile(nn.ReLU(), backend="eager"),
 }
 # They have a second derivative, or cannot be replaced.
 NOT_REPLACED = {"tanh", "softplus, relu", "leaky relu, negative", "vmap", "script", "compiled part"}
 LINEAR_IN_TORCH = {"clamp", "where"}
-
-
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 class Residual(nn.Module):
@@ -127,7 +119,7 @@ def test_derivative_at_a_kink_is_that_of_torch(layer):
     module, points = LAYERS[layer](), torch.tensor([-0.1, -0.0, 0.0, 0.2, 6.0])
     for x in (points, points.double(), points.bfloat16()):
         gradients = []
-        for function in (module, piecewise_linear(module)):
+        for function in (module, skip_second_derivatives(module)):
             y = x.clone().requires_grad_()
             gradients += [function(y), *torch.autograd.grad(function(y).sum(), y)]
         assert torch.equal(gradients[0], gradients[2]) and torch.equal(gradients[1], gradients[3])
@@ -138,7 +130,7 @@ def test_not_a_number_and_infinity_are_those_of_torch():
     for function in (F.relu, F.leaky_relu, F.hardtanh, torch.abs):
         for traced in (False, True):
             y = x.clone().requires_grad_()
-            replaced = TRACED[function](y) if traced else piecewise_linear(function)(y)
+            replaced = TRACED[function](y) if traced else skip_second_derivatives(function)(y)
             assert torch.equal(replaced.detach().nan_to_num(7), function(x).nan_to_num(7))
 
 

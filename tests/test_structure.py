@@ -8,8 +8,8 @@ import pytest
 from helpers import ROOT
 
 LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
-    {"piecewise", "seeds", "precision", "onednn", "accumulate", "tables", "schema", "version", "bounds", "affine"},
-    {"checks", "compiler"},
+    {"piecewise", "seeds", "precision", "onednn", "accumulate", "tables", "schema", "version", "bounds"},
+    {"affine", "checks", "compiler"},
     {"gradients", "state"},
     {"penalty", "losses", "optim", "data", "networks", "transport", "certify"},
     {"step", "lipschitz", "box", "metrics", "checkpoint", "plots", "runs"},

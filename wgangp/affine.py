@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["ROUNDING", "Cells", "Form", "NoRuleError"]
+from wgangp.bounds import MIXED, NoRuleError
+
+__all__ = ["ROUNDING", "Cells", "Form"]
 
 ROUNDING = 2.0**-50  # relative error of one operation in float64, with a margin
-
-
-class NoRuleError(Exception):
-    """An operation has no rule here."""
 
 
 class Cells:
@@ -81,11 +79,11 @@ class Form(Tensor):
         half = self.cells.half.view(*self.cells.half.shape, *[1] * (self.ndim - 1))
         return (self.gradient.abs() * half).sum(1) + self.error
 
-    def size(self) -> Tensor:
+    def bound_rounding(self) -> Tensor:
         """Return a bound of the rounding of one operation on the activation (C, *)."""
         return ROUNDING * (self.center.abs() + self.radius())
 
-    def rounding(self) -> float:
+    def bound_gradient_rounding(self) -> float:
         """Return a bound of the rounding in a gradient of the score."""
         return self.cells.operations * ROUNDING * self.magnitude.norm().item() * (1 + (self.cells.k or 0))
 
@@ -96,14 +94,20 @@ class Form(Tensor):
         """
         absolute = absolute or f
         center = f(self.center)
-        error = absolute(self.error + self.size())
+        error = absolute(self.error + self.bound_rounding())
         if not (isinstance(constant, int) and constant == 0):
             center = center + constant
             error = error + ROUNDING * (center.abs() + torch.as_tensor(constant).abs())
         rest = None if self.rest is None else absolute(self.rest)
-        gradients = None if self.gradients is None else _over(f, self.gradients, 3)
+        gradients = None if self.gradients is None else _apply_to_samples(f, self.gradients, 3)
         return Form(
-            self.cells, center, _over(f, self.gradient, 2), gradients, error, rest, _over(absolute, self.magnitude, 2)
+            self.cells,
+            center,
+            _apply_to_samples(f, self.gradient, 2),
+            gradients,
+            error,
+            rest,
+            _apply_to_samples(absolute, self.magnitude, 2),
         )
 
     @classmethod
@@ -132,7 +136,7 @@ class Form(Tensor):
         return result
 
 
-def _over(f: Callable[[Tensor], Tensor], x: Tensor, axes: int) -> Tensor:
+def _apply_to_samples(f: Callable[[Tensor], Tensor], x: Tensor, axes: int) -> Tensor:
     """Apply f (N, *) -> (N, *) to a tensor whose first axes are all samples."""
     return f(x.flatten(0, axes - 1)).unflatten(0, x.shape[:axes])
 
@@ -151,18 +155,18 @@ def _move(args: dict[str, Any], forms: list[Form], call: Callable) -> Any:
     (form,) = forms
     dims = [d for d in tree_leaves([args.get(name) for name in ("dim", "dim0", "dim1", "dims")]) if d is not None]
     if any(d % form.ndim == 0 for d in dims) and args["op"] != "unsqueeze":
-        raise NoRuleError(f"{args['op']} {MIXED}")
+        raise NoRuleError(f"{args['op']}: {MIXED}")
     shape = args.get("size")
     if shape is not None:  # it names the number of samples, which differs
         if shape[0] not in (len(form), -1):
-            raise NoRuleError(f"{args['op']} {MIXED}")
+            raise NoRuleError(f"{args['op']}: {MIXED}")
         expand = args["op"] == "expand"
         return form.map(lambda x: x.expand(len(x), *shape[1:]) if expand else x.reshape(len(x), *shape[1:]))
     parts = call(form.center)
     if isinstance(parts, (list, tuple)):
         return [form.map(lambda x, i=i: call(x)[i]) for i in range(len(parts))]
     if parts.shape[:1] != form.shape[:1]:
-        raise NoRuleError(f"{args['op']} {MIXED}")
+        raise NoRuleError(f"{args['op']}: {MIXED}")
     form.cells.operations += form.numel() // len(form)
     return form.map(call)
 
@@ -176,7 +180,7 @@ def _multiply_matrix(args: dict[str, Any], forms: list[Form], call: Callable) ->
     x.cells.operations += 2 * len(matrix)
     grown = matrix.abs() * (1 + len(matrix) * ROUNDING)
     form = x.map(lambda v: v @ matrix, lambda v: v @ grown, bias)
-    form.error = form.error + (len(matrix) * x.size()) @ grown
+    form.error = form.error + (len(matrix) * x.bound_rounding()) @ grown
     return form
 
 
@@ -220,7 +224,7 @@ def _combine(join: Callable[[list[Tensor]], Tensor], forms: list[Any]) -> Form:
         return join(flat).unflatten(0, like.shape[:axes])
 
     center = take(lambda f: f.center, first.center, 1)
-    error = take(lambda f: f.error + 2 * f.size(), first.error, 1)
+    error = take(lambda f: f.error + 2 * f.bound_rounding(), first.error, 1)
     return Form(
         first.cells,
         center,
@@ -236,7 +240,7 @@ def _concatenate(args: dict[str, Any], forms: list[Form], call: Callable) -> For
     stack, dim = args["op"] == "stack", args["dim"] % (forms[0].ndim + (args["op"] == "stack"))
     constants = [x for x in args["tensors"] if not isinstance(x, Form)]
     if dim == 0 or any((x != x[:1]).any() for x in constants):
-        raise NoRuleError(f"{args['op']} {MIXED}")
+        raise NoRuleError(f"{args['op']}: {MIXED}")
     return _combine(lambda parts: (torch.stack if stack else torch.cat)(parts, dim), args["tensors"])
 
 
@@ -244,14 +248,14 @@ def _bend(form: Form, below: Tensor | float, above: Tensor | float) -> Form:
     """below * min(z, 0) + above * max(z, 0), for each entry z."""
     cells = form.cells
     below, above = (torch.as_tensor(x, dtype=torch.float64).expand(form.shape) for x in (below, above))
-    reach = form.radius() + form.size()
+    reach = form.radius() + form.bound_rounding()
     low, high = form.center - reach, form.center + reach
     kink = (low < 0) & (high > 0) & (below != above)
     certain = torch.where(high <= 0, below, above)
     # On the cell the function lies between its chord and the parallel to the chord through 0.
     slope = torch.where(kink, (above * high - below * low) / (high - low), certain)
     gap = torch.where(kink, (above - slope) * high / 2, 0.0)
-    error = slope.abs() * (form.error + 2 * form.size()) + gap.abs() + 4 * ROUNDING * (gap.abs() + reach)
+    error = slope.abs() * (form.error + 2 * form.bound_rounding()) + gap.abs() + 4 * ROUNDING * (gap.abs() + reach)
     number = cells.kinks.unsqueeze(1) + kink.flatten(1).long().cumsum(1) - 1  # the number of each kink in its cell
     number = number.view(kink.shape)
     cells.kinks = cells.kinks + kink.flatten(1).sum(1)
@@ -309,7 +313,6 @@ UNKNOWN = (
     "is neither linear nor a piecewise-linear function that is known here. Use Linear, ReLU, LeakyReLU, PReLU, abs,"
     " clamp, maximum, minimum; or certified_lipschitz, which has more rules"
 )
-MIXED = "mixes or moves the samples of a batch. Use the first axis for the samples alone"
 NAMES = {
     _move: "view _unsafe_view expand squeeze unsqueeze transpose t permute flip select slice split split_with_sizes"
     " unbind clone detach _to_copy sum mean",

@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["CONSTANTS", "LEAVES", "PRODUCT", "PRODUCTS", "REASONS", "RULES", "SAMPLES", "UNKNOWN", "NoRuleError"]
+__all__ = [
+    "CONSTANTS",
+    "LEAVES",
+    "MIXED",
+    "PRODUCT",
+    "PRODUCTS",
+    "REASONS",
+    "RULES",
+    "SAMPLES",
+    "UNKNOWN",
+    "NoRuleError",
+]
 
 EXPLICIT = 2**20  # entries up to which a convolution is written as a matrix: its singular values take about a second
 SAMPLES = 2  # the smallest batch in which it can be seen that samples are mixed

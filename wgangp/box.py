@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wgangp.affine import ROUNDING, Cells, Form, NoRuleError
+from wgangp.affine import ROUNDING, Cells, Form
+from wgangp.bounds import NoRuleError
 from wgangp.certify import certified_lipschitz
 from wgangp.networks.layers import LeakyReLU
-from wgangp.state import in_float64
+from wgangp.state import convert_to_float64
 
 __all__ = ["lipschitz_on_box"]
 
@@ -108,7 +109,7 @@ def _prepare(critic: nn.Module) -> nn.Module:
         raise ValueError(
             f"lipschitz_on_box reads the layers of an nn.Module, got {type(critic).__name__}: pass the module itself"
         )
-    network = in_float64(critic).cpu().eval().requires_grad_(False)
+    network = convert_to_float64(critic).cpu().eval().requires_grad_(False)
     for name, value in [*network.named_parameters(), *network.named_buffers()]:
         if not value.isfinite().all():
             raise ValueError(f"no interval: {name} has NaN or inf in it. Use a critic with finite weights")
@@ -129,17 +130,23 @@ def _divide(center: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
 def _bound_cells(network: nn.Module, center: Tensor, half: Tensor) -> tuple[float, Tensor]:
     """Return the largest slope at the centers, and an upper bound of the slope on each cell (C,)."""
     points = _propagate(network, center, torch.zeros_like(half))
-    slope = torch.where(points.cells.kinks == 0, _norm(points.gradient) - points.rounding(), 0.0).max().item()
+    slope = (
+        torch.where(points.cells.kinks == 0, _norm(points.gradient) - points.bound_gradient_rounding(), 0.0)
+        .max()
+        .item()
+    )
     form = _propagate(network, center, half)
     kinks = form.cells.kinks
-    bound = torch.where(kinks == 0, _norm(form.gradient) + form.rounding(), math.inf)
+    bound = torch.where(kinks == 0, _norm(form.gradient) + form.bound_gradient_rounding(), math.inf)
     fewest = 0
     for k in [*range(1, CORNERS + 1), *range(2 * CORNERS, GENERATORS + 1, CORNERS)]:
         (chosen,) = torch.nonzero((kinks > fewest) & (kinks <= k), as_tuple=True)
         fewest = k
         for some in chosen.split(4 * BATCH // (2**k if k <= CORNERS else k)) if len(chosen) else ():
             form = _propagate(network, center[some], half[some], k)
-            bound[some] = (_norm(form.gradients).amax(1) if k <= CORNERS else _bound_zonotope(form)) + form.rounding()
+            bound[some] = (
+                _norm(form.gradients).amax(1) if k <= CORNERS else _bound_zonotope(form)
+            ) + form.bound_gradient_rounding()
     return slope, bound
 
 

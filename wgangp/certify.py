@@ -42,7 +42,7 @@ from wgangp.bounds import (
     ones,
 )
 from wgangp.checks import compute_scores
-from wgangp.state import check_not_random, in_float64, use_eval_mode
+from wgangp.state import check_not_random, convert_to_float64, use_eval_mode
 
 __all__ = ["certified_lipschitz"]
 
@@ -83,7 +83,7 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
     if isinstance(critic, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         critic = critic.module
     with use_eval_mode(critic), torch.inference_mode(False), torch.no_grad():
-        network = in_float64(critic).cpu()
+        network = convert_to_float64(critic).cpu()
         for name, value in [*network.named_parameters(), *network.named_buffers()]:
             if not value.isfinite().all():
                 raise ValueError(f"no certificate: {name} has NaN or inf in it. Use a critic with finite weights")

@@ -32,7 +32,7 @@ __all__ = [
     "compute_scores",
     "copy_critic",
     "differentiate",
-    "math_attention",
+    "use_math_attention",
 ]
 
 ONE_SCORE = "a critic returns one score per sample"
@@ -143,7 +143,7 @@ def _grad(value: Tensor, tensors: list[Tensor], name: str, create_graph: bool = 
         ) from error
 
 
-def math_attention(needed: bool) -> AbstractContextManager[None]:
+def use_math_attention(needed: bool) -> AbstractContextManager[None]:
     """Let attention use the form that has second derivatives if they are needed. The fused form has none."""
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
 
@@ -280,7 +280,7 @@ def _evaluate(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        math_attention(True),
+        use_math_attention(True),
         product_precision("fp32"),
         torch.random.fork_rng(devices),
     ):

@@ -163,7 +163,7 @@ def main(command: str | None = None) -> None:
         hydra_config = HydraConfig.get()
         overrides = OmegaConf.to_container(hydra_config.overrides.task)
         try:
-            with _environment("HYDRA_FULL_ERROR", show_traceback):
+            with _set_environment("HYDRA_FULL_ERROR", show_traceback):
                 for key in FOLDERS:
                     _check_folder(key, OmegaConf.select(hydra_config, key.removeprefix("hydra.")))
                 if cfg.get("trust") and not any(o.lstrip("+").startswith("trust=") for o in overrides):
@@ -182,7 +182,7 @@ def main(command: str | None = None) -> None:
             sys.exit(f"error: {error}")
 
     try:
-        with _environment("HYDRA_FULL_ERROR", "1"):  # Hydra raises its errors. They are explained here
+        with _set_environment("HYDRA_FULL_ERROR", "1"):  # Hydra raises its errors. They are explained here
             _check_overrides(sys.argv[1:])
             task()
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -232,7 +232,7 @@ def explain_keys(command: str) -> str:
 
 
 @contextmanager
-def _environment(name: str, value: str | None) -> Iterator[None]:
+def _set_environment(name: str, value: str | None) -> Iterator[None]:
     """Set an environment variable inside of the with block; None: it is not set there."""
     before = os.environ.pop(name, None)
     try:
@@ -310,7 +310,7 @@ def _suggest_keys(config_name: str, overrides: list[str]) -> None:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            known = _flat_keys(OmegaConf.to_container(compose(config_name, overrides=choices)))
+            known = _flatten_keys(OmegaConf.to_container(compose(config_name, overrides=choices)))
     except Exception:  # a choice is the mistake: Hydra has listed the choices
         return
     for key in keys:
@@ -318,8 +318,8 @@ def _suggest_keys(config_name: str, overrides: list[str]) -> None:
             print(f"{key} is unknown{hint}", file=sys.stderr)
 
 
-def _flat_keys(node: object, prefix: str = "") -> list[str]:
-    """All keys of a config, as they are written in an override, without _target_."""
+def _flatten_keys(node: object, prefix: str = "") -> list[str]:
+    """Return all keys of a config, as they are written in an override, without _target_."""
     items = node.items() if isinstance(node, dict) else ()
     pairs = [(f"{prefix}{name}", child) for name, child in items if name != "_target_"]
-    return [key for name, child in pairs for key in (name, *_flat_keys(child, f"{name}."))]
+    return [key for name, child in pairs for key in (name, *_flatten_keys(child, f"{name}."))]

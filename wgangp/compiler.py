@@ -80,7 +80,7 @@ def _compile(function: Callable[..., Any], networks: tuple[nn.Module, ...]) -> C
             compiled.append(torch.compile(function, fullgraph=True, dynamic=False, options=_options(device)))
         buffers = [dict(network.named_buffers()) for network in networks]
         if device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()  # the next replay overwrites its outputs, hence the clones
+            torch.compiler.cudagraph_mark_step_begin()  # the next replay overwrites its outputs, so they are cloned
         result, changed = compiled[0](buffers, *arguments)
         for old, new in zip(buffers, changed, strict=True):
             for name, buffer in old.items():

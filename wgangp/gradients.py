@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from wgangp.checks import check_points, check_positive, compute_scores, differentiate, math_attention
-from wgangp.piecewise import piecewise_linear
+from wgangp.checks import check_points, check_positive, compute_scores, differentiate, use_math_attention
+from wgangp.piecewise import skip_second_derivatives
 
 __all__ = ["clip_by_norm_", "gradient_norm", "gradient_norm_penalty", "total_norm"]
 
@@ -43,16 +43,16 @@ def gradient_norm(critic: Callable[..., Tensor], x: Tensor, *y: Tensor, create_g
     """
 
     def total(x: Tensor) -> tuple[Tensor, Tensor]:
-        scores = compute_scores(piecewise_linear(critic) if create_graph else critic, x, *y)
+        scores = compute_scores(skip_second_derivatives(critic) if create_graph else critic, x, *y)
         return scores.sum(), scores
 
     check_points(x, *y)
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         # the only form that torch.compile and the transforms of torch.func can differentiate again
-        with math_attention(create_graph):
+        with use_math_attention(create_graph):
             gradient, scores = torch.func.grad(total, has_aux=True)(x.detach())
     else:
-        with torch.inference_mode(False), torch.enable_grad(), math_attention(create_graph):
+        with torch.inference_mode(False), torch.enable_grad(), use_math_attention(create_graph):
             x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
             value, scores = total(x)
             (gradient,) = differentiate(value, [x], "the critic's score", "its points", create_graph=create_graph)

@@ -23,7 +23,7 @@ from torch import Tensor
 from wgangp.checks import check_pairs, check_points, compute_scores, differentiate
 from wgangp.gradients import gradient_norm
 from wgangp.penalty import GradientPenalty, interpolate
-from wgangp.state import check_not_random, in_float64, use_eval_mode
+from wgangp.state import check_not_random, convert_to_float64, use_eval_mode
 from wgangp.transport import optimal_pairs
 
 __all__ = [
@@ -271,7 +271,7 @@ def _open(critic: Critic, x: Tensor, *y: Tensor, float64: bool) -> Iterator[tupl
     with torch.inference_mode(False), use_eval_mode(critic):
         x, *y = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in (x, *y))
         if float64:
-            critic, x = in_float64(critic), x.double()
+            critic, x = convert_to_float64(critic), x.double()
         with _explain_misfit(x):
             check_not_random(critic, x[:2], *(labels[:2] for labels in y))
         yield critic, x, *y

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["piecewise_linear"]
+__all__ = ["skip_second_derivatives"]
 
 aten = torch.ops.aten
 
 
-def piecewise_linear(critic: Callable[..., Any]) -> Callable[..., Any]:
+def skip_second_derivatives(critic: Callable[..., Any]) -> Callable[..., Any]:
     """Return the same function, whose piecewise-linear parts have no second derivative. The critic itself is unchanged.
 
     Its calls of torch's functions are replaced while it runs. What torch.jit or torch.func computes is not replaced.
@@ -145,7 +145,7 @@ def _trace_avg_pool2d(
     return input.unflatten(-1, (-1, size)).unflatten(-3, (-1, size)).mean((-3, -1))
 
 
-def _name(relu: Any, leaky_relu: Any, hardtanh: Any) -> dict[Any, Callable[..., Tensor]]:
+def _map_names(relu: Any, leaky_relu: Any, hardtanh: Any) -> dict[Any, Callable[..., Tensor]]:
     """Return what replaces each name that torch has for three activations."""
     return {
         **dict.fromkeys((F.relu, torch.relu, Tensor.relu), relu),
@@ -158,9 +158,9 @@ def _name(relu: Any, leaky_relu: Any, hardtanh: Any) -> dict[Any, Callable[..., 
     }
 
 
-ACTIVATIONS = _name(_relu, _leaky_relu, _hardtanh)
+ACTIVATIONS = _map_names(_relu, _leaky_relu, _hardtanh)
 ABS = (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute, Tensor.__abs__)
-TRACED = _name(_trace_relu, _trace_leaky_relu, _trace_hardtanh) | dict.fromkeys(ABS, _trace_abs)
+TRACED = _map_names(_trace_relu, _trace_leaky_relu, _trace_hardtanh) | dict.fromkeys(ABS, _trace_abs)
 TRACED[F.avg_pool2d] = _trace_avg_pool2d
 OTHERS = {*ABS, F._threshold, torch.prelu, Tensor.prelu}
 OTHERS |= {getattr(F, f"{kind}_pool{n}d") for kind in ("avg", "max", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)}

@@ -172,7 +172,7 @@ def _check_same(saved: Path, cfg: DictConfig, key: str) -> None:
 
 def _compare(saved: Path, cfg: DictConfig) -> list[str]:
     """Return a line per key whose value changes a number and is not that of the saved config."""
-    old, new = ADDED | _computed(OmegaConf.load(saved)), _computed(cfg)
+    old, new = ADDED | _select_computed(OmegaConf.load(saved)), _select_computed(cfg)
     old = {name: value for name, value in old.items() if name in new or name not in ADDED}
     missing = "(no such key)"
     return [
@@ -182,8 +182,8 @@ def _compare(saved: Path, cfg: DictConfig) -> list[str]:
     ]
 
 
-def _computed(cfg: DictConfig) -> dict[str, Any]:
-    """The config as flat keys, without the keys that do not change a computed number."""
+def _select_computed(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config as flat keys, without the keys that do not change a computed number."""
 
     def flatten(node: Any, prefix: str) -> dict[str, Any]:
         if isinstance(node, dict):

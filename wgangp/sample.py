@@ -111,7 +111,7 @@ def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int, ste
 
     def draw(k: int) -> tuple[Tensor, ...]:
         if columns is not None:
-            return _interpolation(run.generator, columns, seed, k, device)
+            return _draw_interpolation(run.generator, columns, seed, k, device)
         return draw_latent(run.generator, BATCH, seed, k, "sample", device)
 
     x = generate(run.generator, n, draw).cpu()
@@ -131,7 +131,9 @@ def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int, ste
         plots.save_points(path, x, run.data.span, f"{what}, n = {len(x)}", columns is not None)
 
 
-def _interpolation(generator: nn.Module, columns: int, seed: int, k: int, device: torch.device) -> tuple[Tensor, ...]:
+def _draw_interpolation(
+    generator: nn.Module, columns: int, seed: int, k: int, device: torch.device
+) -> tuple[Tensor, ...]:
     """Return batch k of the latents of rows of samples, BATCH or more: a row goes from one random z to another.
 
     It goes along the great circle. The points of a straight line would have norms that N(0, I) never has in high

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from wgangp.checks import compute_scores, copy_critic
 
-__all__ = ["check_not_random", "find_networks", "in_float64", "preserve_state", "use_eval_mode"]
+__all__ = ["check_not_random", "convert_to_float64", "find_networks", "preserve_state", "use_eval_mode"]
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def find_networks(critic: Any) -> list[nn.Module]:
     return networks
 
 
-def in_float64(critic: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def convert_to_float64(critic: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return a copy of a module in float64. What cannot be copied (a function) is converted: use `preserve_state`."""
     if isinstance(critic, nn.Module):
         with suppress(TypeError):  # a lock or an open file cannot be copied

@@ -110,7 +110,7 @@ def critic_gradients(
         the terms (), detached; one gradient per trainable parameter of the critic.
     """
     checks.check_not_wrapped(critic)
-    with checks.math_attention(regularize_gradient_norm > 0):
+    with checks.use_math_attention(regularize_gradient_norm > 0):
         terms = critic_objective(critic, real, fake, eps, *y, penalty=penalty, loss=loss)
     return _differentiate(terms, "critic_loss", critic, regularize_gradient_norm)
 
@@ -125,7 +125,7 @@ def generator_gradients(
 ) -> tuple[Terms, list[Tensor]]:
     """The first half of a generator step, as `critic_gradients`. The critic gets no gradients."""
     checks.check_not_wrapped(generator, critic)
-    with checks.math_attention(regularize_gradient_norm > 0):
+    with checks.use_math_attention(regularize_gradient_norm > 0):
         terms = generator_objective(generator, critic, z, *y, loss=loss)
     return _differentiate(terms, "generator_loss", generator, regularize_gradient_norm)
 

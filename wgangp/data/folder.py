@@ -18,10 +18,10 @@ __all__ = [
     "check_files",
     "count_reasons",
     "find_pictures",
-    "naming",
+    "format_path",
+    "name_file_in_errors",
     "read_header",
     "read_picture",
-    "show",
 ]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -49,11 +49,11 @@ def find_pictures(root: Path) -> tuple[dict[str, Picture], dict[str, set[str]]]:
     """
     prefix, pictures, classes = len(os.path.join(root, "")), {}, {}  # noqa: PTH118 - Path drops the last slash
     skipped: dict[str, set[str]] = defaultdict(set)
-    with naming(root):
+    with name_file_in_errors(root):
         links = deque([str(root)] if root.is_dir() else [])  # links come after what is there, which keeps its class
     seen = set()
     while links:
-        with naming(links[0]):
+        with name_file_in_errors(links[0]):
             real = Path(links[0]).resolve(strict=True)
         stack = [(links.popleft(), str(real), real.is_dir(), real.is_file())]
         while stack:
@@ -63,7 +63,7 @@ def find_pictures(root: Path) -> tuple[dict[str, Picture], dict[str, set[str]]]:
                 skipped["linked twice"].add(path)
             elif is_folder:
                 classes.setdefault(label, path)
-                with naming(path), os.scandir(path) as entries:
+                with name_file_in_errors(path), os.scandir(path) as entries:
                     for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
                         below = f"{real}/{entry.name}"
                         if entry.name.startswith(".") or entry.name in HIDDEN:
@@ -81,7 +81,7 @@ def find_pictures(root: Path) -> tuple[dict[str, Picture], dict[str, set[str]]]:
     skipped["class folders without images"] = {classes[label] for label in empty}
     if not pictures:
         reason = f" Skipped: {count_reasons(skipped)}" if root.is_dir() else " It is not a folder"
-        raise ValueError(f"{show(root)}: there are no images ({', '.join(SUFFIXES)}) in it or below it.{reason}")
+        raise ValueError(f"{format_path(root)}: there are no images ({', '.join(SUFFIXES)}) in it or below it.{reason}")
     return dict(sorted(pictures.items(), key=lambda item: item[1].path.parts)), skipped
 
 
@@ -102,7 +102,7 @@ class Header(NamedTuple):
 
 def read_header(path: Path) -> Header:
     """Read the header of a picture. ValueError names a file that cannot be read."""
-    with naming(path), Image.open(path) as picture:
+    with name_file_in_errors(path), Image.open(path) as picture:
         gray, orientation = _is_gray(picture), 1
         with suppress(Exception):  # damaged EXIF data is ignored; the getexif of a PNG would decode the file
             orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
@@ -129,7 +129,7 @@ def read_picture(path: Path, channels: int) -> Image.Image:
     16 bits: value / 257. Transparent pixels are put on white. A picture is turned upright as its EXIF says. Of several
     frames the first is used. ICC profiles are not applied.
     """
-    with naming(path), Image.open(path) as picture:
+    with name_file_in_errors(path), Image.open(path) as picture:
         _is_gray(picture)
         picture.load()
         with suppress(Exception):  # damaged EXIF data is ignored
@@ -153,15 +153,17 @@ def _is_gray(picture: Image.Image) -> bool:
 
 
 @contextmanager
-def naming(path: Path | str) -> Iterator[None]:
+def name_file_in_errors(path: Path | str) -> Iterator[None]:
     """Turn every error of the with block into a ValueError that names the file and the remedy."""
     try:
         yield
     except Exception as error:  # Pillow and its plugins raise many types for a file that they cannot read
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        link = f" (a link to {show(Path(path).readlink())})" if os.path.islink(path) else ""  # noqa: PTH114 - raises nothing
+        link = f" (a link to {format_path(Path(path).readlink())})" if os.path.islink(path) else ""  # noqa: PTH114 - raises nothing
         anew = "" if getattr(error, "strerror", None) else ": save it anew, for example as a PNG of 8 bits without text"
-        raise ValueError(f"{show(path)}{link} cannot be read: {reason}. Remove it, or repair it{anew}") from error
+        raise ValueError(
+            f"{format_path(path)}{link} cannot be read: {reason}. Remove it, or repair it{anew}"
+        ) from error
 
 
 def check_files(function: Callable[[Any], Any], items: Sequence[Any], workers: int, label: str) -> list[Any]:
@@ -195,11 +197,11 @@ def count_reasons(reasons: dict[str, Collection[Path | str]]) -> str:
     counted = []
     for reason, paths in reasons.items():
         if paths:
-            names = [show(Path(path).name) for path in sorted(map(str, paths))[:2]]
+            names = [format_path(Path(path).name) for path in sorted(map(str, paths))[:2]]
             counted.append(f"{len(paths):,} {reason} ({', '.join(names)}{', ...' if len(paths) > 2 else ''})")
     return ", ".join(counted)
 
 
-def show(path: Path | str) -> str:
+def format_path(path: Path | str) -> str:
     """Return a path as text: as it is, or in quotes and with escapes if it has characters that cannot be printed."""
     return str(path) if str(path).isprintable() else ascii(str(path))

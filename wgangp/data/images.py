@@ -13,7 +13,15 @@ import torchvision
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, resize
 
-from wgangp.data.folder import check_files, count_reasons, find_pictures, naming, read_header, read_picture, show
+from wgangp.data.folder import (
+    check_files,
+    count_reasons,
+    find_pictures,
+    format_path,
+    name_file_in_errors,
+    read_header,
+    read_picture,
+)
 from wgangp.data.stream import batch_indices
 from wgangp.seeds import rng_for
 
@@ -119,7 +127,7 @@ def _count_classes(labels: dict[str, Tensor], items: dict[str, Any]) -> int:
 
 
 def _file_size(path: Path) -> int:
-    with naming(path):
+    with name_file_in_errors(path):
         return path.stat().st_size
 
 
@@ -322,5 +330,6 @@ def _check_size(path: Path, size: tuple[int, int], shape: tuple[int, ...]) -> No
     """Raise ValueError if a picture of size (W, H) does not have the shape (C, H, W)."""
     if size != (shape[2], shape[1]):
         raise ValueError(
-            f"{show(path)} is {size[1]} x {size[0]}, but the first image is {shape[1]} x {shape[2]}: set data.size"
+            f"{format_path(path)} is {size[1]} x {size[0]}, but the first image is {shape[1]} x {shape[2]}:"
+            " set data.size"
         )

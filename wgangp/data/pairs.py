@@ -78,7 +78,7 @@ def funnels(
 ) -> Pair:
     """Return the pair of N(0, I) in R^dim, without balls around `count` centers a_n, and its copy moved to the centers.
 
-    Every point moves towards the center of its own funnel (the n that attains the minimum of u). On the way u
+    Every point moves toward the center of its own funnel (the n that attains the minimum of u). On the way u
     decreases by the length of the way: it is 1-Lipschitz, and ||x - a_n|| + b_n decreases by this length. Beyond the
     center it would increase again, so there is no mass within `distance` of its own center.
 
@@ -125,7 +125,7 @@ TRUTH_SIZE = 2**16  # points from which the known distance is computed
 
 
 def korotin(root: str, dim: int = 2, funnels: int = 4, device: torch.device | str = "cpu") -> Pair:
-    """Return a pair of the benchmark of Korotin et al. 2022: uniform points in a cube, moved towards `funnels` centers.
+    """Return a pair of the benchmark of Korotin et al. 2022: uniform points in a cube, moved toward `funnels` centers.
 
     A point y moves along its ray, from the nearest center a through y to `end`, where the ray leaves the cube or the
     funnel: y -> a + t^8 (end - a) with t = ||y - a|| / ||end - a||. The distance is E u(y) - E u(moved y), with a
@@ -155,12 +155,12 @@ def korotin(root: str, dim: int = 2, funnels: int = 4, device: torch.device | st
     def find(y: Tensor) -> tuple[Tensor, Tensor]:
         return (torch.cdist(y, a.to(y), compute_mode="donot_use_mm_for_euclid_dist") + b.to(y)).min(dim=1)
 
-    def towards(y: Tensor) -> Tensor:
+    def point_away(y: Tensor) -> Tensor:
         return torch.nn.functional.normalize(y - a.to(y)[find(y)[1]], dim=1)
 
     def transport(y: Tensor) -> Tensor:
         u, nearest = find(y)
-        center, away = a.to(y)[nearest], towards(y)
+        center, away = a.to(y)[nearest], point_away(y)
         to_wall = ((CUBE - y * away.sign()) / away.abs()).min(dim=1).values
         d = u.unsqueeze(1) - b.to(y)
         product = (y * away).sum(1, keepdim=True) - away @ a.to(y).T  # (y - a_n) away
@@ -180,7 +180,7 @@ def korotin(root: str, dim: int = 2, funnels: int = 4, device: torch.device | st
 
     y = draw(TRUTH_SIZE, rng_for(0, 0, f"korotin/{name}", device)).double()
     distance = sum((potential(part) - potential(transport(part))).sum() for part in y.split(2**14)).item() / len(y)
-    return Pair(dim, distance, draw, potential, towards, device, transport)
+    return Pair(dim, distance, draw, potential, point_away, device, transport)
 
 
 def _check(**sizes: float) -> None:

@@ -15,7 +15,7 @@ from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import GradientPenalty, clip_weights_
 from wgangp.plots import BAR, open_figure
 from wgangp.seeds import draw_latent, initialize
-from wgangp.state import in_float64
+from wgangp.state import convert_to_float64
 
 __all__ = ["GradientNorms"]
 
@@ -154,7 +154,7 @@ def layer_gradients(critic: nn.Module, real: Tensor, fake: Tensor) -> list[float
         real, fake: points (B, d).
     """
     activations: list[Tensor] = []
-    critic = in_float64(critic)
+    critic = convert_to_float64(critic)
     for module in critic.modules():
         if isinstance(module, ReLU):
             module.register_forward_hook(lambda module, inputs, output: activations.append(output))
