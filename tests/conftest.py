@@ -38,6 +38,12 @@ def _seeded():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _few_cells(monkeypatch):
+    """The search for the interval in the log ends early. It would take half a second per report."""
+    monkeypatch.setattr("wgangp.report.BOX_CELLS", 64)
+
+
 @pytest.fixture(scope="session")
 def configure():
     """configure("seed=1", ...) -> the composed config, as the commands see it."""

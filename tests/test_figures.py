@@ -2,37 +2,67 @@
 
 import json
 import math
+from dataclasses import replace
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from helpers import write_idx
 from PIL import Image
 
-from wgangp import config
+from wgangp import config, critic_step, gradient_norm, lipschitz_on_box, wasserstein1
 from wgangp.data.toy import gaussians8
-from wgangp.figures import common, gradient_norms, known_distance, overfitting, penalties, value_surfaces
+from wgangp.figures import (
+    common,
+    fixed_generator,
+    gradient_norms,
+    known_distance,
+    korotin,
+    lipschitz_table,
+    overfitting,
+    penalties,
+    value_surfaces,
+)
 from wgangp.figures.common import count_seeds, describe_range, format_spread, select, train_critic
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
+from wgangp.seeds import initialize, rng_for
 
 CPU = torch.device("cpu")
-NAMES = ("value_surfaces", "known_distance", "penalties", "gradient_norms", "overfitting")
+CONSTRAINTS = lipschitz_table.CONSTRAINTS
+NAMES = (
+    "value_surfaces",
+    "known_distance",
+    "penalties",
+    "gradient_norms",
+    "overfitting",
+    "lipschitz_table",
+    "korotin",
+)
+WIDTHS = {"overfitting": (16, 64), "value_surfaces": (128, 1024)}  # with budget=cpu and budget=paper
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch, quick_pictures):
-    monkeypatch.setattr(value_surfaces, "POINTS", 40)
-    monkeypatch.setattr(value_surfaces, "HELD_OUT", 200)
-    monkeypatch.setattr(value_surfaces, "DATA", {"8 Gaussians": gaussians8, "again": gaussians8})
+    monkeypatch.setattr(fixed_generator, "POINTS", 40)
+    names = ("two-sided, lambda 100", "zero at real (R1)", "spectral norm", "clipping at 0.1")
+    monkeypatch.setattr(lipschitz_table, "LOOKS", (0.5, 0.7))
+    monkeypatch.setattr(lipschitz_table, "CONSTRAINTS", {name: lipschitz_table.CONSTRAINTS[name] for name in names})
+    monkeypatch.setattr(lipschitz_table, "PANELS", {"a": names[:2], "b": names[2:]})
+    monkeypatch.setattr(korotin, "DIMENSIONS", (2, 4))
+    monkeypatch.setattr(korotin, "FUNNELS", (4, 16))
+    monkeypatch.setattr(korotin, "HELD_OUT", 20)
+    monkeypatch.setattr("wgangp.data.pairs.TRUTH_SIZE", 2**14)
     monkeypatch.setattr(penalties, "POINTS", 40)
     monkeypatch.setattr(penalties, "COUNTED", 100)
     monkeypatch.setattr(penalties, "DATA", {"8 Gaussians": gaussians8, "again": gaussians8})
     monkeypatch.setattr(known_distance, "DIMENSIONS", (2, 4))
     for name in ("HELD_OUT", "STARTS", "ASCENT"):
         monkeypatch.setattr(known_distance, name, 20)
-    value_surfaces.exact_distances.cache_clear()
+    fixed_generator.compute_distances.cache_clear()
     yield
-    value_surfaces.exact_distances.cache_clear()
+    fixed_generator.compute_distances.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -43,12 +73,37 @@ def digits(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def benchmark(tmp_path_factory):
+    """A folder with random pairs in the files of the benchmark of Korotin et al."""
+    root = tmp_path_factory.mktemp("benchmark")
+    rng = np.random.default_rng(0)
+    arrays, lines = {}, ["dim,funnels,method,cosine,l2,wasserstein"]
+    for dim, funnels in product((2, 4), (4, 16)):
+        arrays[f"d{dim}_n{funnels}_centers"] = rng.uniform(-2.5, 2.5, (funnels, dim)).astype("float32")
+        arrays[f"d{dim}_n{funnels}_bias"] = rng.uniform(0, 0.1, funnels).astype("float32")
+        lines += [
+            f"{dim},{funnels},{method},0,0,{value}"
+            for method, value in (("true", 2.0), ("wgan-gp", 2.2), ("wgan-lp", 1.9), ("sort-out", 1.0))
+        ]
+    np.savez(root / "pairs.npz", **arrays)
+    (root / "published.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
 @pytest.fixture
-def figures(digits):
+def figures(digits, benchmark):
     """Every figure at a tiny size."""
     small = {"width": 4, "batch_size": 8}
+    names = ["clipping", "two-sided, paired", "two-sided, coupled", "one-sided, independent", "lambda 0.1, paired"]
     return {
-        "value_surfaces": value_surfaces.ValueSurfaces(iterations=2, **small),
+        "value_surfaces": value_surfaces.ValueSurfaces(
+            iterations=2, data=["8 Gaussians", "Swiss roll"], critics=names, **small
+        ),
+        "lipschitz_table": lipschitz_table.LipschitzTable(
+            iterations=20, data=["8 Gaussians", "Swiss roll"], max_cells=2000, **small
+        ),
+        "korotin": korotin.Korotin(iterations=2, sorted_iterations=2, root=str(benchmark), batch_size=8),
         "known_distance": known_distance.KnownDistance(iterations=2, **small),
         "penalties": penalties.Penalties(steps=1, **small),
         "gradient_norms": gradient_norms.GradientNorms(steps=1, **small),
@@ -99,11 +154,15 @@ class TestEveryFigure:
         for cell in cells:
             assert any(str(list(cell.values())[-1]) in str(row) for row in rows)
 
-    @pytest.mark.parametrize("budget, width", [("cpu", 128), ("paper", 512)])
-    def test_scale_of_the_paper_is_one_override_away(self, configure, budget, width):
-        for name in NAMES:
+    @pytest.mark.parametrize("budget", ["cpu", "paper"])
+    def test_scale_of_the_paper_is_one_override_away(self, configure, budget):
+        figure = config.build(
+            configure("figure=korotin", "figure.root=x", f"budget={budget}", name="reproduce"), "figure"
+        )
+        assert figure.iterations == {"cpu": 6_000, "paper": 60_000}[budget]
+        for name in set(NAMES) - {"korotin"}:
             figure = config.build(configure(f"figure={name}", f"budget={budget}", name="reproduce"), "figure")
-            assert figure.width == (width if name != "overfitting" else width // 8)
+            assert figure.width == WIDTHS.get(name, (128, 512))[budget == "paper"]
 
     @pytest.mark.parametrize(
         "name, clips",
@@ -140,10 +199,21 @@ class TestEveryFigure:
         assert len(calls) == len(figures[name].cells())
 
 
-class TestValueSurfaces:
+class Potential(torch.nn.Module):
+    """D(x) = -min_n ||x - c_n||: an optimal critic against points that spread from the centers."""
+
+    def __init__(self, centers):
+        super().__init__()
+        self.centers = torch.nn.Parameter(centers)
+
+    def forward(self, x):
+        return -torch.cdist(x, self.centers).amin(1)
+
+
+class TestFixedGenerator:
     def test_fixed_generator_is_other_real_points_plus_noise(self):
         data = gaussians8()
-        real, fake = value_surfaces.draw_batch(data, 3, 4000, seed=1)
+        real, fake = fixed_generator.draw_batch(data, 3, 4000, seed=1)
         assert torch.cdist(real, data.centers).min(1).values.max() < 0.1
         (other,) = data.batch(3, 4000, 1, purpose="fixed generator")
         noise = fake - other
@@ -152,54 +222,181 @@ class TestValueSurfaces:
 
     def test_batch_is_a_function_of_seed_step_and_split(self):
         data = gaussians8()
-        _, fake = value_surfaces.draw_batch(data, 3, 9, 1)
-        assert fake.equal(value_surfaces.draw_batch(data, 3, 9, 1)[1])
-        assert not fake.equal(value_surfaces.draw_batch(data, 3, 9, 1, "heldout")[1])
+        _, fake = fixed_generator.draw_batch(data, 3, 9, 1)
+        assert fake.equal(fixed_generator.draw_batch(data, 3, 9, 1)[1])
+        assert not fake.equal(fixed_generator.draw_batch(data, 3, 9, 1, "heldout")[1])
+
+    def test_paired_fakes_are_the_real_points_plus_the_same_noise(self):
+        data = gaussians8()
+        real, fake = fixed_generator.draw_batch(data, 3, 4000, 1)
+        same, paired = fixed_generator.draw_batch(data, 3, 4000, 1, pairing="paired")
+        (other,) = data.batch(3, 4000, 1, purpose="fixed generator")
+        torch.testing.assert_close(paired - same, fake - other, rtol=0, atol=1e-6)
+        assert same.equal(real)
+
+    def test_coupled_fakes_are_a_permutation_with_the_shortest_way(self):
+        data = gaussians8()
+        real, fake = fixed_generator.draw_batch(data, 3, 200, 1)
+        same, coupled = fixed_generator.draw_batch(data, 3, 200, 1, pairing="coupled")
+        assert same.equal(real) and coupled.sort(0).values.equal(fake.sort(0).values)
+        assert (real - coupled).norm(dim=1).mean().item() == pytest.approx(wasserstein1(real, fake), rel=1e-5)
+
+    def test_real_points_repeat_and_the_noise_does_not(self):
+        data = gaussians8()
+        batches = [fixed_generator.draw_batch(data, k, 9, 1, pairing="paired", repeat=3) for k in range(4)]
+        assert batches[0][0].equal(batches[2][0]) and not batches[0][0].equal(batches[3][0])
+        assert not batches[0][1].equal(batches[2][1])
 
     def test_exact_distance_is_at_most_the_mean_length_of_the_noise(self, monkeypatch):
-        monkeypatch.setattr(value_surfaces, "POINTS", 500)
-        distances = value_surfaces.exact_distances("8 Gaussians", 0)
-        assert len(set(distances)) == value_surfaces.DRAWS
+        monkeypatch.setattr(fixed_generator, "POINTS", 500)
+        distances = fixed_generator.compute_distances("8 Gaussians", 0)
+        assert len(set(distances)) == fixed_generator.DRAWS
         assert 0.5 < min(distances) < max(distances) < math.sqrt(math.pi / 2)
 
-    def test_surface_has_one_row_per_y_smallest_first(self):
-        rows = value_surfaces.value_surface(linear_critic(dim=2, axis=1), gaussians8())
+    def test_proved_bound_is_below_the_exact_distance_of_every_sample(self):
+        torch.manual_seed(0)
+        for scale in (0.1, 1, 10):
+            critic = MLPCritic((2,), width=16)
+            for name, p in critic.named_parameters():  # with biases of 0 all kinks would meet in the origin
+                p.data += torch.randn_like(p) * name.endswith("bias")
+            critic.layers[-1].weight.data *= scale
+            numbers = fixed_generator.evaluate(critic, "8 Gaussians", 0, 10.0)
+            assert all(proved <= w1 for proved, w1 in zip(numbers["proved"], numbers["w1"], strict=True))
+            low, high = numbers["constant"]
+            assert numbers["slopes"]["real"]["max"] <= high <= 1.01 * low * (1 + 1e-6)
+            assert numbers["proved"][1] == pytest.approx(numbers["gaps"][1] / high)
+
+    def test_peaks_are_counted_at_the_modes(self):
+        centers = gaussians8().centers
+        assert fixed_generator.count_peaks(Potential(centers), centers) == 8
+        assert fixed_generator.count_peaks(Potential(centers[:3]), centers) == 3
+        assert fixed_generator.count_peaks(Potential(torch.zeros(1, 2)), centers) == 0  # a tent over the middle
+        assert fixed_generator.count_peaks(linear_critic(dim=2, axis=0), centers) == 0
+
+    def test_grid_has_one_row_per_y_smallest_first(self):
+        rows = fixed_generator.evaluate_grid(linear_critic(dim=2, axis=1), [-2.0, -3.0], [2.0, 3.0], 9)
         assert rows[0][0] == pytest.approx(-3, abs=1e-3) and rows[-1][0] == pytest.approx(3, abs=1e-3)
         assert rows[5][0] == rows[5][-1]
+        slopes = fixed_generator.evaluate_grid(linear_critic(dim=2, axis=0), [-2.0, 1.0], [2.0, 3.0], 4, slope=True)
+        assert {value for row in slopes for value in row} == {1.0}
 
-    def test_two_sided_loss_is_computed_from_mean_and_std_of_the_slopes(self):
-        slopes = torch.tensor([0.5, 1.0, 1.5, 2.0])
-        record = {
-            "gap": 0.7,
-            "slopes": {"interpolates": {"mean": slopes.mean().item(), "std": slopes.std(correction=0).item()}},
-        }
-        expected = -0.7 + 10 * (slopes - 1).square().mean().item()
-        assert value_surfaces.two_sided_loss([record, record]) == pytest.approx(expected)
 
-    def test_every_critic_has_the_penalty_of_its_name(self):
-        for name, (penalty, coupled) in value_surfaces.CRITICS.items():
-            assert coupled == ("coupled" in name)
-            assert penalty.weight == (0 if name == "clipping" else 10)
+class TestValueSurfaces:
+    def test_every_critic_has_the_penalty_and_the_pairing_of_its_name(self):
+        for name, (penalty, pairing) in value_surfaces.CRITICS.items():
+            assert name == "clipping" or name.endswith(pairing)
+            assert penalty.weight == (0 if name == "clipping" else 0.1 if "0.1" in name else 10)
             assert penalty.sides == ("one" if name.startswith("one") else "two")
-            for points in ("real", "fake", "perturbed"):
-                assert (penalty.points == points) == name.endswith(points)
+            assert penalty.points == "interpolates"
+        assert len(value_surfaces.CRITICS) == 10
+
+    def test_pairing_and_repeat_reach_the_batches(self, monkeypatch, figures, tmp_path):
+        options = []
+        draw_batch = value_surfaces.draw_batch
+
+        def record(*arguments, **keywords):
+            options.append(keywords)
+            return draw_batch(*arguments, **keywords)
+
+        monkeypatch.setattr(value_surfaces, "draw_batch", record)
+        figure = replace(figures["value_surfaces"], repeat=7)
+        figure.measure({"data": "8 Gaussians", "critic": "two-sided, coupled"}, 0, tmp_path, CPU)
+        assert options == [{"pairing": "coupled", "repeat": 7}] * 2
 
     def test_table_has_relative_errors_and_no_corrected_gap_for_clipping(self, figures, tmp_path):
         figure = figures["value_surfaces"]
         records = [{"seed": 0, **cell, **figure.measure(cell, 0, tmp_path, CPU)} for cell in figure.cells()]
         for record in records:
-            record.update(w1=[0.5, 1.5], gap=0.9, corrected=record["corrected"] and 0.8)
-        rows = {row["critic"]: row for row in figure.table(records)}
-        assert list(rows) == list(value_surfaces.CRITICS)
-        for critic, row in rows.items():
-            assert row["gap / W1 - 1"] == "-10.0% +- 0.0%"
-            assert row["corrected / W1 - 1"] == ("" if critic == "clipping" else "-20.0% +- 0.0%")
+            record.update(w1=[0.5, 1.5], gap=0.9, corrected=record["corrected"] and 0.8, proved=[0.4, 1.2])
+            if record["peaks"] is not None:
+                record["peaks"] = 8 if record["critic"].startswith("two") else 3
+        rows = figure.table(records)
+        assert [(row["data"], row["critic"]) for row in rows] == [(c["data"], c["critic"]) for c in figure.cells()]
+        for row in rows:
+            assert row["gap / W1 - 1"] == "-10.0%" and row["proved / W1 - 1"] == "-20.0%"
+            assert row["corrected / W1 - 1"] == ("" if row["critic"] == "clipping" else "-20.0%")
+            shows_all = {True: "1", False: "0"}[row["critic"].startswith("two")]
+            assert row["seeds that show all modes"] == (shows_all if row["data"] == "8 Gaussians" else "")
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            ({"data": ["9 Gaussians"]}, "figure.data.*'8 Gaussians'"),
+            ({"critics": []}, "figure.critics.*'clipping'"),
+            ({"critics": ["clipping", "clipping"]}, "once each"),
+            ({"repeat": 0}, "figure.repeat = 0"),
+        ],
+    )
+    def test_wrong_settings_are_refused(self, figures, change, message):
+        with pytest.raises(ValueError, match=message):
+            replace(figures["value_surfaces"], **change)
+
+
+class TestLipschitzTable:
+    @pytest.fixture(autouse=True)
+    def _all(self, monkeypatch):
+        monkeypatch.setattr(lipschitz_table, "CONSTRAINTS", CONSTRAINTS)
+
+    def test_every_constraint_is_what_its_name_says(self):
+        constraints = lipschitz_table.CONSTRAINTS
+        assert len(constraints) == 13
+        assert [c.clip for name, c in constraints.items() if "clipping" in name] == [0.01, 0.1]
+        weights = {name: c.penalty.weight for name, c in constraints.items()}
+        assert [weights[f"two-sided{part}"] for part in ("", *(f", lambda {v}" for v in ("0.1", "1", "100")))] == [
+            10,
+            0.1,
+            1,
+            100,
+        ]
+        assert all(weights[name] == 0 for name in ("spectral norm", "orthogonal"))
+        for name, points in (("R1", "real"), ("R2", "fake")):
+            (penalty,) = (c.penalty for full, c in constraints.items() if full.endswith(f"({name})"))
+            assert (penalty.points, penalty.target) == (points, 0)
+
+    def test_penalty_at_both_is_the_sum_of_the_two(self):
+        critic, real, fake = MLPCritic((2,), width=8), torch.randn(5, 2), torch.randn(5, 2)
+        total = lipschitz_table.CONSTRAINTS["zero at both (R1 + R2)"].penalty(critic, real, fake)
+        parts = [gradient_norm(critic, x).square() * 10 for x in (real, fake)]
+        torch.testing.assert_close(total, sum(parts))
+
+    def test_critics_by_construction_are_1_lipschitz(self):
+        for name in ("spectral norm", "orthogonal"):
+            critic = lipschitz_table.CONSTRAINTS[name].build((2,), 16, 3)
+            for _ in range(30):  # spectral norm converges in train mode
+                critic(torch.randn(4, 2))
+            assert 0 < lipschitz_on_box(critic, [-3.0, -3.0], [3.0, 3.0])[1] <= 1.02
+
+    def test_constant_is_computed_through_training(self, figures, tmp_path):
+        figure = figures["lipschitz_table"]
+        cell = {"data": "8 Gaussians", "constraint": "one-sided"}
+        numbers = figure.measure(cell, 0, tmp_path, CPU)
+        assert [point["iteration"] for point in numbers["curve"]] == [10, 14, 20]
+        assert all(0 < point["constant"][0] <= point["constant"][1] for point in numbers["curve"])
+        assert numbers["curve"][-1]["constant"] == numbers["constant"]
+        other = figure.measure({**cell, "data": "Swiss roll"}, 0, tmp_path, CPU)
+        assert len(other["curve"]) == 3 and "constant" not in other["curve"][0]
+
+
+class TestKorotin:
+    def test_published_values_are_those_of_the_pair(self, figures, tmp_path):
+        cell = {"dim": 2, "funnels": 4, "critic": "one-sided"}
+        numbers = figures["korotin"].measure(cell, 0, tmp_path, CPU)
+        assert (numbers["published"], numbers["published_distance"]) == (1.9, 2.0)
+        low, high = numbers["constant"]
+        assert 0 < low <= high  # in the plane both are computed
+        assert numbers["proved"] == pytest.approx(numbers["gap"] / high)
+
+    def test_missing_table_is_named(self, figures, tmp_path):
+        with pytest.raises(ValueError, match=r"figure.root: cannot read .*published.csv"):
+            korotin.read_published(str(tmp_path), 2, 4)
+        with pytest.raises(ValueError, match="no value of .*true"):
+            korotin.read_published(figures["korotin"].root, 3, 4)
 
 
 class TestKnownDistance:
     def test_best_critic_of_a_shift_gets_the_right_numbers(self, figures, monkeypatch, tmp_path):
         best = linear_critic(dim=4, axis=0).state_dict()
-        monkeypatch.setattr(known_distance, "train_critic", lambda critic, *_: critic.load_state_dict(best))
+        monkeypatch.setattr(known_distance, "train_critic", lambda critic, *_, **__: critic.load_state_dict(best))
         monkeypatch.setattr(known_distance, "HELD_OUT", 20_000)
         numbers = figures["known_distance"].measure({"pair": "shift", "dim": 4}, 0, tmp_path, CPU)
         assert numbers["gap"] == pytest.approx(1, abs=0.03)
@@ -318,6 +515,28 @@ class TestCommon:
         batch = torch.randn(16, 2), torch.randn(16, 2)
         train_critic(critic, lambda k: batch, 1, 1e-3, GradientPenalty(weight=0), seed=0, clip_weights=0.01)
         assert max(p.abs().max().item() for p in critic.parameters()) <= 0.01
+
+    def test_train_critic_equals_the_steps_by_hand(self):
+        critics = [initialize(lambda: MLPCritic((2,), width=8), 0, "critic") for _ in range(2)]
+        batches = [(torch.randn(16, 2), torch.randn(16, 2)) for _ in range(3)]
+        train_critic(critics[0], lambda k: batches[k], 3, 1e-2, GradientPenalty(), seed=5, betas=(0.0, 0.9), decay=True)
+        optimizer = torch.optim.Adam(critics[1].parameters(), betas=(0.0, 0.9), fused=True)
+        for k, (real, fake) in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = 1e-2 * (3 - k) / 3
+            critic_step(critics[1], optimizer, real, fake, torch.rand(16, generator=rng_for(5, k, "eps")))
+        for p, q in zip(*(critic.parameters() for critic in critics), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=0)
+
+    def test_train_critic_looks_before_every_iteration_and_at_the_end(self):
+        critic, seen = MLPCritic((2,), width=8), []
+        batch = torch.randn(16, 2), torch.randn(16, 2)
+
+        def look(k):
+            seen.append((k, critic.layers[0].weight.clone()))
+
+        train_critic(critic, lambda k: batch, 2, 1e-3, GradientPenalty(), seed=0, look=look)
+        assert [k for k, _ in seen] == [0, 1, 2]
+        assert not seen[0][1].equal(seen[1][1]) and seen[2][1].equal(critic.layers[0].weight)
 
     def test_train_critic_refuses_a_loss_that_is_not_finite(self):
         batch = torch.full((16, 2), math.inf), torch.randn(16, 2)

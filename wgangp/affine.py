@@ -16,6 +16,7 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -31,7 +32,8 @@ class Cells:
 
     Attributes:
         half: half of the sides of each cell (C, d).
-        k: at most so many kinks are in each cell. None: the number is not known, and no gradients are computed.
+        k: so many kinks per cell have a generator of their own; with corners, at most so many are in each cell. None:
+            no gradients are computed.
         corners: see Form.gradients.
         kinks: the number of kinks so far (C,).
         operations: a bound of the number of additions behind one value so far.
@@ -40,7 +42,7 @@ class Cells:
 
     def __init__(self, half: Tensor, k: int | None, corners: bool) -> None:
         self.half, self.k, self.corners, self.operations = half, k, corners, 4
-        self.kinks = torch.zeros(len(half), dtype=torch.long)
+        self.kinks = torch.zeros(len(half), dtype=torch.long, device=half.device)
         self.distances: dict[frozenset[int], Any] = {}
 
 
@@ -51,9 +53,9 @@ class Form(Tensor):
         center, error: (C, *).
         gradient: (C, d, *), the gradient of the affine form.
         gradients: None, or (C, K, d, *). With cells.corners: the gradients at all combinations of the ends of the
-            derivatives, K = 2^k. Without: the middle gradient and one generator per kink, K = 1 + k. The gradient is
-            the middle, plus each generator times a factor in [-1, 1], plus a rest.
-        rest: None, or (C, *), a bound of the norm of this rest.
+            derivatives, K = 2^k. Without: the middle gradient and one generator for each of the first k kinks so far,
+            K <= 1 + k. The gradient is the middle, plus each generator times a factor in [-1, 1], plus a rest.
+        rest: None, or (C, *), a bound of the norm of this rest: of the other kinks, and of products of two factors.
         magnitude: (1, d, *), a bound of the absolute values that are added up in a gradient. Rounding is a part of it.
     """
 
@@ -223,17 +225,25 @@ def _combine(join: Callable[[list[Tensor]], Tensor], forms: list[Any]) -> Form:
         ]
         return join(flat).unflatten(0, like.shape[:axes])
 
+    if first.gradients is not None:  # a form that has seen more kinks has more generators
+        size = max(form.gradients.shape[1] for form in forms if isinstance(form, Form))
+        gradients = take(lambda f: _pad(f.gradients, size), _pad(first.gradients, size), 3)
     center = take(lambda f: f.center, first.center, 1)
     error = take(lambda f: f.error + 2 * f.bound_rounding(), first.error, 1)
     return Form(
         first.cells,
         center,
         take(lambda f: f.gradient, first.gradient, 2),
-        None if first.gradients is None else take(lambda f: f.gradients, first.gradients, 3),
+        None if first.gradients is None else gradients,
         error,
         None if first.rest is None else take(lambda f: f.rest, first.rest, 1),
         take(lambda f: f.magnitude, first.magnitude, 2),
     )
+
+
+def _pad(gradients: Tensor, size: int) -> Tensor:
+    """Add generators that are 0: (C, K, d, *) -> (C, size, d, *), if size is larger than K."""
+    return F.pad(gradients, [0, 0] * (gradients.ndim - 2) + [0, max(0, size - gradients.shape[1])])
 
 
 def _concatenate(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
@@ -261,21 +271,23 @@ def _bend(form: Form, below: Tensor | float, above: Tensor | float) -> Form:
     cells.kinks = cells.kinks + kink.flatten(1).sum(1)
     gradients, rest = form.gradients, form.rest
     if gradients is not None and cells.corners:
-        corner = torch.arange(gradients.shape[1]).view(1, -1, *[1] * (form.ndim - 1))
+        corner = torch.arange(gradients.shape[1], device=gradients.device).view(1, -1, *[1] * (form.ndim - 1))
         at_end = (corner >> number.clamp(min=0).unsqueeze(1)) & 1 == 1
         ends = torch.where(at_end, above.unsqueeze(1), below.unsqueeze(1))
         gradients = gradients * torch.where(kink.unsqueeze(1), ends, certain.unsqueeze(1)).unsqueeze(2)
     elif gradients is not None:
-        middle = torch.where(kink, (above + below) / 2, certain)
-        half_range = torch.where(kink, (above - below).abs() / 2, 0.0)
-        lengths = gradients[:, 1:].norm(dim=2).sum(1)
-        rest = torch.where(kink, torch.maximum(above.abs(), below.abs()), certain.abs()) * rest + half_range * lengths
-        own = (
-            torch.arange(gradients.shape[1]).view(1, -1, *[1] * (form.ndim - 1)) == number.unsqueeze(1) + 1
-        ) & kink.unsqueeze(1)
-        gradients = gradients * middle[:, None, None] + own.unsqueeze(2) * (
-            half_range.unsqueeze(1) * gradients[:, 0]
-        ).unsqueeze(1)
+        gradients = _pad(gradients, 1 + min(cells.k, int(cells.kinks.max())))
+        rest = torch.where(kink, torch.maximum(above.abs(), below.abs()), certain.abs()) * rest
+        cell, *unit = torch.nonzero(kink, as_tuple=True)  # few of all, so that what follows is cheap
+        own, half_range = number[cell, *unit] + 1, (above - below).abs()[cell, *unit] / 2
+        before = gradients[cell, :, :, *unit]  # (kinks, K, d)
+        lengths = before[:, 1:].norm(dim=2).sum(1)
+        crowded = own >= gradients.shape[1]  # kinks that have no generator are a part of the rest
+        rest[cell, *unit] += half_range * (lengths + torch.where(crowded, before[:, 0].norm(dim=1), 0.0))
+        gradients = gradients * torch.where(kink, (above + below) / 2, certain)[:, None, None]
+        keep = ~crowded
+        place = (cell[keep], own[keep], slice(None), *(index[keep] for index in unit))
+        gradients[place] = (half_range.unsqueeze(1) * before[:, 0])[keep]
     steepest = torch.maximum(below.abs(), above.abs()).amax(0)
     return Form(
         cells,

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wgangp import lipschitz, plots
+from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz
 from wgangp.checks import check_per_sample
 from wgangp.config import find_device, restore
@@ -125,11 +127,16 @@ def measure(
             if name in distances and "expected_slope" not in report:
                 slope = lipschitz.expected_slope(distances[name], weight)
                 report |= {"expected_slope": slope, "expected_from": source}
+    constant = 0.0
     try:
-        constant = certified_lipschitz(critic, tuple(real.shape[1:]))
-        report["lipschitz"]["certified"] = constant
-        if constant > 0:
-            distances["proved"] = lipschitz.proved_wasserstein(score_real, score_fake, constant, seed=seed)
+        constant = report["lipschitz"]["certified"] = certified_lipschitz(critic, tuple(real.shape[1:]))
     except ValueError as error:
         report["lipschitz"]["not_certified"] = str(error)
+    if low_dimension:
+        box = find_box(real, fake)
+        with suppress(ValueError):  # the critic is not piecewise linear
+            low, constant = lipschitz_on_box(critic, *box)
+            report["lipschitz"] |= {"low": low, "high": constant, "box": box}
+    if constant > 0:
+        distances["proved"] = lipschitz.proved_wasserstein(score_real, score_fake, constant, seed=seed)
     return report | {"distances": distances}, slopes

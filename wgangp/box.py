@@ -8,7 +8,8 @@ kink), and the norm is convex, so the norm is largest where all these derivative
     up to CORNERS kinks       the gradients at all ends are computed: 2^k of them
     up to GENERATORS kinks    the gradient is its middle, plus one vector per kink with a factor in [-1, 1], plus a rest
                               from products of two factors: a zonotope, whose norm is bounded
-    more                      the cell is divided, and so is every cell whose bound is still too large
+    more                      all kinks are a part of the rest: a poor bound
+A cell whose bound is too large is divided.
 
 `certified_lipschitz` multiplies the norms of the layers instead. It holds in every dimension and on all of R^n, but it
 can be a hundred times too large.
@@ -29,11 +30,12 @@ from wgangp.certify import certified_lipschitz
 from wgangp.networks.layers import LeakyReLU
 from wgangp.state import convert_to_float64
 
-__all__ = ["lipschitz_on_box"]
+__all__ = ["find_box", "lipschitz_on_box"]
 
 CORNERS, GENERATORS = 4, 16
 BATCH = 512  # cells per pass
 NEGLIGIBLE = 1e-9  # of the product of norms: a smaller upper bound also ends the search
+SMALLEST = 2.0**-16  # of the box: a smaller cell is not divided. In it too many kinks meet, perhaps in one point
 DIRECTIONS = 32  # in which the norm of a zonotope is measured
 
 
@@ -57,6 +59,7 @@ def lipschitz_on_box(
         low, high: the corners of the box, (d,) or one number for each dimension.
         tolerance: the search ends if upper <= (1 + tolerance) lower, or if upper <= 1e-9 certified_lipschitz.
         max_cells: the search also ends after this number of cells. The interval is proved then, too, but it is wider.
+            It is also wider if many kinks meet in one point, as those of a critic without biases do at 0.
 
     Raises:
         ValueError: an operation that is not piecewise linear; low >= high; more than 3 dimensions; a weight that is
@@ -74,6 +77,7 @@ def lipschitz_on_box(
         bound = torch.tensor([math.inf], dtype=torch.float64)
     center = ((low + high) / 2)[None]
     half = ((high - low) / 2 + (low.abs() + high.abs()) * ROUNDING)[None]
+    smallest = half.amax() * SMALLEST
     lower = upper = 0.0  # upper: the largest bound of the cells that are finished
     negligible = NEGLIGIBLE * bound.item() if bound.isfinite() else 0.0
     count = 0
@@ -87,10 +91,16 @@ def lipschitz_on_box(
         center = torch.cat([center[BATCH // 2 :], new_center])
         half = torch.cat([half[BATCH // 2 :], new_half])
         bound = torch.cat([bound[BATCH // 2 :], new_bound])
-        done = bound <= max((1 + tolerance) * lower, negligible)
+        done = (bound <= max((1 + tolerance) * lower, negligible, upper)) | (half.amax(1) <= smallest)
         upper = max([upper, *bound[done].tolist()])
         center, half, bound = center[~done], half[~done], bound[~done]
     return lower, max([lower, upper, *bound.tolist()])
+
+
+def find_box(*points: Tensor) -> tuple[list[float], list[float]]:
+    """Return the corners low, high of the smallest box that has all points, each (N, d)."""
+    all_points = torch.cat(points)
+    return all_points.amin(0).tolist(), all_points.amax(0).tolist()
 
 
 def _find_dimension(low: Any, high: Any) -> int:
@@ -135,18 +145,17 @@ def _bound_cells(network: nn.Module, center: Tensor, half: Tensor) -> tuple[floa
         .max()
         .item()
     )
-    form = _propagate(network, center, half)
+    form = _propagate(network, center, half, 0)
     kinks = form.cells.kinks
-    bound = torch.where(kinks == 0, _norm(form.gradient) + form.bound_gradient_rounding(), math.inf)
+    bound = _norm(form.gradients[:, 0]) + form.rest + form.bound_gradient_rounding()
     fewest = 0
     for k in [*range(1, CORNERS + 1), *range(2 * CORNERS, GENERATORS + 1, CORNERS)]:
         (chosen,) = torch.nonzero((kinks > fewest) & (kinks <= k), as_tuple=True)
         fewest = k
         for some in chosen.split(4 * BATCH // (2**k if k <= CORNERS else k)) if len(chosen) else ():
             form = _propagate(network, center[some], half[some], k)
-            bound[some] = (
-                _norm(form.gradients).amax(1) if k <= CORNERS else _bound_zonotope(form)
-            ) + form.bound_gradient_rounding()
+            better = _norm(form.gradients).amax(1) if k <= CORNERS else _bound_zonotope(form)
+            bound[some] = torch.minimum(bound[some], better + form.bound_gradient_rounding())
     return slope, bound
 
 
@@ -159,21 +168,21 @@ def _bound_zonotope(form: Form) -> Tensor:
     """Return an upper bound of ||middle + sum_j t_j generator_j|| + rest over |t_j| <= 1 (C,)."""
     if form.gradients.shape[2] != 2:
         return _norm(form.gradients).sum(1) + form.rest
-    angle = torch.arange(DIRECTIONS, dtype=torch.float64) * (math.pi / DIRECTIONS)
+    angle = torch.arange(DIRECTIONS).to(form.center) * (math.pi / DIRECTIONS)
     extent = (form.gradients @ torch.stack([angle.cos(), angle.sin()])).abs().sum(1).amax(1)  # the largest projection
     return extent / math.cos(math.pi / (2 * DIRECTIONS)) * (1 + ROUNDING) + form.rest
 
 
 def _propagate(network: nn.Module, center: Tensor, half: Tensor, k: int | None = None) -> Form:
-    """Return the form of the scores (C,) on the cells. k: the largest number of kinks per cell, for `gradients`."""
+    """Return the form of the scores (C,) on the cells. k: see `Cells.k`; up to CORNERS the form has all corners."""
     n, d = center.shape
-    identity = torch.eye(d, dtype=center.dtype)
+    identity, corners = torch.eye(d).to(center), k is not None and 0 < k <= CORNERS
     gradients = rest = None
-    if k is not None and k <= CORNERS:
+    if corners:
         gradients = identity.expand(n, 2**k, d, d)
     elif k is not None:
-        gradients, rest = F.pad(identity.expand(n, 1, d, d), (0, 0, 0, 0, 0, k)), torch.zeros_like(center)
-    cells = Cells(half, k, corners=k is not None and k <= CORNERS)
+        gradients, rest = identity.expand(n, 1, d, d), torch.zeros_like(center)
+    cells = Cells(half, k, corners)
     with torch.no_grad():
         try:
             score = network(

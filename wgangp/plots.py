@@ -233,7 +233,13 @@ def _draw_slopes(axes: Any, slopes: dict[str, Tensor], report: dict[str, Any]) -
 def _draw_constant(axes: Any, bounds: dict[str, Any]) -> None:
     """Draw the bounds of the Lipschitz constant, as lipschitz.json has them under "lipschitz"."""
     labels = {"largest_quotient": "largest quotient of two points", "steepest": "largest slope that was found"}
-    labels |= {"certified": "certified upper bound"}
+    if "high" in bounds:
+        labels |= {
+            "low": "proved on the box of the points: at least",
+            "high": "proved on the box of the points: at most",
+        }
+    else:
+        labels |= {"certified": "certified upper bound"}
     values = {label: bounds[key] for key, label in labels.items() if key in bounds}
     _draw_bars(axes, values, "Lipschitz constant: lower and upper bounds")
     positive = [value for value in values.values() if value > 0]
@@ -242,7 +248,9 @@ def _draw_constant(axes: Any, bounds: dict[str, Any]) -> None:
     rows = torch.arange(len(values))
     axes.vlines([1] * len(rows), rows - 0.24, rows + 0.14, colors="black", linestyles=":", linewidth=1)
     certified = "slope, log scale; dotted: 1"
-    axes.set_xlabel(certified if "certified" in bounds else "no certificate: lipschitz.json has the reason")
+    axes.set_xlabel(
+        certified if {"certified", "high"} & set(bounds) else "no certificate: lipschitz.json has the reason"
+    )
 
 
 def _draw_distances(axes: Any, distances: dict[str, Any]) -> None:

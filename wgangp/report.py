@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wgangp import plots
+from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz
 from wgangp.checks import check_per_sample
 from wgangp.gradients import total_norm
@@ -30,6 +31,7 @@ __all__ = ["leave_unchanged", "lipschitz_report", "picture", "report"]
 
 IMAGES, POINTS = 128, 512  # samples in a picture, all from the same noise at every step
 QUOTIENT_POINTS = 256  # points of each kind for the Lipschitz report, at most
+LOW_DIMENSION, BOX_TOLERANCE, BOX_CELLS = 3, 0.05, 20_000  # for the interval of the Lipschitz constant: seconds
 COVERAGE_SAMPLES = 10_000  # samples for the mode coverage
 
 
@@ -86,8 +88,9 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
 def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
     """Compute what train.lipschitz_every adds to a line of the log, on held-out samples.
 
-    These are: an interval for the critic's Lipschitz constant; the slope that is expected of the critic; on a line and
-    in the plane, the slopes on optimally coupled segments. Numbers that are not defined for the critic are left out.
+    These are: bounds of the critic's Lipschitz constant; the slope that is expected of the critic; for piecewise-linear
+    critics in up to three dimensions, an interval for the constant on the smallest box that has all samples; on a line
+    and in the plane, the slopes on optimally coupled segments. Numbers that are not defined for the critic are left out.
     scripts/lipschitz.py computes the same and more.
     """
     size = min(size, QUOTIENT_POINTS)
@@ -110,6 +113,11 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
     if tuple(run.data.shape) in ((1,), (2,)):
         rng = rng_for(run.seed, step, "eps/slopes", device)
         values |= _flatten({"coupled": slope_statistics(run.critic, real, fake, rng=rng, coupled=True)["coupled"]})
+    if step > 0 and len(real.shape) == 2 and real.shape[1] <= LOW_DIMENSION:
+        with suppress(ValueError):  # the critic is not piecewise linear
+            values["lipschitz_low"], values["lipschitz_high"] = lipschitz_on_box(
+                run.critic, *find_box(real, fake), tolerance=BOX_TOLERANCE, max_cells=BOX_CELLS
+            )
     with suppress(ValueError):  # a critic with a norm layer has no certificate
         values["certified_lipschitz"] = certified_lipschitz(run.critic, run.data.shape)
     return values

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
+from wgangp.compiled import build_computation
 from wgangp.losses import Wasserstein
-from wgangp.penalty import GradientPenalty
+from wgangp.optim import descend
+from wgangp.penalty import GradientPenalty, clip_weights_
 from wgangp.runs import Run
 from wgangp.seeds import rng_for
-from wgangp.step import critic_step
 from wgangp.train import Clip, train
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "build_optimizer",
     "count_seeds",
     "describe_range",
+    "describe_spread",
     "format_spread",
     "make_run",
     "select",
@@ -35,11 +37,13 @@ DEPTH = 3  # hidden layers of the critics and generators of toy data. Paper: rel
 NEVER = 10**9
 
 
-def build_optimizer(network: nn.Module, lr: float, clipping: bool) -> torch.optim.Optimizer:
-    """Build RMSProp at CLIP_LR for clipping, otherwise Adam (0.5, 0.9). Paper: released gan_toy.py, gan_mnist.py."""
+def build_optimizer(
+    network: nn.Module, lr: float, clipping: bool, betas: tuple[float, float] = (0.5, 0.9)
+) -> torch.optim.Optimizer:
+    """Build RMSProp at CLIP_LR for clipping, otherwise Adam. Paper: betas of released gan_toy.py, gan_mnist.py."""
     if clipping:
         return torch.optim.RMSprop(network.parameters(), lr=CLIP_LR, alpha=0.9, eps=1e-10)
-    return torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.9), fused=True)
+    return torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=True)
 
 
 def train_critic(
@@ -50,23 +54,46 @@ def train_critic(
     penalty: GradientPenalty,
     seed: int,
     clip_weights: float | None = None,
+    *,
+    betas: tuple[float, float] = (0.5, 0.9),
+    decay: bool = False,
+    compile: bool = False,
+    look: Callable[[int], None] | None = None,
 ) -> None:
     """Train a critic alone, in iteration k on (real, fake) = batch(k).
+
+    Args:
+        clip_weights: the bound of the weights; None: they are not clipped.
+        betas: of Adam.
+        decay: lower the learning rate linearly to 0.
+        compile: compute the gradients with torch.compile.
+        look: called as look(k) before iteration k, and as look(iterations) at the end.
 
     Raises:
         ValueError: a term of the last iteration is not finite.
     """
-    optimizer = build_optimizer(critic, lr, clipping=clip_weights is not None)
+    optimizer = build_optimizer(critic, lr, clip_weights is not None, betas)
+    lr = optimizer.param_groups[0]["lr"]
+    gradients = build_computation(critic, critic, Wasserstein(), penalty, compile=compile).critic_gradients
     terms = {}
     for k in trange(iterations, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()):
+        if look is not None:
+            look(k)
         real, fake = batch(k)
         eps = penalty.draw(real, rng_for(seed, k, "eps", real.device))
-        terms = critic_step(critic, optimizer, real, fake, eps, penalty=penalty, clip_weights=clip_weights)
+        if decay:
+            optimizer.param_groups[0]["lr"] = lr * (1 - k / iterations)
+        terms, gradient = gradients(real, fake, eps)
+        descend(critic, gradient, optimizer)
+        if clip_weights is not None:
+            clip_weights_(critic, clip_weights)
     for name, term in terms.items():
         if not term.isfinite():
             raise ValueError(
                 f"the critic diverged: {name} is {term.item()} after {iterations} iterations. Lower figure.lr"
             )
+    if look is not None:
+        look(iterations)
 
 
 def make_run(
@@ -124,6 +151,12 @@ def describe_range(records: list[dict[str, Any]]) -> str:
     """Return what a curve and the band around it are, for a title."""
     seeds = count_seeds(records)
     return seeds if seeds == "1 seed" else f"mean and range over {seeds}"
+
+
+def describe_spread(records: list[dict[str, Any]]) -> str:
+    """Return what a number and the number after +- are, for a title."""
+    seeds = count_seeds(records)
+    return seeds if seeds == "1 seed" else f"mean +- sd over {seeds}"
 
 
 def format_spread(values: list[float], form: str = ".3f") -> str:

@@ -6,7 +6,10 @@ written by hand. Only the block between two marker lines is rendered from the re
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,9 @@ __all__ = ["BEGIN", "END", "new_readme", "render", "render_folder", "reproduce"]
 BEGIN, END = "<!-- rendered by scripts/reproduce.py -->", "<!-- /rendered -->"
 
 
-def reproduce(figure: Any, name: str, budget: str, seeds: list[int], out: str | None, device: str) -> Path:
+def reproduce(
+    figure: Any, name: str, budget: str, seeds: list[int], out: str | None, device: str, jobs: int = 1
+) -> Path:
     """Measure the runs of a figure that are missing, then draw the picture and render the README of all runs.
 
     Args:
@@ -35,6 +40,8 @@ def reproduce(figure: Any, name: str, budget: str, seeds: list[int], out: str | 
         seeds: each cell of the figure is measured once per seed.
         out: the folder; None: results/NAME, or results/NAME+paper.
         device: auto, cpu, cuda, ...
+        jobs: number of runs that are measured at the same time, each in a process of its own with one thread. The
+            numbers of a run on a CPU may differ in the last digits from those of a process with several threads.
 
     Returns:
         the folder.
@@ -46,13 +53,15 @@ def reproduce(figure: Any, name: str, budget: str, seeds: list[int], out: str | 
     """
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds = {list(seeds)}: give at least one number, all of them >= 0 and different")
+    if jobs < 1:
+        raise ValueError(f"jobs = {jobs}: must be >= 1")
     torch_device = find_device(device)
     folder = Path(out or Path("results", name if budget == "cpu" else f"{name}+{budget}"))
     settings = OmegaConf.create({"figure": asdict(figure)})
     with claim_folder(folder, settings, key="out"):
         readme = _read_readme(folder, name)
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(settings))
-        failures = _measure_missing(folder, figure, seeds, torch_device)
+        failures = _measure_missing(folder, figure, seeds, torch_device, jobs)
         records = _complete_seeds(figure, read_lines(folder / "records.jsonl"))
         if records:
             figure.draw(folder / f"{name}.png", records)
@@ -65,7 +74,7 @@ def reproduce(figure: Any, name: str, budget: str, seeds: list[int], out: str | 
     return folder
 
 
-def _measure_missing(folder: Path, figure: Any, seeds: list[int], device: torch.device) -> list[str]:
+def _measure_missing(folder: Path, figure: Any, seeds: list[int], device: torch.device, jobs: int) -> list[str]:
     """Append a line to records.jsonl for every (seed, cell) that has none. Returns a message per run that failed."""
     path = folder / "records.jsonl"
     records = read_lines(path)
@@ -76,27 +85,63 @@ def _measure_missing(folder: Path, figure: Any, seeds: list[int], device: torch.
     missing = [work for work in wanted if work not in measured]
     if not missing:
         print(f"all {len(wanted)} runs are in {path}. To measure them again, give another folder: out=FOLDER")
-    failures = []
+    work = []
     for number, (seed, cell) in enumerate(missing, 1):
         label = f"{', '.join(map(str, cell.values()))}, seed {seed}"
-        print(f"run {number} of {len(missing)}: {label}", flush=True)
         run_folder = folder / "runs" / run_name(str(seed), [str(value) for value in cell.values()])
-        seconds_before = max((line["elapsed_s"] for line in read_lines(run_folder / "timing.jsonl")), default=0.0)
-        start_time = time.monotonic()
-        try:
-            numbers = figure.measure(cell, seed, run_folder, device)
-        except (ValueError, RuntimeError) as error:  # a run that diverges must not stop the others
-            failures.append(f"\n  {label}: {error}")
-            continue
-        seconds = round(seconds_before + time.monotonic() - start_time, 3)
-        append_line(path, {"seed": seed, **cell, **numbers, "seconds": seconds, **collect_provenance(device)})
+        work.append((figure, cell, seed, run_folder, device, label, f"run {number} of {len(missing)}"))
+    failures = []
+    for result in _call_in_processes(_measure, work, jobs):
+        if isinstance(result, str):
+            failures.append(result)
+        else:
+            append_line(path, result)
     return failures
 
 
+def _measure(
+    figure: Any, cell: dict[str, Any], seed: int, folder: Path, device: torch.device, label: str, number: str
+) -> dict[str, Any] | str:
+    """Measure one cell. Returns its record, or a message if the run failed: it must not stop the other runs."""
+    print(f"{number}: {label}", flush=True)
+    seconds_before = max((line["elapsed_s"] for line in read_lines(folder / "timing.jsonl")), default=0.0)
+    start_time = time.monotonic()
+    try:
+        numbers = figure.measure(cell, seed, folder, device)
+    except (ValueError, RuntimeError) as error:
+        return f"\n  {label}: {error}"
+    seconds = round(seconds_before + time.monotonic() - start_time, 3)
+    return {"seed": seed, **cell, **numbers, "seconds": seconds, **collect_provenance(device)}
+
+
+def _call_in_processes(function: Callable[..., Any], work: list[tuple[Any, ...]], jobs: int) -> Iterator[Any]:
+    """Yield the results of function(*arguments) for all arguments in the list, in the order in which they are ready.
+
+    Args:
+        jobs: number of processes with one thread each; 1: everything is called in this process.
+
+    Raises:
+        ValueError: a process was killed. The other results of that time are lost.
+    """
+    if jobs == 1:
+        yield from (function(*arguments) for arguments in work)
+        return
+    options = {"mp_context": get_context("spawn"), "initializer": torch.set_num_threads, "initargs": (1,)}
+    pool = ProcessPoolExecutor(min(jobs, max(len(work), 1)), **options)
+    try:
+        for future in as_completed([pool.submit(function, *arguments) for arguments in work]):
+            yield future.result()
+    except BrokenExecutor as error:
+        raise ValueError("a process was killed, perhaps for lack of memory: try again with fewer jobs=") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _complete_seeds(figure: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Select the records of the seeds for which every cell is measured."""
-    seeds = [record["seed"] for record in records]
-    return [record for record in records if seeds.count(record["seed"]) == len(figure.cells())]
+    """Select the records of the seeds for which every cell is measured, in the order of the cells."""
+    seeds, cells = [record["seed"] for record in records], figure.cells()
+    complete = [record for record in records if seeds.count(record["seed"]) == len(cells)]
+    return sorted(complete, key=lambda r: (seeds.index(r["seed"]), cells.index({key: r[key] for key in cells[0]})))
 
 
 def _read_readme(folder: Path, name: str) -> str:

@@ -1,40 +1,33 @@
-"""Figure 1a: the contours of critics that are trained against a fixed generator, real + N(0, I), on three data sets."""
+"""Figure 1a: the contours of critics that are trained against a fixed generator, real + N(0, I), on three data sets.
+
+Two settings decide what a critic shows: how real and fake points are paired for the interpolates, and the penalty.
+"""
 
 from dataclasses import dataclass
-from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wgangp.data.toy import SwissRoll, Toy, gaussians8, gaussians25
-from wgangp.figures.common import CLIP, DEPTH, format_spread, select, train_critic
-from wgangp.lipschitz import corrected_wasserstein, largest_quotient, slope_statistics
+from wgangp.figures.common import CLIP, describe_spread, format_spread, select, train_critic
+from wgangp.figures.fixed_generator import DATA, PAIRINGS, POINTS, draw_batch, evaluate, evaluate_grid
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
 from wgangp.plots import cut_colormap, draw_points, open_figure
-from wgangp.seeds import initialize, rng_for
-from wgangp.transport import optimal_pairs, wasserstein1
+from wgangp.seeds import initialize
 
 __all__ = ["ValueSurfaces"]
 
-DATA = {"8 Gaussians": gaussians8, "25 Gaussians": gaussians25, "Swiss roll": SwissRoll}
-NO_PENALTY, TWO_SIDED = GradientPenalty(weight=0), GradientPenalty()
-CRITICS = {  # name -> penalty; True if real and fake points are paired by optimal transport instead of at random
-    "clipping": (NO_PENALTY, False),
-    "two-sided": (TWO_SIDED, False),
-    "one-sided": (GradientPenalty(sides="one"), False),
-    "two-sided, coupled": (TWO_SIDED, True),
-    "one-sided, coupled": (GradientPenalty(sides="one"), True),
-    "two-sided at real": (GradientPenalty(points="real"), False),
-    "two-sided at fake": (GradientPenalty(points="fake"), False),
-    "two-sided, perturbed": (GradientPenalty(points="perturbed"), False),
-    "one-sided at fake": (GradientPenalty(sides="one", points="fake"), False),
-}
-DRAWN = ("clipping", "two-sided", "one-sided")  # critics with a row in the picture
-HELD_OUT = 20_000  # points of each kind for the gap
-POINTS, DRAWS = 2_000, 5  # points of each kind for the exact W1, and how often it is computed
+CRITICS = {"clipping": (GradientPenalty(weight=0), "paired")}  # name -> penalty, and one of PAIRINGS
+for name, penalty in {
+    "two-sided": GradientPenalty(),
+    "one-sided": GradientPenalty(sides="one"),
+    "lambda 0.1": GradientPenalty(weight=0.1),
+}.items():
+    CRITICS |= {f"{name}, {pairing}": (penalty, pairing) for pairing in PAIRINGS}
+DRAWN = ("two-sided, paired", "two-sided, independent", "one-sided, independent", "clipping")  # columns of the picture
 LINES = cut_colormap("viridis", 0.6)  # yellow lines would not be seen on white
 RESOLUTION = 48  # of the grid for the contours, per axis
 
@@ -43,111 +36,108 @@ RESOLUTION = 48  # of the grid for the contours, per axis
 class ValueSurfaces:
     """Critics trained for `iterations` updates. With clipping the optimizer is RMSProp, otherwise Adam.
 
-    Paper: released gan_toy.py: 3 hidden layers of 512, lr 1e-4, 100,000 iterations. Differs: lambda is 0.1 there, and
-    10 here, as the paper says of all experiments.
+    Args:
+        width, depth: of the ReLU critic.
+        repeat: updates per real batch. The noise of the fixed generator is new for every update.
+        data, critics: names from DATA and CRITICS. Every data set is measured with every critic.
+        compile: compute the gradients with torch.compile.
+
+    Paper: no settings are given. The authors' working repository (igul222/nn, wgan_toy.py) has 2 x 1024, batch 1,024,
+    lambda 10, 100,000 updates, 10 per real batch, and fake_i = real_i + noise ("paired"). Differs: the released
+    gan_toy.py has 3 x 512, batch 256 and lambda 0.1.
     """
 
     width: int
     iterations: int
+    data: list[str]
+    critics: list[str]
+    depth: int = 3
     lr: float = 1e-4
     batch_size: int = 256
+    repeat: int = 1
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for key, known in (("data", DATA), ("critics", CRITICS)):
+            names = getattr(self, key)
+            if not names or not set(names) <= set(known) or len(set(names)) < len(names):
+                raise ValueError(
+                    f"figure.{key} = {list(names)}: one or more of {', '.join(map(repr, known))}, once each"
+                )
+        if self.repeat < 1:
+            raise ValueError(f"figure.repeat = {self.repeat}: must be >= 1")
 
     def cells(self) -> list[dict[str, str]]:
-        return [{"data": data, "critic": critic} for data in DATA for critic in CRITICS]
+        return [{"data": data, "critic": critic} for data in self.data for critic in self.critics]
 
     def measure(self, cell: dict[str, str], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
         data = DATA[cell["data"]](device)
-        penalty, coupled = CRITICS[cell["critic"]]
-        critic = initialize(lambda: MLPCritic(data.shape, self.width, DEPTH), seed, "critic").to(device)
+        penalty, pairing = CRITICS[cell["critic"]]
+        critic = initialize(lambda: MLPCritic(data.shape, self.width, self.depth), seed, "critic").to(device)
 
         def batch(k: int) -> tuple[Tensor, Tensor]:
-            real, fake = draw_batch(data, k, self.batch_size, seed)
-            return real, fake[optimal_pairs(real, fake)] if coupled else fake
+            return draw_batch(data, k, self.batch_size, seed, pairing=pairing, repeat=self.repeat)
 
         clip = CLIP if cell["critic"] == "clipping" else None
-        train_critic(critic, batch, self.iterations, self.lr, penalty, seed, clip_weights=clip)
-        record = {"w1": exact_distances(cell["data"], seed), **evaluate(critic, data, penalty, seed)}
+        train_critic(critic, batch, self.iterations, self.lr, penalty, seed, clip, compile=self.compile)
+        record = evaluate(critic, cell["data"], seed, penalty.weight)
         if cell["critic"] in DRAWN:
-            record["surface"] = value_surface(critic, data)
+            low, high = ([end, end] for end in data.span)
+            record["surface"] = evaluate_grid(critic, low, high, RESOLUTION)
         return record
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
         seed = records[0]["seed"]
-        with open_figure(path, 10.8) as figure:
-            panels = figure.subplots(len(DRAWN), len(DATA))
-            for row, critic in enumerate(DRAWN):
-                for column, name in enumerate(DATA):
-                    axes, runs = panels[row, column], select(records, data=name, critic=critic)
-                    (run,) = select(runs, seed=seed)
-                    data = DATA[name]()
-                    (real,) = data.batch(0, 400, seed, "heldout")
+        drawn = [name for name in DRAWN if name in self.critics] or list(self.critics[:1])
+        with open_figure(path, 3.5 * len(self.data) + 0.5) as figure:
+            panels = figure.subplots(len(self.data), len(drawn), squeeze=False)
+            for (row, name), (column, critic) in product(enumerate(self.data), enumerate(drawn)):
+                axes, runs, data = panels[row, column], select(records, data=name, critic=critic), DATA[name]()
+                (run,) = select(runs, seed=seed)
+                (real,) = data.batch(0, 400, seed, "heldout")
+                if "surface" in run:
                     ticks = torch.linspace(*data.span, RESOLUTION)
                     axes.contour(ticks, ticks, torch.tensor(run["surface"]), levels=16, cmap=LINES, linewidths=1)
-                    draw_points(axes, real, size=1.8)
-                    axes.set(xlim=data.span, ylim=data.span, aspect="equal", xticks=[], yticks=[])
-                    axes.set(title=f"{name}, {critic}", xlabel=caption(runs))
+                draw_points(axes, real, size=1.8)
+                axes.set(xlim=data.span, ylim=data.span, aspect="equal", xticks=[], yticks=[])
+                axes.set(title=f"{name}\n{critic}", xlabel=caption(runs))
             figure.suptitle(
                 "Contours of D(x); generator fixed at real + N(0, I); dots: held-out real points"
-                f"\n{self.iterations:,} critic iterations, {DEPTH} x {self.width} ReLU, lambda {TWO_SIDED.weight:g}"
+                f"\n{self.iterations:,} critic updates, batch {self.batch_size:,}, {self.depth} x {self.width} ReLU,"
+                f" lambda {GradientPenalty().weight:g}; numbers: {describe_spread(records)}"
             )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
-        rows = []
-        for critic in CRITICS:
-            runs = select(records, critic=critic)
-            corrected = [] if critic == "clipping" else [relative_error(run, "corrected") for run in runs]
-            losses = {data: two_sided_loss(select(runs, data=data)) for data in DATA}
-            rows.append(
-                {
-                    "critic": critic,
-                    "gap / W1 - 1": format_spread([relative_error(run, "gap") for run in runs], "+.1%"),
-                    "corrected / W1 - 1": format_spread(corrected, "+.1%") if corrected else "",
-                    "cosine to the transport direction": format_spread(
-                        [run["slopes"]["coupled"]["cosine"] for run in runs], ".2f"
-                    ),
-                    "slope at interpolates": format_spread([run["slopes"]["interpolates"]["mean"] for run in runs]),
-                    **{f"two-sided loss, {data}": f"{loss:.3f}" for data, loss in losses.items()},
-                }
-            )
-        return rows
+        return [summarize_cell(cell, select(records, **cell)) for cell in self.cells()]
 
 
-def draw_batch(data: Toy, k: int, size: int, seed: int, split: str = "train") -> tuple[Tensor, Tensor]:
-    """Draw batch k of both kinds (size, 2), independently: real points, and other real points + N(0, I)."""
-    (real,) = data.batch(k, size, seed, split)
-    (other,) = data.batch(k, size, seed, split, purpose="fixed generator")
-    rng = rng_for(seed, k, f"fixed generator/noise/{split}", real.device)
-    return real, other + torch.randn(other.shape, generator=rng, device=real.device)
-
-
-@cache
-def exact_distances(name: str, seed: int) -> list[float]:
-    """Compute the exact W1 of DRAWS pairs of samples of POINTS points each. They are the same for every critic."""
-    return [wasserstein1(*draw_batch(DATA[name](), 1 + draw, POINTS, seed, "heldout")) for draw in range(DRAWS)]
-
-
-def evaluate(critic: MLPCritic, data: Toy, penalty: GradientPenalty, seed: int) -> dict[str, Any]:
-    """Compute the gap and the slopes of a critic on held-out points."""
-    real, fake = draw_batch(data, 0, HELD_OUT, seed, "heldout")
-    with torch.no_grad():
-        gap = (critic(real).double().mean() - critic(fake).double().mean()).item()
-    fewer = draw_batch(data, 1, POINTS, seed, "heldout")
-    rng = rng_for(seed, 0, "eps/heldout", real.device)
+def summarize_cell(cell: dict[str, str], runs: list[dict[str, Any]]) -> dict[str, str]:
+    """Return a row of the table: mean +- standard deviation over the seeds of a cell."""
+    peaks = [run["peaks"] for run in runs]
+    has_modes = None not in peaks
+    modes = len(DATA[cell["data"]]().centers) if has_modes else 0
+    corrected = [relative_error(run, "corrected") for run in runs if run["corrected"] is not None]
     return {
-        "gap": gap,
-        "corrected": corrected_wasserstein(max(gap, 0.0), penalty.weight) if penalty.weight else None,
-        "slopes": slope_statistics(critic, *fewer, rng=rng, coupled=True),
-        "largest_quotient": largest_quotient(critic, torch.cat(fewer)),
+        **cell,
+        "seeds": str(len(runs)),
+        "seeds that show all modes": str(sum(p == modes for p in peaks)) if has_modes else "",
+        "modes shown": f"{format_spread(peaks, '.1f')} of {modes}" if has_modes else "",
+        "cosine to the transport direction": format_spread([run["slopes"]["coupled"]["cosine"] for run in runs], ".2f"),
+        "exact W1": format_spread([mean_distance(run) for run in runs]),
+        "gap / W1 - 1": format_spread([relative_error(run, "gap") for run in runs], "+.1%"),
+        "corrected / W1 - 1": format_spread(corrected, "+.1%") if corrected else "",
+        "Lipschitz constant": format_constant(runs),
+        "proved / W1 - 1": format_spread([proved_share(run) - 1 for run in runs], "+.1%"),
+        "slope at interpolates": format_spread([run["slopes"]["interpolates"]["mean"] for run in runs]),
     }
 
 
-def value_surface(critic: MLPCritic, data: Toy) -> list[list[float]]:
-    """Compute D on a grid over the square of the data: one row per y, the smallest y first."""
-    ticks = torch.linspace(*data.span, RESOLUTION, device=data.device)
-    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
-    with torch.no_grad():
-        value = critic(torch.stack([x.flatten(), y.flatten()], dim=1)).view(RESOLUTION, RESOLUTION)
-    return [[float(f"{v:.4g}") for v in row] for row in value.tolist()]
+def format_constant(records: list[dict[str, Any]]) -> str:
+    """Format the Lipschitz constants of a cell: the middle of each interval, and the widest interval if it is wide."""
+    ends = [run["constant"] for run in records]
+    text = format_spread([(low + high) / 2 for low, high in ends], ".3g" if max(e[1] for e in ends) < 0.1 else ".2f")
+    width = max((high - low) / (high + low) if high else 0.0 for low, high in ends)
+    return f"{text} (to {width:.0%})" if width > 0.01 else text
 
 
 def mean_distance(record: dict[str, Any]) -> float:
@@ -160,26 +150,16 @@ def relative_error(record: dict[str, Any], key: str) -> float:
     return record[key] / mean_distance(record) - 1
 
 
-def two_sided_loss(records: list[dict[str, Any]]) -> float:
-    """Compute -gap + lambda E (slope - 1)^2 on held-out points, the mean over seeds.
-
-    It is the loss of the two-sided penalty on independent pairs. Here it is a score of every critic, also of critics
-    that were trained with another loss.
-    """
-    slopes = [record["slopes"]["interpolates"] for record in records]
-    excess = [(slope["mean"] - 1) ** 2 + slope["std"] ** 2 for slope in slopes]
-    return sum(TWO_SIDED.weight * e - r["gap"] for e, r in zip(excess, records, strict=True)) / len(records)
+def proved_share(record: dict[str, Any]) -> float:
+    """Compute the proved lower bound of W1, divided by W1: the mean over the held-out samples. It is at most 1."""
+    return sum(p / w for p, w in zip(record["proved"], record["w1"], strict=True)) / len(record["w1"])
 
 
 def caption(records: list[dict[str, Any]]) -> str:
     """Return the text under a panel: numbers over all seeds."""
-    distances = [value for record in records for value in record["w1"]]
-    slopes = [record["slopes"]["interpolates"] for record in records]
-    quantiles = ", ".join(f"{sum(slope[q] for slope in slopes) / len(slopes):.2g}" for q in ("q05", "q50", "q95"))
-    gap = format_spread([record["gap"] for record in records], ".2g")
-    if records[0]["corrected"] is not None:
-        gap += f", corrected {format_spread([record['corrected'] for record in records])}"
+    gap = format_spread([record["gap"] for record in records], ".2f")
+    distance = format_spread([mean_distance(record) for record in records], ".2f")
+    cosine = format_spread([record["slopes"]["coupled"]["cosine"] for record in records], ".2f")
     return (
-        f"gap {gap}\nexact W1 {format_spread(distances)} ({len(distances)} x {POINTS:,} points)"
-        f"\nslope at interpolates, 5 / 50 / 95 %:\n{quantiles}"
+        f"gap {gap}\nexact W1 {distance}\nLipschitz constant {format_constant(records)}\ncosine to transport {cosine}"
     )

@@ -1,0 +1,211 @@
+"""What each way of constraining a critic really gives: exact Lipschitz constants in the plane.
+
+Each critic is trained against a fixed generator, real + N(0, I), until its learning rate is 0.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from wgangp.box import find_box, lipschitz_on_box
+from wgangp.figures.common import DEPTH, describe_range, format_spread, select, train_critic
+from wgangp.figures.fixed_generator import DATA, draw_batch, draw_held_out, evaluate, evaluate_grid
+from wgangp.figures.value_surfaces import format_constant, mean_distance, proved_share, relative_error
+from wgangp.lipschitz import expected_slope
+from wgangp.networks.mlp import MLPCritic
+from wgangp.networks.orthogonal import OrthogonalCritic
+from wgangp.penalty import GradientPenalty
+from wgangp.plots import draw_points, open_figure
+from wgangp.seeds import initialize
+
+__all__ = ["LipschitzTable"]
+
+LOOKS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # parts of the training after which the constant is computed
+RESOLUTION = 80  # of the grid for the slope, per axis
+
+
+class AtRealAndFake(GradientPenalty):
+    """The sum of a penalty at the real points and the same penalty at the fake points."""
+
+    def __call__(
+        self, critic: Callable[..., Tensor], real: Tensor, fake: Tensor, eps: Tensor | None = None, *y: Tensor
+    ) -> Tensor:
+        parts = (GradientPenalty(self.weight, self.target, self.sides, points) for points in ("real", "fake"))
+        return sum(part(critic, real, fake, None, *y) for part in parts)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """How a critic is constrained: a penalty, a bound of its weights, or its layers."""
+
+    penalty: GradientPenalty = GradientPenalty(weight=0)
+    clip: float | None = None
+    build: Callable[..., nn.Module] = MLPCritic
+
+
+def build_spectral_critic(shape: tuple[int, ...], width: int, depth: int) -> nn.Module:
+    """Build an MLP critic with spectral norm in every linear layer."""
+    critic = MLPCritic(shape, width, depth)
+    for layer in critic.layers:
+        if isinstance(layer, nn.Linear):
+            spectral_norm(layer)
+    return critic
+
+
+ZERO = GradientPenalty(target=0.0, points="real")
+CONSTRAINTS = {
+    "two-sided": Constraint(GradientPenalty()),
+    "two-sided, lambda 0.1": Constraint(GradientPenalty(weight=0.1)),
+    "two-sided, lambda 1": Constraint(GradientPenalty(weight=1)),
+    "two-sided, lambda 100": Constraint(GradientPenalty(weight=100)),
+    "one-sided": Constraint(GradientPenalty(sides="one")),
+    "zero at real (R1)": Constraint(ZERO),
+    "zero at fake (R2)": Constraint(replace(ZERO, points="fake")),
+    "zero at both (R1 + R2)": Constraint(AtRealAndFake(target=0.0)),
+    "DRAGAN": Constraint(GradientPenalty(points="perturbed")),
+    "clipping at 0.01": Constraint(clip=0.01),
+    "clipping at 0.1": Constraint(clip=0.1),
+    "spectral norm": Constraint(build=build_spectral_critic),
+    "orthogonal": Constraint(build=OrthogonalCritic),
+}
+PANELS = {  # of the constant through training
+    "two-sided, by lambda": [name for name in CONSTRAINTS if name.startswith("two-sided")],
+    "other penalties": ["one-sided", "zero at real (R1)", "zero at fake (R2)", "zero at both (R1 + R2)", "DRAGAN"],
+    "no penalty": ["clipping at 0.01", "clipping at 0.1", "spectral norm", "orthogonal"],
+}
+
+
+@dataclass(frozen=True)
+class LipschitzTable:
+    """Critics with each constraint. The learning rate decays linearly to 0, so that every critic settles.
+
+    Args:
+        data: names from DATA. The pictures show the first.
+        max_cells: limit of the search for each constant, as in `lipschitz_on_box`. The interval is proved anyway.
+    """
+
+    width: int
+    iterations: int
+    data: list[str]
+    lr: float = 1e-3
+    batch_size: int = 256
+    max_cells: int = 200_000
+
+    def __post_init__(self) -> None:
+        if not self.data or not set(self.data) <= set(DATA) or len(set(self.data)) < len(self.data):
+            raise ValueError(f"figure.data = {list(self.data)}: one or more of {', '.join(map(repr, DATA))}, once each")
+
+    def cells(self) -> list[dict[str, str]]:
+        return [{"data": data, "constraint": name} for data in self.data for name in CONSTRAINTS]
+
+    def measure(self, cell: dict[str, str], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
+        name, constraint = cell["data"], CONSTRAINTS[cell["constraint"]]
+        data, search = DATA[name](device), {"max_cells": self.max_cells}
+        critic = initialize(lambda: constraint.build(data.shape, self.width, DEPTH), seed, "critic").to(device)
+        samples, curve = draw_held_out(name, seed), []
+        box = find_box(*chain.from_iterable(samples))
+        looks = {round(part * self.iterations) for part in LOOKS}
+
+        def look(k: int) -> None:
+            if k in looks:
+                point = {"iteration": k, "gap": measure_gap(critic, samples)}
+                if name == self.data[0]:
+                    point["constant"] = list(lipschitz_on_box(critic, *box, tolerance=0.1, **search))
+                curve.append(point)
+
+        def batch(k: int) -> tuple[Tensor, Tensor]:
+            return draw_batch(data, k, self.batch_size, seed)
+
+        options = {"clip_weights": constraint.clip, "decay": True, "look": look}
+        train_critic(critic, batch, self.iterations, self.lr, constraint.penalty, seed, **options)
+        record = evaluate(critic, name, seed, constraint.penalty.weight, **search)
+        curve.append({"iteration": self.iterations, "gap": record["gap"], "constant": record["constant"]})
+        record["curve"] = curve
+        if name == self.data[0] and seed == 0:
+            record["slope_grid"] = evaluate_grid(critic, *([end, end] for end in data.span), RESOLUTION, slope=True)
+        return record
+
+    def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
+        first = self.data[0]
+        data, records = DATA[first](), select(records, data=first)
+        (real,) = data.batch(0, 200, 0, "heldout")
+        shown = [record for record in records if "slope_grid" in record]
+        with open_figure(path, 11.5) as figure:
+            grid = figure.add_gridspec(5, 15, height_ratios=[1, 1, 1, 0.08, 1.5])
+            scale = {"vmin": 0, "vmax": 2, "cmap": "cividis"}
+            image = None
+            for number, record in enumerate(shown):
+                row, column = divmod(number, 5)
+                axes = figure.add_subplot(grid[row, 3 * column : 3 * column + 3])
+                slope = torch.tensor(record["slope_grid"])
+                image = axes.imshow(slope.numpy(), extent=(*data.span, *data.span), origin="lower", **scale)
+                draw_points(axes, real, size=1.2)
+                y, x = divmod(int(slope.argmax()), RESOLUTION)
+                ticks = torch.linspace(*data.span, RESOLUTION)
+                place = {"marker": "x", "s": 60, "color": "red", "linewidths": 2, "zorder": 5}
+                axes.scatter(ticks[x], ticks[y], **place)
+                axes.set(xticks=[], yticks=[], title=record["constraint"].replace(", ", "\n").replace(" (", "\n("))
+                low, high = record["constant"]
+                axes.set_xlabel(f"constant {(low + high) / 2:.3g}")
+            if image is not None:
+                label = f"slope ||grad D(x)|| on {first}, seed 0; x: the steepest point of the grid"
+                figure.colorbar(image, cax=figure.add_subplot(grid[3, 3:12]), orientation="horizontal", label=label)
+            for column, (title, names) in enumerate(PANELS.items()):
+                axes = figure.add_subplot(grid[4, 5 * column : 5 * column + 5])
+                draw_constants(axes, records, names)
+                axes.set(title=title, xlabel="critic updates", ylabel="Lipschitz constant" if column == 0 else None)
+            figure.suptitle(
+                f"Exact Lipschitz constants on the box of all held-out points, {first}"
+                f"\n{self.iterations:,} critic updates, {DEPTH} x {self.width}; curves: {describe_range(records)}"
+            )
+
+    def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
+        return [summarize_cell(cell, select(records, **cell)) for cell in self.cells()]
+
+
+def measure_gap(critic: nn.Module, samples: list[tuple[Tensor, Tensor]]) -> float:
+    """Compute E D(real) - E D(fake) over all samples together."""
+    device = next(critic.parameters()).device
+    with torch.no_grad():
+        real, fake = (critic(torch.cat(kind).to(device)).double().mean() for kind in zip(*samples, strict=True))
+    return (real - fake).item()
+
+
+def draw_constants(axes: Any, records: list[dict[str, Any]], names: list[str]) -> None:
+    """Draw the middle of the interval through training: the mean over seeds, and the range as a band."""
+    for name in names:
+        runs = select(records, constraint=name)
+        steps = [point["iteration"] for point in runs[0]["curve"]]
+        values = torch.tensor([[sum(point["constant"]) / 2 for point in run["curve"]] for run in runs])
+        (line,) = axes.plot(steps, values.mean(0), label=name)
+        axes.fill_between(steps, values.amin(0), values.amax(0), alpha=0.2, color=line.get_color())
+    axes.axhline(1, color="black", linestyle=":", linewidth=1)
+    axes.set(yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best")
+
+
+def summarize_cell(cell: dict[str, str], runs: list[dict[str, Any]]) -> dict[str, str]:
+    """Return a row of the table: mean +- standard deviation over the seeds of a cell."""
+    weight = CONSTRAINTS[cell["constraint"]].penalty.weight
+    one_lipschitz = CONSTRAINTS[cell["constraint"]].penalty.target == 1 and weight
+    corrected = [relative_error(run, "corrected") for run in runs] if one_lipschitz else []
+    expected = [expected_slope(mean_distance(run), weight) for run in runs] if one_lipschitz else []
+    settled = [run["gap"] / run["curve"][-2]["gap"] - 1 for run in runs]
+    return {
+        **cell,
+        "Lipschitz constant": format_constant(runs),
+        "slope at interpolates": format_spread([run["slopes"]["interpolates"]["mean"] for run in runs]),
+        "expected slope": format_spread(expected) if expected else "",
+        "gap": format_spread([run["gap"] for run in runs]),
+        "exact W1": format_spread([mean_distance(run) for run in runs]),
+        "corrected / W1 - 1": format_spread(corrected, "+.1%") if corrected else "",
+        "proved / W1": format_spread([proved_share(run) for run in runs], ".1%"),
+        f"change of the gap after {LOOKS[-1]:.0%} of the training": format_spread(settled, "+.1%"),
+    }
