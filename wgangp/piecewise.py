@@ -142,7 +142,8 @@ def _trace_avg_pool2d(
     size = kernel_size if isinstance(kernel_size, int) and stride in (None, kernel_size) and padding == 0 else 0
     if not size or divisor_override or any(length % size for length in input.shape[-2:]):
         return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return input.unflatten(-1, (-1, size)).unflatten(-3, (-1, size)).mean((-3, -1))
+    *outer, height, width = input.shape  # reshape: torch 2.11 does not compile Tensor.unflatten here
+    return input.reshape(*outer, height // size, size, width // size, size).mean((-3, -1))
 
 
 def _map_names(relu: Any, leaky_relu: Any, hardtanh: Any) -> dict[Any, Callable[..., Tensor]]:
