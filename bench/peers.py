@@ -88,10 +88,13 @@ class Ours:
         self.step += 1
 
 
-def measure_peer(peer: Peer, device: torch.device, rounds: int, deadline: float = float("inf")) -> list[dict[str, Any]]:
-    """Measure the peer's loop and all our variants in turn.
+def measure_peer(
+    peer: Peer, device: torch.device, rounds: int, variants: list[str], deadline: float = float("inf")
+) -> list[dict[str, Any]]:
+    """Measure the peer's loop and our variants in turn.
 
     Args:
+        variants: names of VARIANTS, the first is "peer".
         deadline: in seconds of time.monotonic(). Variants that are not compiled by then are left out.
 
     Returns:
@@ -101,7 +104,8 @@ def measure_peer(peer: Peer, device: torch.device, rounds: int, deadline: float 
     width = peer.width // (peer.cpu_division if device.type == "cpu" else 1)
     timed: dict[tuple[str, str], Callable[[], None]] = {}
     errors, expected = {}, []
-    for name, options in VARIANTS.items():
+    for name in variants:
+        options = VARIANTS[name]
         precision = options.get("precision", "fp32")
         if precision == "tf32" and device.type != "cuda":
             continue
@@ -122,7 +126,7 @@ def measure_peer(peer: Peer, device: torch.device, rounds: int, deadline: float 
         timed |= {(name, part): measure.with_precision(precision, getattr(variant, part)) for part in PARTS}
     seconds = measure.time_in_turn(timed, device, rounds)
     sizes = {"width": width, "batch": peer.batch}
-    names = [name for name in VARIANTS if (name, "iteration") in timed]
+    names = [name for name in variants if (name, "iteration") in timed]
     return [{"variant": name, "gradient_error": errors[name], **sizes, **_summarize(name, seconds)} for name in names]
 
 
@@ -176,7 +180,8 @@ def run(arguments: list[str]) -> None:
         peer = PEERS[name]
         if options.smoke:
             peer = replace(peer, batch=6, width=min(peer.width, 16))
-        measured = measure_peer(peer, device, options.rounds, start + options.seconds)
+        variants = [name for name in VARIANTS if name == "peer" or name in options.variants]
+        measured = measure_peer(peer, device, options.rounds, variants, start + options.seconds)
         records += [{"peer": name, "source": peer.source, **record, **source} for record in measured]
         print(f"{name}: {time.monotonic() - start:.0f} s since the start", flush=True)
         # After every peer, so that nothing is lost if the time is over.
@@ -197,6 +202,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after this time nothing more is begun")
     parser.add_argument(
         "--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER", help=", ".join(map(repr, PEERS))
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT", help="beside peer: which"
     )
     parser.add_argument("--out", metavar="FOLDER", help=f"for peers-DEVICE.jsonl (default: {page.SPEED})")
     options = parser.parse_args(arguments)

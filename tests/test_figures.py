@@ -389,7 +389,7 @@ class TestKorotin:
     def test_missing_table_is_named(self, figures, tmp_path):
         with pytest.raises(ValueError, match=r"figure.root: cannot read .*published.csv"):
             korotin.read_published(str(tmp_path), 2, 4)
-        with pytest.raises(ValueError, match="no value of .*true"):
+        with pytest.raises(ValueError, match=r"no value of .*true"):
             korotin.read_published(figures["korotin"].root, 3, 4)
 
 

@@ -90,8 +90,8 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
 
     These are: bounds of the critic's Lipschitz constant; the slope that is expected of the critic; for piecewise-linear
     critics in up to three dimensions, an interval for the constant on the smallest box that has all samples; on a line
-    and in the plane, the slopes on optimally coupled segments. Numbers that are not defined for the critic are left out.
-    scripts/lipschitz.py computes the same and more.
+    and in the plane, the slopes on optimally coupled segments. Numbers that are not defined for the critic are left
+    out. scripts/lipschitz.py computes the same and more.
     """
     size = min(size, QUOTIENT_POINTS)
     device = next(run.critic.parameters()).device

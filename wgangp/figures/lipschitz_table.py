@@ -40,11 +40,14 @@ class AtRealAndFake(GradientPenalty):
         return sum(part(critic, real, fake, None, *y) for part in parts)
 
 
+NO_PENALTY = GradientPenalty(weight=0)
+
+
 @dataclass(frozen=True)
 class Constraint:
     """How a critic is constrained: a penalty, a bound of its weights, or its layers."""
 
-    penalty: GradientPenalty = GradientPenalty(weight=0)
+    penalty: GradientPenalty = NO_PENALTY
     clip: float | None = None
     build: Callable[..., nn.Module] = MLPCritic
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wgangp.figures.common import CLIP, describe_spread, format_spread, select, train_critic
-from wgangp.figures.fixed_generator import DATA, PAIRINGS, POINTS, draw_batch, evaluate, evaluate_grid
+from wgangp.figures.fixed_generator import DATA, PAIRINGS, draw_batch, evaluate, evaluate_grid
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
 from wgangp.plots import cut_colormap, draw_points, open_figure
