@@ -9,7 +9,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,17 @@ class Ours:
 
 
 def measure_peer(
-    peer: Peer, device: torch.device, rounds: int, variants: list[str], deadline: float = float("inf")
+    peer: Peer,
+    device: torch.device,
+    rounds: int,
+    deadline: float = float("inf"),
+    variants: Sequence[str] = tuple(VARIANTS),
 ) -> list[dict[str, Any]]:
     """Measure the peer's loop and our variants in turn.
 
     Args:
-        variants: names of VARIANTS, the first is "peer".
         deadline: in seconds of time.monotonic(). Variants that are not compiled by then are left out.
+        variants: names of VARIANTS; the first is "peer".
 
     Returns:
         one record per variant: seconds (median), and ratios to the peer (median and quartiles over rounds). A variant
@@ -181,7 +185,7 @@ def run(arguments: list[str]) -> None:
         if options.smoke:
             peer = replace(peer, batch=6, width=min(peer.width, 16))
         variants = [name for name in VARIANTS if name == "peer" or name in options.variants]
-        measured = measure_peer(peer, device, options.rounds, variants, start + options.seconds)
+        measured = measure_peer(peer, device, options.rounds, start + options.seconds, variants)
         records += [{"peer": name, "source": peer.source, **record, **source} for record in measured]
         print(f"{name}: {time.monotonic() - start:.0f} s since the start", flush=True)
         # After every peer, so that nothing is lost if the time is over.
@@ -204,7 +208,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER", help=", ".join(map(repr, PEERS))
     )
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT", help="beside peer: which"
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        metavar="VARIANT",
+        help="what is measured beside the peer (default: all)",
     )
     parser.add_argument("--out", metavar="FOLDER", help=f"for peers-DEVICE.jsonl (default: {page.SPEED})")
     options = parser.parse_args(arguments)

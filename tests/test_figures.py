@@ -103,7 +103,7 @@ def figures(digits, benchmark):
         "lipschitz_table": lipschitz_table.LipschitzTable(
             iterations=20, data=["8 Gaussians", "Swiss roll"], max_cells=2000, **small
         ),
-        "korotin": korotin.Korotin(iterations=2, sorted_iterations=2, root=str(benchmark), batch_size=8),
+        "korotin": korotin.Korotin(iterations=2, sorted_iterations=2, data_root=str(benchmark), batch_size=8),
         "known_distance": known_distance.KnownDistance(iterations=2, **small),
         "penalties": penalties.Penalties(steps=1, **small),
         "gradient_norms": gradient_norms.GradientNorms(steps=1, **small),
@@ -157,7 +157,7 @@ class TestEveryFigure:
     @pytest.mark.parametrize("budget", ["cpu", "paper"])
     def test_scale_of_the_paper_is_one_override_away(self, configure, budget):
         figure = config.build(
-            configure("figure=korotin", "figure.root=x", f"budget={budget}", name="reproduce"), "figure"
+            configure("figure=korotin", "figure.data_root=x", f"budget={budget}", name="reproduce"), "figure"
         )
         assert figure.iterations == {"cpu": 6_000, "paper": 60_000}[budget]
         for name in set(NAMES) - {"korotin"}:
@@ -387,10 +387,10 @@ class TestKorotin:
         assert numbers["proved"] == pytest.approx(numbers["gap"] / high)
 
     def test_missing_table_is_named(self, figures, tmp_path):
-        with pytest.raises(ValueError, match=r"figure.root: cannot read .*published.csv"):
+        with pytest.raises(ValueError, match=r"figure.data_root: cannot read .*published.csv"):
             korotin.read_published(str(tmp_path), 2, 4)
         with pytest.raises(ValueError, match=r"no value of .*true"):
-            korotin.read_published(figures["korotin"].root, 3, 4)
+            korotin.read_published(figures["korotin"].data_root, 3, 4)
 
 
 class TestKnownDistance:

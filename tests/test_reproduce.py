@@ -136,6 +136,17 @@ class TestRecords:
         assert measured[2:] == [(1, "shift"), (1, "funnels")]
         assert (folder / "records.jsonl").read_text().startswith(first)
 
+    def test_jobs_measure_the_same_numbers_in_other_processes(self, build_figure, tmp_path, monkeypatch, capfd):
+        figure, folders = build_figure(), [tmp_path / "one", tmp_path / "two"]
+        for name, value in (("HELD_OUT", 20_000), ("STARTS", 200), ("ASCENT", 100)):  # as in a new process
+            monkeypatch.setattr(known_distance, name, value)
+        for jobs, folder in enumerate(folders, 1):
+            study.reproduce(figure, "known_distance", "cpu", [3, 1], str(folder), "cpu", jobs)
+        one, two = (study._complete_seeds(figure, read_lines(folder / "records.jsonl")) for folder in folders)
+        for a, b in zip(numbers_of(one), numbers_of(sorted(two, key=lambda r: [3, 1].index(r["seed"]))), strict=True):
+            assert a.keys() == b.keys() and a["gap"] == pytest.approx(b["gap"], rel=1e-4)
+        assert (folders[1] / "README.md").exists()
+
     def test_command_prints_where_they_are_if_none_is_missing(self, reproduce, capsys):
         reproduce([0])
         assert "are in" not in capsys.readouterr().out

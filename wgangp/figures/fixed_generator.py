@@ -120,11 +120,11 @@ def count_peaks(critic: nn.Module, centers: Tensor, angles: int = 64) -> int:
 def evaluate_grid(
     critic: nn.Module, low: list[float], high: list[float], resolution: int, *, slope: bool = False
 ) -> list[list[float]]:
-    """Compute D, or its slope, on a grid: one row per y, the smallest y first, with four digits."""
+    """Compute D, or its slope, on a grid: one row per y, the smallest y first, with three digits."""
     device = next(critic.parameters()).device
     ticks = [torch.linspace(a, b, resolution, device=device) for a, b in zip(low, high, strict=True)]
     y, x = torch.meshgrid(ticks[1], ticks[0], indexing="ij")
     points = torch.stack([x.flatten(), y.flatten()], dim=1)
     with torch.no_grad():
         value = gradient_norm(critic, points) if slope else critic(points).flatten()
-    return [[float(f"{v:.4g}") for v in row] for row in value.view(resolution, resolution).tolist()]
+    return [[float(f"{v:.3g}") for v in row] for row in value.view(resolution, resolution).tolist()]

@@ -42,7 +42,7 @@ class Korotin:
     """Critics on the pairs of the benchmark.
 
     Args:
-        root: the folder that has pairs.npz and published.csv (dim, funnels, method, cosine, l2, wasserstein).
+        data_root: the folder that has pairs.npz and published.csv (dim, funnels, method, cosine, l2, wasserstein).
         iterations: critic updates with a penalty. Paper: 60,000.
         sorted_iterations: updates of the critic that is 1-Lipschitz by construction. Paper: 25,000.
         compile: compute the gradients with torch.compile.
@@ -50,7 +50,7 @@ class Korotin:
 
     iterations: int
     sorted_iterations: int
-    root: str
+    data_root: str
     lr: float = 2e-4
     batch_size: int = 1024
     compile: bool = False
@@ -65,8 +65,8 @@ class Korotin:
 
     def measure(self, cell: dict[str, Any], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
         dim, (method, penalty, build) = cell["dim"], CRITICS[cell["critic"]]
-        published = read_published(self.root, dim, cell["funnels"])
-        pair = korotin(self.root, dim, cell["funnels"], device)
+        published = read_published(self.data_root, dim, cell["funnels"])
+        pair = korotin(self.data_root, dim, cell["funnels"], device)
         critic = initialize(lambda: build(pair.shape, max(2 * dim, WIDTH), DEPTH), seed, "critic").to(device)
 
         def batch(k: int) -> tuple[Tensor, Tensor]:
@@ -144,7 +144,7 @@ def read_published(root: str, dim: int, funnels: int) -> dict[str, float]:
             values = {row["method"]: float(row["wasserstein"]) for row in rows}
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
-            f"figure.root: cannot read {path} ({error}). Set it to the folder that has pairs.npz and published.csv"
+            f"figure.data_root: cannot read {path} ({error}). Set it to the folder that has pairs.npz and published.csv"
         ) from error
     missing = {"true", *(method for method, *_ in CRITICS.values())} - set(values)
     if missing:

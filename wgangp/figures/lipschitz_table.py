@@ -27,7 +27,7 @@ from wgangp.seeds import initialize
 __all__ = ["LipschitzTable"]
 
 LOOKS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # parts of the training after which the constant is computed
-RESOLUTION = 80  # of the grid for the slope, per axis
+RESOLUTION = 64  # of the grid for the slope, per axis
 
 
 class AtRealAndFake(GradientPenalty):
@@ -78,9 +78,10 @@ CONSTRAINTS = {
     "orthogonal": Constraint(build=OrthogonalCritic),
 }
 PANELS = {  # of the constant through training
-    "two-sided, by lambda": [name for name in CONSTRAINTS if name.startswith("two-sided")],
-    "other penalties": ["one-sided", "zero at real (R1)", "zero at fake (R2)", "zero at both (R1 + R2)", "DRAGAN"],
-    "no penalty": ["clipping at 0.01", "clipping at 0.1", "spectral norm", "orthogonal"],
+    "two-sided, by lambda": ["two-sided, lambda 0.1", "two-sided, lambda 1", "two-sided", "two-sided, lambda 100"],
+    "other penalties with target 1": ["two-sided", "one-sided", "DRAGAN"],
+    "zero-centered penalties": ["zero at real (R1)", "zero at fake (R2)", "zero at both (R1 + R2)"],
+    "no penalty": ["orthogonal", "spectral norm", "clipping at 0.1", "clipping at 0.01"],
 }
 
 
@@ -139,30 +140,21 @@ class LipschitzTable:
         data, records = DATA[first](), select(records, data=first)
         (real,) = data.batch(0, 200, 0, "heldout")
         shown = [record for record in records if "slope_grid" in record]
-        with open_figure(path, 11.5) as figure:
-            grid = figure.add_gridspec(5, 15, height_ratios=[1, 1, 1, 0.08, 1.5])
-            scale = {"vmin": 0, "vmax": 2, "cmap": "cividis"}
-            image = None
-            for number, record in enumerate(shown):
-                row, column = divmod(number, 5)
-                axes = figure.add_subplot(grid[row, 3 * column : 3 * column + 3])
-                slope = torch.tensor(record["slope_grid"])
-                image = axes.imshow(slope.numpy(), extent=(*data.span, *data.span), origin="lower", **scale)
-                draw_points(axes, real, size=1.2)
-                y, x = divmod(int(slope.argmax()), RESOLUTION)
-                ticks = torch.linspace(*data.span, RESOLUTION)
-                place = {"marker": "x", "s": 60, "color": "red", "linewidths": 2, "zorder": 5}
-                axes.scatter(ticks[x], ticks[y], **place)
-                axes.set(xticks=[], yticks=[], title=record["constraint"].replace(", ", "\n").replace(" (", "\n("))
-                low, high = record["constant"]
-                axes.set_xlabel(f"constant {(low + high) / 2:.3g}")
-            if image is not None:
-                label = f"slope ||grad D(x)|| on {first}, seed 0; x: the steepest point of the grid"
-                figure.colorbar(image, cax=figure.add_subplot(grid[3, 3:12]), orientation="horizontal", label=label)
-            for column, (title, names) in enumerate(PANELS.items()):
-                axes = figure.add_subplot(grid[4, 5 * column : 5 * column + 5])
+        with open_figure(path, 14.5) as figure:
+            above, below = figure.subfigures(2, 1, height_ratios=[7, 6])
+            panels = above.subplots(3, 5).flatten()
+            for axes, record in zip(panels, shown, strict=False):
+                image = draw_slopes(axes, record, data, real)
+            for axes in panels[len(shown) :]:
+                axes.set_visible(False)
+            if shown:
+                label = f"slope ||grad D(x)|| on {first}, seed {shown[0]['seed']}; x: the steepest point of the grid"
+                above.colorbar(image, ax=panels, orientation="horizontal", shrink=0.6, aspect=40, label=label)
+            for axes, (title, names) in zip(below.subplots(2, 2).flatten(), PANELS.items(), strict=True):
                 draw_constants(axes, records, names)
-                axes.set(title=title, xlabel="critic updates", ylabel="Lipschitz constant" if column == 0 else None)
+                axes.set_title(title)
+            below.supxlabel("critic updates")
+            below.supylabel("Lipschitz constant")
             figure.suptitle(
                 f"Exact Lipschitz constants on the box of all held-out points, {first}"
                 f"\n{self.iterations:,} critic updates, {DEPTH} x {self.width}; curves: {describe_range(records)}"
@@ -180,6 +172,21 @@ def measure_gap(critic: nn.Module, samples: list[tuple[Tensor, Tensor]]) -> floa
     return (real - fake).item()
 
 
+def draw_slopes(axes: Any, record: dict[str, Any], data: Any, real: Tensor) -> Any:
+    """Draw the slope over the plane, the real points, and the steepest point. Returns the image."""
+    slope = torch.tensor(record["slope_grid"])
+    square = {"extent": (*data.span, *data.span), "origin": "lower"}
+    image = axes.imshow(slope.numpy(), vmin=0, vmax=2, cmap="cividis", **square)
+    draw_points(axes, real, size=1.2)
+    row, column = divmod(int(slope.argmax()), RESOLUTION)
+    ticks = torch.linspace(*data.span, RESOLUTION)
+    axes.scatter(ticks[column], ticks[row], marker="x", s=60, color="red", linewidths=2, zorder=5)
+    low, high = record["constant"]
+    axes.set(xticks=[], yticks=[], xlabel=f"constant {(low + high) / 2:.3g}")
+    axes.set_title(record["constraint"].replace(", ", "\n").replace(" (", "\n("))
+    return image
+
+
 def draw_constants(axes: Any, records: list[dict[str, Any]], names: list[str]) -> None:
     """Draw the middle of the interval through training: the mean over seeds, and the range as a band."""
     for name in names:
@@ -189,7 +196,12 @@ def draw_constants(axes: Any, records: list[dict[str, Any]], names: list[str]) -
         (line,) = axes.plot(steps, values.mean(0), label=name)
         axes.fill_between(steps, values.amin(0), values.amax(0), alpha=0.2, color=line.get_color())
     axes.axhline(1, color="black", linestyle=":", linewidth=1)
-    axes.set(yscale="log")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    if high < 30 * low:  # the ticks between the powers of ten have numbers, too
+        axes.set_yticks([tick for tick in (0.2, 0.5, 1, 2, 5, 10, 20, 50) if low < tick < high])
+        axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
 

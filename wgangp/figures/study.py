@@ -5,6 +5,7 @@ written by hand. Only the block between two marker lines is rendered from the re
 """
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
@@ -210,10 +211,17 @@ def _command(name: str, figure: Any, seeds: list[int]) -> str:
     for budget in BUDGETS:
         cfg = OmegaConf.create({"budget": budget, "figure": OmegaConf.load(CONF / "figure" / f"{name}.yaml")})
         usual = OmegaConf.to_container(cfg, resolve=True)["figure"]
-        changed[budget] = [f"figure.{key}={v}" for key, v in _settings(figure).items() if v != usual[key]]
+        changed[budget] = [_override(key, v) for key, v in _settings(figure).items() if v != usual[key]]
     budget = min(BUDGETS, key=lambda budget: len(changed[budget]))
     overrides = [*(["budget=paper"] if budget == "paper" else []), *changed[budget]]
     return " ".join(["python scripts/reproduce.py", f"figure={name}", *overrides, f'"seeds={seeds}"', "out=FOLDER"])
+
+
+def _override(key: str, value: Any) -> str:
+    """A setting as it is typed in a shell: texts in a list have quotes for Hydra, and all of it for the shell."""
+    if isinstance(value, list):
+        value = "[" + ",".join(json.dumps(entry) for entry in value) + "]"
+    return shlex.quote(f"figure.{key}={value}")
 
 
 def _settings(figure: Any) -> dict[str, Any]:
