@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from wgangp import GradientPenalty, config, plots
 from wgangp.logs import append_line
 from wgangp.losses import Wasserstein
 from wgangp.networks import layers
+from wgangp.optim import build_average
 from wgangp.report import lipschitz_report, picture, report
 from wgangp.seeds import draw_latent, rng_for
 from wgangp.step import critic_objective, generator_objective
@@ -103,6 +105,38 @@ def test_expected_slope_is_reported_only_for_a_penalty_with_target_1(toy_run, pe
         pytest.fail("no step has an expected slope")
     values = lipschitz_report(replace(run, penalty=penalty), step, 8)
     assert not values.keys() & {"expected_slope", "corrected_wasserstein"}
+
+
+class Shifted(nn.Module):
+    """A generator whose samples are all at one point. The class lists the mode of every call."""
+
+    latent_dim = 2
+    modes: ClassVar[list[bool]] = []
+
+    def __init__(self, point):
+        super().__init__()
+        self.point = nn.Parameter(torch.tensor(point))
+
+    def forward(self, z):
+        self.modes.append(self.training)
+        return self.point + 0 * z
+
+
+def test_samples_are_of_the_average_and_losses_of_the_generator(toy_run, tmp_path, monkeypatch):
+    run = toy_run()
+    on_a_mode = Shifted(run.data.centers[3].tolist())
+    averaged = replace(run, average=build_average(on_a_mode, 0.5))
+    plain, values = report(run, 1, 16), report(averaged, 1, 16)
+    assert (values["modes"], values["high_quality"]) == (1, 1.0) and plain["high_quality"] < 1
+    names = plain.keys() - {"modes", "high_quality"}
+    assert {name: plain[name] for name in names} == {name: values[name] for name in names}
+    assert lipschitz_report(run, 1, 16) == lipschitz_report(averaged, 1, 16)
+    drawn = []
+    monkeypatch.setattr("wgangp.plots.save_value_surface", lambda path, critic, real, fake, *_: drawn.append(fake))
+    append_line(tmp_path / "metrics.jsonl", {"step": 1, **values})
+    picture(tmp_path, averaged, 1)
+    torch.testing.assert_close(drawn[0], run.data.centers[3].expand(512, 2))
+    assert averaged.average.module.training and len(Shifted.modes) >= 2 and not any(Shifted.modes)
 
 
 @LOSSES

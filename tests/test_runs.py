@@ -105,8 +105,14 @@ class TestClaimFolder:
 
     def test_accepts_other_values_of_keys_that_do_not_change_a_number(self, configure, tmp_path):
         claim(tmp_path, configure())
-        with claim_folder(tmp_path, configure("train.steps=7", "train.log_every=3", "device=cpu", "run_dir=x")):
+        others = ("train.steps=7", "train.log_every=3", "device=cpu", "run_dir=x")
+        with claim_folder(tmp_path, configure(*others)):
             assert OmegaConf.load(tmp_path / "config.yaml").train.steps == 4000  # the caller writes the new config
+
+    def test_raises_for_another_average(self, configure, tmp_path):
+        claim(tmp_path, configure())
+        with pytest.raises(ValueError, match=r"another config:\n  ema\.decay: None in the folder, 0\.9 now\n"):
+            claim(tmp_path, configure("ema.decay=0.9"))
 
     def test_compares_the_values_that_a_budget_chooses(self, configure, tmp_path):
         assert run_name("cifar_dcgan", ["experiment=cifar_dcgan", "budget=cpu"]) == "cifar_dcgan+budget-cpu"

@@ -107,6 +107,7 @@ def test_resume_is_bit_identical_including_pictures(train_tiny, tmp_path):
         ("optim=rmsprop", "penalty.weight=0", "clip.weights=0.01"),
         ("optim=normalized", "penalty.points=perturbed"),
         ("data=swiss_roll", "clip.gradient_norm=0.1"),
+        ("ema.decay=0.7", "train.decay_steps=8"),
     ],
     ids=" ".join,
 )
@@ -321,6 +322,74 @@ def test_learning_rates_decay_linearly_to_zero_and_generator_batch_size_is_used(
         assert rates[8:] == rates[:8]
     finally:
         hook.remove()
+
+
+FORMS = [(), ("train.compile=true",), ("train.precision=bf16",), ("train.accumulate=2",), ("clip.gradient_norm=0.1",)]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=" ".join)
+def test_average_is_that_of_the_generator_after_every_generator_update(
+    train_tiny, tmp_path, monkeypatch, quick_compile, form
+):
+    monkeypatch.setattr("wgangp.config.try_run", lambda *_: None)  # its update is none of the run's
+    weights, built = [], {}
+
+    def record(optimizer, *_):
+        if optimizer is built["run"].optim_generator:
+            weights.append([p.detach().double() for p in built["run"].generator.parameters()])
+
+    build = config.build_run
+    monkeypatch.setattr(config, "build_run", lambda cfg: built.setdefault("run", build(cfg)))
+    hook = register_optimizer_step_post_hook(record)
+    try:
+        run, _ = train_tiny(tmp_path, "train.steps=5", "train.critic_steps=2", "ema.decay=0.7", *form)
+    finally:
+        hook.remove()
+    expected = weights[0]
+    for values in weights[1:]:
+        expected = [0.7 * e + 0.3 * w for e, w in zip(expected, values, strict=True)]
+    assert len(weights) == run.average.n_averaged == 5
+    average = list(run.average.module.parameters())
+    assert {p.dtype for p in average} == {torch.float32}
+    torch.testing.assert_close([p.double() for p in average], expected, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(average[0], next(run.generator.parameters()))
+
+
+def test_average_changes_no_trained_number(train_tiny, tmp_path):
+    (run, _), (other, _) = (
+        train_tiny(tmp_path / name, "train.steps=4", f"ema.decay={decay}")
+        for name, decay in (("a", 0.7), ("b", "null"))
+    )
+    for name in ("generator", "critic", "optim_generator", "optim_critic"):
+        assert flat(getattr(run, name).state_dict()) == flat(getattr(other, name).state_dict())
+    of_samples = {"modes", "high_quality"}
+    with_average, without = (read_lines(tmp_path / name / "metrics.jsonl") for name in "ab")
+    for a, b in zip(with_average, without, strict=True):
+        assert {k: v for k, v in a.items() if k not in of_samples} == {
+            k: v for k, v in b.items() if k not in of_samples
+        }
+    saved = [torch.load(max((tmp_path / name / "checkpoints").glob("*.pt")), weights_only=True) for name in "ab"]
+    assert saved[0].keys() - saved[1].keys() == {"average"}
+
+
+@pytest.mark.parametrize("first, then", [("0.7", "null"), ("null", "0.7")])
+def test_average_of_a_checkpoint_is_not_lost_and_not_made_up(train_tiny, tmp_path, first, then):
+    train_tiny(tmp_path, "train.steps=2", f"ema.decay={first}")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"was saved with another ema\.decay: set it back, or choose another run_dir="):
+        train_tiny(tmp_path, "train.steps=4", f"ema.decay={then}")
+    assert contents(tmp_path) == before
+
+
+def test_average_has_the_memory_layout_of_the_generator(configure, small_mnist):
+    small = ("networks.generator.width=2", "networks.critic.width=2", "train.report_size=9", "train.batch_size=9")
+    cfg = configure("experiment=mnist", f"data.root={small_mnist}", *small, "device=cpu", "ema.decay=0.7")
+    run = config.build_run(cfg, channels_last=True)
+    pairs = list(zip(run.average.module.parameters(), run.generator.parameters(), strict=True))
+    assert all(a.stride() == p.stride() and torch.equal(a, p) for a, p in pairs)
+    assert any(p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) for _, p in pairs)
+    run.average.update_parameters(run.generator)
+    assert all(a.stride() == p.stride() for a, p in pairs)
 
 
 def test_noise_differs_between_steps_and_purposes():

@@ -21,7 +21,7 @@ from wgangp.lipschitz import corrected_wasserstein, expected_slope, largest_quot
 from wgangp.logs import read_metrics
 from wgangp.losses import merge_terms
 from wgangp.metrics.modes import mode_coverage
-from wgangp.runs import Run
+from wgangp.runs import Run, choose_generator
 from wgangp.seeds import draw_latent, rng_for, seed_layers
 from wgangp.state import check_not_random, use_eval_mode
 from wgangp.step import critic_objective, generator_objective
@@ -43,7 +43,8 @@ def leave_unchanged(measure: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **keywords: Any) -> Any:
         run = next(value for value in (*args, *keywords.values()) if isinstance(value, Run))
         device = next(run.critic.parameters()).device
-        with use_eval_mode(run.generator, run.critic), seed_layers(run.seed, 0, "measurement", device):
+        networks = (run.generator, run.critic, choose_generator(run))
+        with use_eval_mode(*networks), seed_layers(run.seed, 0, "measurement", device):
             return measure(*args, **keywords)
 
     return call
@@ -56,6 +57,9 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
     Differs: the released code logs the batch of the last critic update, before the generator update. Here all numbers
     are of both networks after the update, on batches that are drawn for the report. Held-out numbers are of one batch
     here, and of the whole set there.
+
+    Losses, slopes and gradients are of the generator that the critic is trained against. The mode coverage is of the
+    averaged generator, if the run has one.
     """
     device = next(run.critic.parameters()).device
     values: dict[str, float] = {}
@@ -77,7 +81,8 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
     values["generator_param_grad_norm"] = _param_grad_norm(terms["generator_loss"], run.generator)
     if hasattr(run.data, "centers"):
         with torch.no_grad():
-            samples = run.generator(*draw_latent(run.generator, COVERAGE_SAMPLES, run.seed, 0, "coverage", device))
+            latent = draw_latent(run.generator, COVERAGE_SAMPLES, run.seed, 0, "coverage", device)
+            samples = choose_generator(run)(*latent)
         values |= mode_coverage(samples, run.data.centers, run.data.sd)
     return values
 
@@ -117,14 +122,17 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
 
 @leave_unchanged
 def picture(folder: Path, run: Run, step: int) -> None:
-    """Draw samples/STEP.png from noise that is the same at every step, and curves.png of the log so far."""
+    """Draw samples/STEP.png from noise that is the same at every step, and curves.png of the log so far.
+
+    The samples are of the averaged generator, if the run has one.
+    """
     device = next(run.critic.parameters()).device
     path = folder / "samples" / f"{step:08d}.png"
     path.parent.mkdir(exist_ok=True)
     in_plane = tuple(run.data.shape) == (2,)
     latent = draw_latent(run.generator, POINTS if in_plane else IMAGES, run.seed, 0, "picture", device)
     with torch.no_grad():
-        fake = run.generator(*latent)
+        fake = choose_generator(run)(*latent)
     if in_plane and len(latent) == 1:
         (real,) = run.data.batch(0, len(fake), run.seed, "heldout", purpose="picture")
         plots.save_value_surface(path, run.critic, real, fake, run.data.span, f"{step} generator updates")

@@ -1,4 +1,4 @@
-"""A run: the objects that it consists of, the name of its folder, and the lock on its folder."""
+"""A run: the objects that it consists of, what of them is saved, the name of its folder, and the lock on its folder."""
 
 import hashlib
 import re
@@ -13,11 +13,20 @@ from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
 
-__all__ = ["Run", "claim_folder", "find_folder", "normalize_overrides", "run_name"]
+__all__ = [
+    "Run",
+    "choose_generator",
+    "claim_folder",
+    "collect_stateful",
+    "find_folder",
+    "normalize_overrides",
+    "run_name",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class Run:
     data               batch(k, size, seed, split, purpose) -> (x,) or (x, y), .shape, .span: see wgangp/data
     loss, penalty      what the networks minimize
     seed               every random draw is a function of it, the step and the purpose
+    average            None, or the moving average of the generator's weights: `average.module` is then the network that
+                       samples are drawn with
     """
 
     generator: nn.Module
@@ -41,6 +52,18 @@ class Run:
     loss: Wasserstein
     penalty: GradientPenalty
     seed: int
+    average: AveragedModel | None = None
+
+
+def choose_generator(run: Run) -> nn.Module:
+    """Return the network that samples are drawn with: the averaged generator if the run has one, else the generator."""
+    return run.generator if run.average is None else run.average.module
+
+
+def collect_stateful(run: Run) -> dict[str, Any]:
+    """Return what a checkpoint holds of a run, by name: objects with state_dict() and load_state_dict()."""
+    names = ("generator", "critic", "optim_generator", "optim_critic", "average")
+    return {name: getattr(run, name) for name in names if getattr(run, name) is not None}
 
 
 NOT_COMPUTED = (  # keys that say where, how long and how often. They do not change a computed number
@@ -61,6 +84,7 @@ NOT_COMPUTED = (  # keys that say where, how long and how often. They do not cha
     "figure.data_root",
 )
 ADDED = {  # keys that older run folders do not have, with the value that changes no number
+    "ema.decay": None,
     "penalty.autocast": False,
     "train.accumulate": 1,
     "train.channels_last": False,

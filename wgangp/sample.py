@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wgangp import plots
 from wgangp.config import find_device, restore
-from wgangp.runs import Run
+from wgangp.runs import Run, choose_generator
 from wgangp.seeds import draw_latent
 from wgangp.state import use_eval_mode
 
@@ -34,7 +34,8 @@ def sample(
 ) -> Path:
     """Draw samples from the generator of a run folder, write them, and return the path.
 
-    The generator is in eval mode. Sample i of a seed is the same for every n.
+    The generator is the averaged one if the run has an average (ema.decay). It is in eval mode. Sample i of a seed is
+    the same for every n.
 
     Args:
         run: the run folder.
@@ -95,7 +96,8 @@ def generate(generator: nn.Module, n: int, draw: Callable[[int], tuple[Tensor, .
 
 
 def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int, step: int) -> None:
-    device = next(run.generator.parameters()).device
+    generator = choose_generator(run)
+    device = next(generator.parameters()).device
     images = len(run.data.shape) == 3
     if what == "animation":
         pictures = sorted((folder / "samples").glob("[0-9]*.png"))
@@ -111,13 +113,13 @@ def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int, ste
 
     def draw(k: int) -> tuple[Tensor, ...]:
         if columns is not None:
-            return _draw_interpolation(run.generator, columns, seed, k, device)
-        return draw_latent(run.generator, BATCH, seed, k, "sample", device)
+            return _draw_interpolation(generator, columns, seed, k, device)
+        return draw_latent(generator, BATCH, seed, k, "sample", device)
 
-    x = generate(run.generator, n, draw).cpu()
+    x = generate(generator, n, draw).cpu()
     if what == "npz":
         numbers = {"arr_0": plots.to_bytes(x, run.data.span) if images else x, "x": x, "span": run.data.span}
-        if getattr(run.generator, "classes", 0):
+        if getattr(generator, "classes", 0):
             numbers["y"] = torch.cat([draw(k)[1] for k in range(math.ceil(n / BATCH))])[:n].cpu()
         numbers |= {"step": step, "seed": seed}
         np.savez_compressed(path, **{name: np.asarray(value) for name, value in numbers.items()})
