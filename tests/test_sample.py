@@ -63,9 +63,17 @@ def test_samples_are_of_the_average_if_the_run_has_one(trained):
 
 def test_animation_has_every_picture_that_the_run_saved(toy):
     path = sample(str(toy), "animation", n=1, device="cpu")
-    assert path.name == "animation_step3.gif"
+    assert path.name == "animation_step3.webp"
     with Image.open(path) as movie:
         assert movie.n_frames == 4
+
+
+def test_animation_that_leaves_pictures_out_says_so(toy, monkeypatch, capsys):
+    sample(str(toy), "animation", device="cpu", out=str(toy / "all.webp"))
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("wgangp.plots.save_animation", lambda path, pictures: path.touch() or (2, (5, 5)))
+    sample(str(toy), "animation", device="cpu")
+    assert capsys.readouterr().out == "2 of 4 pictures, 5 x 5 px: the file has less than 1 MB\n"
 
 
 def test_same_arguments_return_the_file_that_exists(toy):

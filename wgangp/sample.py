@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from wgangp import plots
@@ -17,7 +18,7 @@ from wgangp.state import use_eval_mode
 
 __all__ = ["generate", "sample"]
 
-SUFFIXES = {"grid": ".png", "interpolation": ".png", "animation": ".gif", "images": "", "npz": ".npz"}
+SUFFIXES = {"grid": ".png", "interpolation": ".png", "animation": ".webp", "images": "", "npz": ".npz"}
 INTERPOLATION_COLUMNS = 8  # images per interpolation
 BATCH = 256  # samples per forward pass, always: with batch norm, a sample depends on the other samples of its batch
 
@@ -39,8 +40,8 @@ def sample(
 
     Args:
         run: the run folder.
-        what: grid (one picture); interpolation (between two random z); animation (of the pictures that the run saved);
-            images (a folder with one file per sample); npz (numbers: docs/export.md).
+        what: grid (one picture); interpolation (between two random z); animation (a WebP of less than 1 MB of the
+            pictures that the run saved); images (a folder with one file per sample); npz (numbers: docs/export.md).
         n: the number of samples. An interpolation of images has n // 8 rows of 8.
         seed: the seed of the noise. An animation uses neither n nor seed.
         step: of the checkpoint that is used, and of the last picture of an animation. None: the newest checkpoint.
@@ -104,7 +105,10 @@ def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int, ste
         pictures = [picture for picture in pictures if int(picture.stem) <= step]
         if not pictures:
             raise ValueError(f"{folder / 'samples'} has no pictures to animate")
-        plots.save_animation(path, pictures)
+        count, (width, height) = plots.save_animation(path, pictures)
+        with Image.open(pictures[-1]) as last:
+            if (count, (width, height)) != (len(pictures), last.size):
+                print(f"{count} of {len(pictures)} pictures, {width} x {height} px: the file has less than 1 MB")
         return
     columns = None
     if what == "interpolation":
