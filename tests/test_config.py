@@ -113,12 +113,17 @@ class TestTrainOptions:
         with pytest.raises(ValueError, match=override.split("=")[0]):
             config.train_options(configure(override))
 
+    def test_no_update_at_all_has_no_rates_that_decay(self, configure):
+        options = config.train_options(configure("train.steps=0"))
+        assert options["steps"] == options["decay_steps"] == 0
+
     def test_are_the_values_of_the_config(self, configure):
         cfg = configure("train.critic_steps=10", "clip.weights=0.01", "seed=3")
         options = config.train_options(cfg)
         assert options["critic_steps"] == 10 and options["clip"] == Clip(weights=0.01, gradient_norm=None)
         assert options["regularize_gradient_norm"] == 0
         saved = OmegaConf.create(options["config"])
+        assert saved.train.decay_steps == options["decay_steps"] == 4000  # resolved
         assert OmegaConf.merge(saved, {"trust": []}) == cfg and "seed: 3" in options["config"]
         assert "trust" not in saved  # a run folder does not say what to trust
         assert config.build_run(configure("seed=3", *TINY)).seed == 3

@@ -23,7 +23,7 @@ from wgangp.compiled import build_computation
 from wgangp.data.toy import gaussians8
 from wgangp.logs import read_lines
 from wgangp.losses import Wasserstein
-from wgangp.report import lipschitz_report, picture, report
+from wgangp.report import draw_curves, lipschitz_report, picture, report
 from wgangp.results import render_origins
 from wgangp.runs import Run
 from wgangp.seeds import draw_latent, rng_for
@@ -56,6 +56,7 @@ def train_tiny(configure):
 def real_pictures(quick_pictures, monkeypatch):
     """The pictures of wgangp.report, which the other tests of this file replace by small ones."""
     monkeypatch.setattr("wgangp.train.picture", picture)
+    monkeypatch.setattr("wgangp.train.draw_curves", draw_curves)
 
 
 def contents(folder):
@@ -324,6 +325,13 @@ def test_learning_rates_decay_linearly_to_zero_and_generator_batch_size_is_used(
         hook.remove()
 
 
+def test_default_run_decays_until_its_last_update(configure, tmp_path):
+    cfg = configure(*TINY, "train.decay_steps=${train.steps}", "train.steps=4", "optim.lr=0.4")
+    train(tmp_path, run := config.build_run(cfg), **config.train_options(cfg))
+    rates = [group["lr"] for optimizer in (run.optim_generator, run.optim_critic) for group in optimizer.param_groups]
+    assert rates == pytest.approx([0.1, 0.1])
+
+
 FORMS = [(), ("train.compile=true",), ("train.precision=bf16",), ("train.accumulate=2",), ("clip.gradient_norm=0.1",)]
 
 
@@ -499,7 +507,7 @@ def checkpoint_events(monkeypatch):
         return save(checkpoints, step, state)
 
     def read_step(path):
-        """The step at which helpers.quick_picture drew a picture, from its color; None if there is no picture."""
+        """The step at which tests/helpers.py drew a picture, from its color; None if there is no picture."""
         if not path.exists():
             return None
         with Image.open(path) as image:
@@ -527,6 +535,16 @@ def test_last_log_line_picture_and_curves_exist_when_the_last_checkpoint_is_save
     every = ("train.log_every=2", "train.checkpoint_every=2", "train.lipschitz_every=2", "train.sample_every=2")
     train_tiny(tmp_path, "train.steps=3", *every)
     assert checkpoint_events == [(0, [0], 0, 0), (2, [0, 2], 2, 2), (3, [0, 2, 3], 3, 3)]
+
+
+def test_curves_are_drawn_with_checkpoints_and_not_with_pictures(train_tiny, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(
+        "wgangp.train.draw_curves", lambda folder, run: steps.append(read_lines(folder / "metrics.jsonl")[-1]["step"])
+    )
+    every = ("train.log_every=1", "train.sample_every=1", "train.checkpoint_every=3")
+    train_tiny(tmp_path, "train.steps=5", *every)
+    assert steps == [0, 3, 5] and len(list((tmp_path / "samples").iterdir())) == 6
 
 
 @pytest.mark.usefixtures("real_pictures")

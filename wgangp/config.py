@@ -271,7 +271,7 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     check_keys(cfg, SCHEMA)
     numbers = {"seed": cfg.seed} | {f"train.{name}": n for name, n in cfg.train.items() if type(n) is int}
     for key, value in numbers.items():
-        least = 0 if key in ("seed", "train.steps") else 1
+        least = 0 if key in ("seed", "train.steps") or (key, cfg.train.steps) == ("train.decay_steps", 0) else 1
         if value < least:
             raise ValueError(f"{key} = {value}: must be >= {least}")
     if cfg.budget not in BUDGETS:

@@ -1,7 +1,7 @@
-"""What a run logs and draws at a step: one line of the log, one picture.
+"""What a run logs and draws: one line of the log and one picture at a step, and the curves of the log.
 
-Both are functions of the run and the step alone, so that a resumed run logs and draws the same. They see the networks
-in eval mode and change nothing, so that the trained weights do not depend on how often a run is measured.
+Line and picture are functions of the run and the step alone, so that a resumed run logs and draws the same. They see
+the networks in eval mode and change nothing: the trained weights do not depend on how often a run is measured.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from wgangp.seeds import draw_latent, rng_for, seed_layers
 from wgangp.state import check_not_random, use_eval_mode
 from wgangp.step import critic_objective, generator_objective
 
-__all__ = ["leave_unchanged", "lipschitz_report", "picture", "report"]
+__all__ = ["draw_curves", "leave_unchanged", "lipschitz_report", "picture", "report"]
 
 IMAGES, POINTS = 128, 512  # samples in a picture, all from the same noise at every step
 QUOTIENT_POINTS = 256  # points of each kind for the Lipschitz report, at most
@@ -122,7 +122,7 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
 
 @leave_unchanged
 def picture(folder: Path, run: Run, step: int) -> None:
-    """Draw samples/STEP.png from noise that is the same at every step, and curves.png of the log so far.
+    """Draw samples/STEP.png from noise that is the same at every step.
 
     The samples are of the averaged generator, if the run has one.
     """
@@ -140,6 +140,10 @@ def picture(folder: Path, run: Run, step: int) -> None:
         plots.save_points(path, fake, run.data.span, f"{step} generator updates")
     elif len(run.data.shape) == 3:
         plots.save_image_grid(path, fake.cpu(), run.data.span)
+
+
+def draw_curves(folder: Path, run: Run) -> None:
+    """Draw curves.png of the log so far."""
     plots.save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"), run.penalty.target)
 
 

@@ -98,7 +98,8 @@ MOVED = {"wgangp.gradients.NormalizedGradientDescent": "wgangp.optim.NormalizedG
 def run_name(experiment: str | None, overrides: list[str]) -> str:
     """Return a readable name for a command: its experiment, and the overrides that change a computed number.
 
-    train.steps is not in the name, because a longer run continues a shorter one.
+    train.steps is not in the name, because a longer run continues a shorter one. If the learning rates decay until
+    train.steps, which is another run, train.decay_steps is in the name (see `normalize_overrides`).
 
     The name has only letters, digits and . - + _, so that run=runs/NAME needs no quotes in a shell or in Hydra.
 
@@ -114,7 +115,10 @@ def run_name(experiment: str | None, overrides: list[str]) -> str:
 
 
 def normalize_overrides(overrides: list[str], cfg: DictConfig) -> list[str]:
-    """Return Hydra overrides with the values that the config has: 1e-3, 0.001 and ++ give the same text."""
+    """Return Hydra overrides with the values that the config has: 1e-3, 0.001 and ++ give the same text.
+
+    An override of train.steps gives two texts, if train.decay_steps is equal to it by default.
+    """
     texts = {}
     for override in OverridesParser.create().parse_overrides(overrides):
         key, value = override.get_key_element().lstrip("+"), OmegaConf.select(cfg, override.key_or_group)
@@ -123,6 +127,9 @@ def normalize_overrides(overrides: list[str], cfg: DictConfig) -> list[str]:
         else:
             text = override.get_value_element_as_str() if OmegaConf.is_dict(value) else _format(value)
             texts[key] = f"{key}={text}"
+    decay_steps = OmegaConf.to_container(cfg.train, resolve=False)["decay_steps"]
+    if "train.steps" in texts and decay_steps == "${train.steps}":
+        texts["train.decay_steps"] = f"train.decay_steps={cfg.train.steps}"
     return list(texts.values())
 
 

@@ -22,7 +22,7 @@ from wgangp.logs import Log, Progress, amend_last_line, append_line, collect_pro
 from wgangp.losses import merge_terms
 from wgangp.penalty import clip_weights_
 from wgangp.precision import product_precision
-from wgangp.report import lipschitz_report, picture, report
+from wgangp.report import draw_curves, lipschitz_report, picture, report
 from wgangp.runs import Run, collect_stateful
 from wgangp.seeds import draw_latent, rng_for, seed_layers
 from wgangp.step import descend
@@ -62,7 +62,7 @@ def train(
     batch_size: int,  # real samples, and fake samples, per critic update
     log_every: int,  # generator updates between lines of the log
     sample_every: int,  # generator updates between pictures
-    checkpoint_every: int,  # generator updates between checkpoints
+    checkpoint_every: int,  # generator updates between checkpoints, and between drawings of curves.png
     lipschitz_every: int,  # generator updates between Lipschitz reports, which are added to a line of the log
     report_size: int,  # samples of each kind per line of the log
     generator_batch_size: int | None = None,  # fake samples per generator update; None: batch_size
@@ -147,8 +147,9 @@ def train(
                 picture(folder, run, step)
                 log.write_picture(step)
 
-            # Checkpoint.
+            # Checkpoint, and the curves of the log until here.
             if checkpoint_due and world.first:
+                draw_curves(folder, run)
                 save(folder / "checkpoints", step, _state(run, step))
 
             # Done?
