@@ -598,6 +598,15 @@ class TestLipschitz:
 
 
 class TestReproduce:
+    def test_default_run_is_trained_by_its_commands(self, command, quick_pictures):
+        """The figure composes configs while Hydra runs the command."""
+        tiny = ("figure.steps=1", "figure.width=4", "figure.batch_size=8", "device=cpu", "seeds=[0]", "out=custom")
+        assert "custom" in command("reproduce", "figure=default_run", *tiny)
+        records = read_lines(command.folder / "custom" / "records.jsonl")
+        assert [record["variant"] for record in records] == ["none", "decay", "EMA", "both"]
+        rows = (command.folder / "custom" / "README.md").read_text()
+        assert "| both | `scripts/train.py ema.decay=0.999` |" in rows
+
     def test_sweep_has_a_folder_per_budget(self, command, quick_pictures):
         output = command("reproduce", "-m", "figure=gradient_norms", *FIGURE, "budget=cpu,paper")
         assert "results/gradient_norms\n" in output and "results/gradient_norms+paper" in output

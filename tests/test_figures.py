@@ -6,17 +6,18 @@ import math
 import pytest
 import torch
 from helpers import write_idx
+from omegaconf import OmegaConf
 from PIL import Image
 
 from wgangp import config
 from wgangp.data.toy import gaussians8
-from wgangp.figures import common, gradient_norms, known_distance, overfitting, penalties, value_surfaces
+from wgangp.figures import common, default_run, gradient_norms, known_distance, overfitting, penalties, value_surfaces
 from wgangp.figures.common import count_seeds, describe_range, format_spread, select, train_critic
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
 
 CPU = torch.device("cpu")
-NAMES = ("value_surfaces", "known_distance", "penalties", "gradient_norms", "overfitting")
+NAMES = ("default_run", "value_surfaces", "known_distance", "penalties", "gradient_norms", "overfitting")
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +25,8 @@ def _small(monkeypatch, quick_pictures):
     monkeypatch.setattr(value_surfaces, "POINTS", 40)
     monkeypatch.setattr(value_surfaces, "HELD_OUT", 200)
     monkeypatch.setattr(value_surfaces, "DATA", {"8 Gaussians": gaussians8, "again": gaussians8})
-    monkeypatch.setattr(penalties, "POINTS", 40)
-    monkeypatch.setattr(penalties, "COUNTED", 100)
+    monkeypatch.setattr(common, "POINTS", 40)
+    monkeypatch.setattr(common, "COUNTED", 100)
     monkeypatch.setattr(penalties, "DATA", {"8 Gaussians": gaussians8, "again": gaussians8})
     monkeypatch.setattr(known_distance, "DIMENSIONS", (2, 4))
     for name in ("HELD_OUT", "STARTS", "ASCENT"):
@@ -48,6 +49,7 @@ def figures(digits):
     """Every figure at a tiny size."""
     small = {"width": 4, "batch_size": 8}
     return {
+        "default_run": default_run.DefaultRun(steps=2, ema_decay=0.5, **small),
         "value_surfaces": value_surfaces.ValueSurfaces(iterations=2, **small),
         "known_distance": known_distance.KnownDistance(iterations=2, **small),
         "penalties": penalties.Penalties(steps=1, **small),
@@ -80,7 +82,8 @@ class TestEveryFigure:
         for seed in (0, 1):
             for number, cell in enumerate(cells):
                 numbers = figure.measure(cell, seed, tmp_path / f"run-{seed}-{number}", CPU)
-                records.append({"seed": seed, **cell, **json.loads(json.dumps(numbers, allow_nan=False))})
+                numbers = json.loads(json.dumps(numbers, allow_nan=False))
+                records.append({"seed": seed, **cell, **numbers, "seconds": 1.5})
         again = figure.measure(cells[0], 0, tmp_path / "again", CPU)
         assert json.loads(json.dumps(again)).items() <= records[0].items()  # a function of cell and seed
         assert records[0] != {**records[len(cells)], "seed": 0}  # the seed matters
@@ -101,7 +104,7 @@ class TestEveryFigure:
 
     @pytest.mark.parametrize("budget, width", [("cpu", 128), ("paper", 512)])
     def test_scale_of_the_paper_is_one_override_away(self, configure, budget, width):
-        for name in NAMES:
+        for name in (name for name in NAMES if name != "default_run"):
             figure = config.build(configure(f"figure={name}", f"budget={budget}", name="reproduce"), "figure")
             assert figure.width == (width if name != "overfitting" else width // 8)
 
@@ -194,6 +197,67 @@ class TestValueSurfaces:
         for critic, row in rows.items():
             assert row["gap / W1 - 1"] == "-10.0% +- 0.0%"
             assert row["corrected / W1 - 1"] == ("" if critic == "clipping" else "-20.0% +- 0.0%")
+
+
+class TestDefaultRun:
+    def test_settings_are_those_of_the_default_run(self, configure):
+        """The figure at its settings composes the config that scripts/train.py composes, for the variant "decay"."""
+        figure, composed = config.build(configure("figure=default_run", name="reproduce"), "figure"), []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(default_run, "train_command", lambda folder, overrides: composed.append(overrides))
+            for cell in figure.cells():
+                with pytest.raises(AttributeError):  # nothing is trained
+                    figure.measure(cell, 0, None, CPU)
+        decay = figure.ema_decay
+        changes = [
+            {"train.decay_steps": None},
+            {},
+            {"train.decay_steps": None, "ema.decay": decay},
+            {"ema.decay": decay},
+        ]
+        for overrides, changed in zip(composed, changes, strict=True):
+            expected = configure("device=cpu")
+            for key, value in changed.items():
+                OmegaConf.update(expected, key, value)
+            assert configure(*overrides) == expected
+
+    def test_commands_of_the_table_are_what_is_measured(self, figures):
+        figure = figures["default_run"]
+        numbers = {"w1": 0.1, "floor": 0.05, "seconds": 100.0}
+        records = [
+            {"seed": seed, **cell, **numbers, "modes": modes, "high_quality": share}
+            for cell in figure.cells()
+            for seed, (modes, share) in enumerate([(8, 0.5), (7, 0.9), (8, 0.8)])
+        ]
+        rows = figure.table(records)
+        assert [row["command"] for row in rows] == [
+            "`scripts/train.py train.decay_steps=null`",
+            "`scripts/train.py`",
+            "`scripts/train.py train.decay_steps=null ema.decay=0.5`",
+            "`scripts/train.py ema.decay=0.5`",
+        ]
+        for row in rows:
+            assert list(row.values())[2:] == [
+                "8 of 8",
+                "80%",
+                "73% +- 21%",
+                "0.100 +- 0.000",
+                "0.050 +- 0.000",
+                "100 +- 0",
+            ]
+
+    def test_samples_are_of_the_average_where_there_is_one(self, figures, tmp_path):
+        none, decay, average, both = (
+            figures["default_run"].measure(cell, 0, tmp_path / cell["variant"], CPU)
+            for cell in figures["default_run"].cells()
+        )
+        assert none["samples"] != decay["samples"] and none["samples"] != average["samples"] != both["samples"]
+        assert not (tmp_path / "decay" / "config.yaml").exists()
+
+    def test_interrupted_run_is_not_measured(self, figures, tmp_path, monkeypatch):
+        monkeypatch.setattr("wgangp.figures.study.train", lambda folder, run, **options: 1)
+        with pytest.raises(KeyboardInterrupt):
+            figures["default_run"].measure({"variant": "both"}, 0, tmp_path, CPU)
 
 
 class TestKnownDistance:
