@@ -184,6 +184,24 @@ def test_curves_are_reproducible_and_leave_out_metrics_that_are_not_logged(tmp_p
     assert (read_pixels(tmp_path / "c.png") < 255).sum() < (read_pixels(tmp_path / "a.png") < 255).sum()
 
 
+def test_value_surfaces_have_the_same_frame_for_all_values(tmp_path):
+    """Otherwise an animation would shake: the axes and the bar of colors are where they are for other values."""
+    frames = []
+    for scale in (1.0, 1e-4, 1e5):
+        plots.save_value_surface(
+            tmp_path / "a.png",
+            lambda x, scale=scale: scale * x[:, 0],
+            torch.zeros(1, 2),
+            torch.zeros(1, 2),
+            (-1.0, 1.0),
+        )
+        pixels = read_pixels(tmp_path / "a.png")
+        rows, columns = (pixels < 60).mean(1), (pixels < 60).mean(0)  # black lines
+        frames.append((np.flatnonzero(rows > 0.5).tolist(), np.flatnonzero(columns > 0.5).tolist()))
+        assert (pixels[:, -3:] > 250).all()  # the numbers at the bar fit
+    assert frames[0] == frames[1] == frames[2] and len(frames[0][0]) >= 2 and len(frames[0][1]) >= 4
+
+
 def read_frames(path):
     with Image.open(path) as movie:
         for i in range(movie.n_frames):

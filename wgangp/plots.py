@@ -127,12 +127,13 @@ def save_value_surface(
     with torch.no_grad():
         value = critic(torch.stack([x.flatten(), y.flatten()], dim=1)).view(resolution, resolution)
     with open_figure(path, 3.9, COLUMN) as figure:
-        axes = figure.add_subplot()
+        figure.set_layout_engine("none")  # its layout depends on the values, so that an animation would shake
+        axes, bar = figure.add_axes((0.1, 0.115, 0.68, 0.802)), figure.add_axes((0.802, 0.115, 0.035, 0.802))
         contours = axes.contourf(ticks.cpu(), ticks.cpu(), value.cpu(), levels=16, cmap=cut_colormap(*SURFACE))
-        figure.colorbar(contours, label="critic value D(x)")
+        figure.colorbar(contours, cax=bar, format="%.3g")
         draw_points(axes, real, fake)
         axes.legend(loc="upper right", markerscale=1.5)
-        _frame(axes, span, title)
+        _frame(axes, span, f"{title}; " * bool(title) + "color: critic value D(x)")
 
 
 def save_points(path: Path, x: Tensor, span: tuple[float, float], title: str = "", connect: bool = False) -> None:
