@@ -48,7 +48,7 @@ class DefaultRun:
         return score_samples(choose_generator(run), run.data, seed, device)
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
-        with open_figure(path, 2.9) as figure:
+        with open_figure(path, 3.4) as figure:
             panels = figure.subplots(1, len(VARIANTS))
             for axes, variant in zip(panels, VARIANTS, strict=True):
                 runs = select(records, variant=variant)
