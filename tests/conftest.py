@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, Linear, quick_picture, smooth_critic, train_run, write_idx  # noqa: F401 - old imports
+from helpers import ROOT, Linear, smooth_critic, train_run, use_quick_pictures, write_idx  # noqa: F401 - old imports
 from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from labeled import LabeledCritic, LabeledGenerator
@@ -104,8 +104,8 @@ def quick_compile(monkeypatch):
 
 @pytest.fixture
 def quick_pictures(monkeypatch):
-    """Training without matplotlib, which takes most of the time of a short run."""
-    monkeypatch.setattr("wgangp.train.picture", quick_picture)
+    """Training without matplotlib."""
+    use_quick_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +116,7 @@ def _trained_once(configure, tmp_path_factory):
         if overrides not in folders:
             folders[overrides] = tmp_path_factory.mktemp("run")
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("wgangp.train.picture", quick_picture)
+                use_quick_pictures(patch)
                 train_run(configure(*overrides), folders[overrides])
         return folders[overrides]
 

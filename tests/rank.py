@@ -12,10 +12,11 @@ from wgangp.distributed import join_ranks
 from wgangp.losses import Wasserstein
 from wgangp.networks.layers import BatchNorm
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
+from wgangp.optim import build_average
 from wgangp.penalty import GradientPenalty
 from wgangp.runs import Run
 from wgangp.seeds import initialize
-from wgangp.train import Clip, train
+from wgangp.train import Clip, _digest, train
 
 
 class SlowData(type(gaussians8())):
@@ -48,7 +49,8 @@ def main():
     generator = initialize(lambda: build_generator("norm" in words), 0, "generator")
     critic = initialize(lambda: MLPCritic((2,), width=32), 0, "critic")
     optimizers = [torch.optim.Adam(n.parameters(), lr=1e-3, betas=(0.0, 0.9), fused=True) for n in (generator, critic)]
-    run = Run(generator, critic, *optimizers, data, Wasserstein(), GradientPenalty(points=points), seed=0)
+    average = build_average(generator, 0.7 if "average" in words else None)
+    run = Run(generator, critic, *optimizers, data, Wasserstein(), GradientPenalty(points=points), 0, average)
     never = dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "lipschitz_every"), 10**6)
     with join_ranks(torch.device("cpu"), rank_timeout=60 if "patient" in words else 6) as world:
         step = train(
@@ -67,6 +69,8 @@ def main():
             world=world,
         )
         print(f"rank {world.rank} of {world.size} reached {step}", flush=True)
+        if average:
+            print(f"average: {_digest(average)}", flush=True)
 
 
 if __name__ == "__main__":

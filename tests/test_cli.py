@@ -88,6 +88,15 @@ class TestTrain:
         assert len(list((command.folder / "runs").iterdir())) == 2
         assert {p.name for p in command.folder.iterdir()} == {"runs"}  # no other files
 
+    def test_longer_run_is_another_run_if_the_learning_rates_decay_until_its_end(self, command, quick_pictures):
+        sizes = [argument for argument in TINY if "decay" not in argument]
+        folders = [run_folder(command("train", *sizes, f"train.steps={steps}")) for steps in (1, 2, 1)]
+        assert "+train.decay_steps-1+" in folders[0] and "+train.decay_steps-2+" in folders[1]
+        assert folders[0] == folders[2] and len(list((command.folder / "runs").iterdir())) == 2
+        command("train", *sizes, "train.steps=1", "run_dir=kept")
+        output = command("train", *sizes, "train.steps=2", "run_dir=kept", status=1)
+        assert "train.decay_steps: 1 in the folder, 2 now" in output and "Traceback" not in output
+
     def test_sweep_has_a_folder_per_run(self, command, quick_pictures):
         command("train", "-m", *TINY, "train.steps=1", "seed=10,11", "penalty.sides=one")
         assert len([p for p in (command.folder / "runs").iterdir() if "one+seed-1" in p.name]) == 2
@@ -453,7 +462,7 @@ class TestOwnPackage:
         (train, arguments), (sample, sample_arguments) = example
         small = ("train.steps=2", "train.batch_size=16", "train.report_size=16", "device=cpu")
         folder = run_folder(command(train, *arguments, *small, "objective=wasserstein"))
-        assert folder + "+train.batch_size-16+train.report_size-16" == folder + folder.removeprefix(
+        assert folder + "+train.batch_size-16+train.decay_steps-2+train.report_size-16" == folder + folder.removeprefix(
             "runs/toy+data-circle+networks-circle"
         )
         assert f"run={'runs/toy+data-circle+networks-circle'}" in sample_arguments
@@ -463,7 +472,14 @@ class TestOwnPackage:
 
     def test_every_command_asks_for_trust_again(self, command, example, quick_pictures):
         (train, arguments), _ = example
-        small = (*arguments, "train.steps=2", "train.batch_size=16", "train.report_size=16", "device=cpu")
+        small = (
+            *arguments,
+            "train.steps=2",
+            "train.decay_steps=3",
+            "train.batch_size=16",
+            "train.report_size=16",
+            "device=cpu",
+        )
         folder = run_folder(command(train, *small, "run_dir=kept"))
         assert "trust" not in (command.folder / folder / "config.yaml").read_text()
         with (command.folder / folder / "config.yaml").open("a") as file:
@@ -582,6 +598,15 @@ class TestLipschitz:
 
 
 class TestReproduce:
+    def test_default_run_is_trained_by_its_commands(self, command, quick_pictures):
+        """The figure composes configs while Hydra runs the command."""
+        tiny = ("figure.steps=1", "figure.width=4", "figure.batch_size=8", "device=cpu", "seeds=[0]", "out=custom")
+        assert "custom" in command("reproduce", "figure=default_run", *tiny)
+        records = read_lines(command.folder / "custom" / "records.jsonl")
+        assert [record["variant"] for record in records] == ["none", "decay", "EMA", "both"]
+        rows = (command.folder / "custom" / "README.md").read_text()
+        assert "| both | `scripts/train.py ema.decay=0.999` |" in rows
+
     def test_sweep_has_a_folder_per_budget(self, command, quick_pictures):
         output = command("reproduce", "-m", "figure=gradient_norms", *FIGURE, "budget=cpu,paper")
         assert "results/gradient_norms\n" in output and "results/gradient_norms+paper" in output

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import WIDTHS, quick_picture, train_run
+from helpers import WIDTHS, train_run, use_quick_pictures
 from omegaconf import OmegaConf
 
 from wgangp import NormalizedGradientDescent
@@ -51,7 +51,7 @@ def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, smal
     if choice.startswith("data="):
         monkeypatch.setattr("wgangp.plots.save_curves", no_curves)
     else:
-        monkeypatch.setattr("wgangp.train.picture", quick_picture)
+        use_quick_pictures(monkeypatch)
     partner = PARTNERS.get(choice, "")
     cfg = configure(*SHORT, choice, *filter(None, [partner]))
     if "root" in cfg.data or OmegaConf.is_missing(cfg.data, "root"):
@@ -121,3 +121,31 @@ def test_released_clipping_run_has_batch_norm_and_no_penalty(configure):
     cfg = configure("experiment=mnist_clip")
     assert cfg.networks.critic.norm and cfg.networks.generator.norm
     assert cfg.penalty.weight == 0 and cfg.clip.weights == 0.01 and cfg.optim._target_ == "torch.optim.RMSprop"
+
+
+@pytest.mark.parametrize(
+    "experiment, cpu, paper",
+    [
+        ("toy_released", None, None),
+        ("mnist", None, None),
+        ("mnist_clip", None, None),
+        ("cifar_dcgan", None, None),
+        ("cifar_resnet", 300, 100_000),
+    ],
+)
+def test_experiments_have_the_decay_of_the_released_code_and_no_average(configure, experiment, cpu, paper):
+    for budget, decay_steps in (("cpu", cpu), ("paper", paper)):
+        cfg = configure(f"experiment={experiment}", f"budget={budget}")
+        assert cfg.train.decay_steps == decay_steps and cfg.ema.decay is None
+    assert configure(f"experiment={experiment}", "train.steps=7").train.decay_steps == paper
+
+
+def test_every_experiment_is_in_the_test_of_its_decay():
+    names = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
+    assert names == {"toy_released", "mnist", "mnist_clip", "cifar_dcgan", "cifar_resnet"}
+
+
+def test_default_run_decays_until_its_last_update(configure):
+    assert configure().train.decay_steps == 4000
+    assert configure("train.steps=7").train.decay_steps == 7
+    assert configure("train.steps=7", "train.decay_steps=null").train.decay_steps is None

@@ -113,12 +113,17 @@ class TestTrainOptions:
         with pytest.raises(ValueError, match=override.split("=")[0]):
             config.train_options(configure(override))
 
+    def test_no_update_at_all_has_no_rates_that_decay(self, configure):
+        options = config.train_options(configure("train.steps=0"))
+        assert options["steps"] == options["decay_steps"] == 0
+
     def test_are_the_values_of_the_config(self, configure):
         cfg = configure("train.critic_steps=10", "clip.weights=0.01", "seed=3")
         options = config.train_options(cfg)
         assert options["critic_steps"] == 10 and options["clip"] == Clip(weights=0.01, gradient_norm=None)
         assert options["regularize_gradient_norm"] == 0
         saved = OmegaConf.create(options["config"])
+        assert options["decay_steps"] == 4000 and "decay_steps: 4000\n" in options["config"]  # resolved
         assert OmegaConf.merge(saved, {"trust": []}) == cfg and "seed: 3" in options["config"]
         assert "trust" not in saved  # a run folder does not say what to trust
         assert config.build_run(configure("seed=3", *TINY)).seed == 3
@@ -164,6 +169,8 @@ class TestValues:
             ("optim.fused=3", r"optim\.fused = 3: must be true or false or null"),
             ("+optim.weight_decay=-1", r"optim\.weight_decay = -1: must be >= 0"),
             ("networks.critic.width=null", r"networks\.critic\.width = None: must be an integer"),
+            ("ema.decay=1", r"ema\.decay = 1\.0: must be > 0 and < 1, or null for no average"),
+            ("ema.decay=0", r"ema\.decay = 0\.0: must be > 0 and < 1, or null for no average"),
         ],
     )
     def test_number_that_does_not_fit_is_refused(self, configure, override, message):
@@ -345,7 +352,9 @@ class TestKeys:
         with pytest.raises(Exception, match=r"not in|Could not override"):
             configure(override)
 
-    @pytest.mark.parametrize("override", ["train.steps=abc", "train.steps=1.5", "seed=abc", "clip.weights=abc"])
+    @pytest.mark.parametrize(
+        "override", ["train.steps=abc", "ema.decay=abc", "train.steps=1.5", "seed=abc", "clip.weights=abc"]
+    )
     def test_values_of_another_type_are_refused(self, configure, override):
         with pytest.raises(Exception, match="Error merging override"):
             configure(override)
@@ -537,6 +546,15 @@ class TestLoadRun:
 
     def test_generates_samples_in_one_line(self, folder):
         assert load_run(folder).generator(torch.randn(5, 2)).shape == (5, 2)
+
+    def test_average_is_that_of_the_checkpoint_if_the_run_has_one(self, folder, trained):
+        assert load_run(folder).average is None
+        folder = trained(*TINY, "train.steps=3", "ema.decay=0.5", name="averaged")
+        run, state = load_run(folder), torch.load(folder / "checkpoints" / "step_00000003.pt", weights_only=True)
+        assert_equal(run.average.state_dict(), state["average"])
+        assert_equal(run.generator.state_dict(), state["generator"])
+        z = torch.randn(5, 2)
+        assert run.average.module.latent_dim == 2 and not torch.equal(run.average.module(z), run.generator(z))
 
     def test_continues_as_the_run_itself(self, configure, folder, tmp_path, quick_pictures):
         again = train_run(configure(*TINY, "train.steps=2", "seed=3", "penalty.sides=one"), tmp_path / "again")

@@ -52,7 +52,8 @@ def finish(processes):
 
 def parameters(folder):
     state = load_latest(folder / "checkpoints", CPU)
-    return {f"{key}.{name}": x for key in ("generator", "critic") for name, x in state[key].items()}
+    parts = {key: state[key] for key in ("generator", "critic", "average") if key in state}
+    return {f"{key}.{name}": x for key, part in parts.items() for name, x in part.items() if name != "n_averaged"}
 
 
 def largest_difference(a, b):
@@ -90,6 +91,14 @@ def test_every_number_of_ranks_trains_the_same_parameters(ranks, words, one_proc
     several, single = (read_lines(folder / "metrics.jsonl")[-1] for folder in (tmp_path, one_process()))
     if not words:
         assert several == pytest.approx(single, rel=1e-6)
+
+
+@pytest @ pytest.mark.slow
+def test_every_rank_has_the_average_of_a_single_process(one_process, tmp_path):
+    outputs = finish(start(2, tmp_path, STEPS, "average"))
+    digests = {out.split("average: ")[1].strip() for out in outputs}
+    assert len(digests) == 1 and any(name.startswith("average.") for name in parameters(tmp_path))
+    assert largest_difference(tmp_path, one_process("average")) < 1e-10
 
 
 @pytest.mark.slow

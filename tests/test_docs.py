@@ -87,7 +87,13 @@ def test_every_choice_and_key_is_documented():
             for key in _leaves(OmegaConf.to_container(OmegaConf.load(path))):
                 assert f"`{key}`" in page or f".{key}`" in page, f"{group}.{key}"
     config = OmegaConf.load(CONF / "config.yaml")
-    keys = [*config.train, *TRAIN_KEYS, *(f"clip.{key}" for key in config.clip), "regularize.gradient_norm"]
+    keys = [
+        *config.train,
+        *TRAIN_KEYS,
+        *(f"clip.{key}" for key in config.clip),
+        "regularize.gradient_norm",
+        "ema.decay",
+    ]
     for key in [*keys, "seed", "device", "budget", "run_dir"]:
         assert f"`{key}`" in page, key
     for name in ("sample", "lipschitz", "reproduce"):

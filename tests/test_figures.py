@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import write_idx
+from omegaconf import OmegaConf
 from PIL import Image
 
 from wgangp import config, critic_step, gradient_norm, lipschitz_on_box, wasserstein1
 from wgangp.data.toy import gaussians8
 from wgangp.figures import (
     common,
+    default_run,
     fixed_generator,
     gradient_norms,
     known_distance,
@@ -32,6 +34,7 @@ from wgangp.seeds import initialize, rng_for
 CPU = torch.device("cpu")
 CONSTRAINTS = lipschitz_table.CONSTRAINTS
 NAMES = (
+    "default_run",
     "value_surfaces",
     "known_distance",
     "penalties",
@@ -54,8 +57,8 @@ def _small(monkeypatch, quick_pictures):
     monkeypatch.setattr(korotin, "FUNNELS", (4, 16))
     monkeypatch.setattr(korotin, "HELD_OUT", 20)
     monkeypatch.setattr("wgangp.data.pairs.TRUTH_SIZE", 2**14)
-    monkeypatch.setattr(penalties, "POINTS", 40)
-    monkeypatch.setattr(penalties, "COUNTED", 100)
+    monkeypatch.setattr(common, "POINTS", 40)
+    monkeypatch.setattr(common, "COUNTED", 100)
     monkeypatch.setattr(penalties, "DATA", {"8 Gaussians": gaussians8, "again": gaussians8})
     monkeypatch.setattr(known_distance, "DIMENSIONS", (2, 4))
     for name in ("HELD_OUT", "STARTS", "ASCENT"):
@@ -97,6 +100,7 @@ def figures(digits, benchmark):
     small = {"width": 4, "batch_size": 8}
     names = ["clipping", "two-sided, paired", "two-sided, coupled", "one-sided, independent", "lambda 0.1, paired"]
     return {
+        "default_run": default_run.DefaultRun(steps=2, ema_decay=0.5, **small),
         "value_surfaces": value_surfaces.ValueSurfaces(
             iterations=2, data=["8 Gaussians", "Swiss roll"], critics=names, **small
         ),
@@ -135,7 +139,8 @@ class TestEveryFigure:
         for seed in (0, 1):
             for number, cell in enumerate(cells):
                 numbers = figure.measure(cell, seed, tmp_path / f"run-{seed}-{number}", CPU)
-                records.append({"seed": seed, **cell, **json.loads(json.dumps(numbers, allow_nan=False))})
+                numbers = json.loads(json.dumps(numbers, allow_nan=False))
+                records.append({"seed": seed, **cell, **numbers, "seconds": 1.5})
         again = figure.measure(cells[0], 0, tmp_path / "again", CPU)
         assert json.loads(json.dumps(again)).items() <= records[0].items()  # a function of cell and seed
         assert records[0] != {**records[len(cells)], "seed": 0}  # the seed matters
@@ -160,7 +165,7 @@ class TestEveryFigure:
             configure("figure=korotin", "figure.data_root=x", f"budget={budget}", name="reproduce"), "figure"
         )
         assert figure.iterations == {"cpu": 6_000, "paper": 60_000}[budget]
-        for name in set(NAMES) - {"korotin"}:
+        for name in set(NAMES) - {"korotin", "default_run"}:
             figure = config.build(configure(f"figure={name}", f"budget={budget}", name="reproduce"), "figure")
             assert figure.width == WIDTHS.get(name, (128, 512))[budget == "paper"]
 
@@ -391,6 +396,67 @@ class TestKorotin:
             korotin.read_published(str(tmp_path), 2, 4)
         with pytest.raises(ValueError, match=r"no value of .*true"):
             korotin.read_published(figures["korotin"].data_root, 3, 4)
+
+
+class TestDefaultRun:
+    def test_settings_are_those_of_the_default_run(self, configure):
+        """The figure at its settings composes the config that scripts/train.py composes, for the variant "decay"."""
+        figure, composed = config.build(configure("figure=default_run", name="reproduce"), "figure"), []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(default_run, "train_command", lambda folder, overrides: composed.append(overrides))
+            for cell in figure.cells():
+                with pytest.raises(AttributeError):  # nothing is trained
+                    figure.measure(cell, 0, None, CPU)
+        decay = figure.ema_decay
+        changes = [
+            {"train.decay_steps": None},
+            {},
+            {"train.decay_steps": None, "ema.decay": decay},
+            {"ema.decay": decay},
+        ]
+        for overrides, changed in zip(composed, changes, strict=True):
+            expected = configure("device=cpu")
+            for key, value in changed.items():
+                OmegaConf.update(expected, key, value)
+            assert configure(*overrides) == expected
+
+    def test_commands_of_the_table_are_what_is_measured(self, figures):
+        figure = figures["default_run"]
+        numbers = {"w1": 0.1, "floor": 0.05, "seconds": 100.0}
+        records = [
+            {"seed": seed, **cell, **numbers, "modes": modes, "high_quality": share}
+            for cell in figure.cells()
+            for seed, (modes, share) in enumerate([(8, 0.5), (7, 0.9), (8, 0.8)])
+        ]
+        rows = figure.table(records)
+        assert [row["command"] for row in rows] == [
+            "`scripts/train.py train.decay_steps=null`",
+            "`scripts/train.py`",
+            "`scripts/train.py train.decay_steps=null ema.decay=0.5`",
+            "`scripts/train.py ema.decay=0.5`",
+        ]
+        for row in rows:
+            assert list(row.values())[2:] == [
+                "8 of 8",
+                "80%",
+                "73% +- 21%",
+                "0.100 +- 0.000",
+                "0.050 +- 0.000",
+                "100 +- 0",
+            ]
+
+    def test_samples_are_of_the_average_where_there_is_one(self, figures, tmp_path):
+        none, decay, average, both = (
+            figures["default_run"].measure(cell, 0, tmp_path / cell["variant"], CPU)
+            for cell in figures["default_run"].cells()
+        )
+        assert none["samples"] != decay["samples"] and none["samples"] != average["samples"] != both["samples"]
+        assert not (tmp_path / "decay" / "config.yaml").exists()
+
+    def test_interrupted_run_is_not_measured(self, figures, tmp_path, monkeypatch):
+        monkeypatch.setattr("wgangp.figures.study.train", lambda folder, run, **options: 1)
+        with pytest.raises(KeyboardInterrupt):
+            figures["default_run"].measure({"variant": "both"}, 0, tmp_path, CPU)
 
 
 class TestKnownDistance:

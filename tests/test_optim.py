@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wgangp import NormalizedGradientDescent, total_norm
+from wgangp.optim import build_average
 
 
 def parameters_with_gradients(*shapes):
@@ -61,3 +64,52 @@ def test_converges_to_a_circle_of_radius_lr_around_a_minimum():
 def test_lr_that_is_not_positive_raises(lr):
     with pytest.raises(ValueError, match="lr"):
         NormalizedGradientDescent([nn.Parameter(torch.ones(1))], lr)
+
+
+class TestBuildAverage:
+    def build(self):
+        return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).double()
+
+    @pytest.mark.parametrize("decay", [0.9, 0.3])
+    def test_average_is_the_recursion_by_hand(self, decay):
+        """It begins with the weights of the first call: the initial weights are not in it."""
+        network = self.build()
+        average, expected = build_average(network, decay), None
+        for _ in range(5):
+            for p in network.parameters():
+                p.data.normal_()
+            network(torch.randn(4, 2, dtype=torch.float64))  # running statistics
+            average.update_parameters(network)
+            weights = [p.detach().clone() for p in network.parameters()]
+            expected = weights if expected is None else expected
+            expected = [decay * e + (1 - decay) * w for e, w in zip(expected, weights, strict=True)]
+        assert [p.dtype for p in average.module.parameters()] == [torch.float64] * 4
+        torch.testing.assert_close(list(average.module.parameters()), expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(list(average.module.buffers()), list(network.buffers()), rtol=0, atol=0)
+        assert all(torch.equal(p, w) for p, w in zip(network.parameters(), weights, strict=True))
+
+    def test_average_is_a_copy_that_is_not_trained(self):
+        network = self.build()
+        average = build_average(network, 0.5)
+        assert not {id(p) for p in average.parameters()} & {id(p) for p in network.parameters()}
+        assert not any(p.requires_grad for p in average.parameters()) and network[0].weight.requires_grad
+
+    def test_average_continues_from_its_state(self):
+        network = self.build()
+        whole, parts = (build_average(network, 0.9) for _ in range(2))
+        for step in range(4):
+            network[0].weight.data.normal_()
+            whole.update_parameters(network)
+            parts.update_parameters(network)
+            if step == 1:
+                state, parts = copy.deepcopy(parts.state_dict()), build_average(self.build(), 0.9)
+                parts.load_state_dict(state)
+        torch.testing.assert_close(parts.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+    def test_null_is_no_average(self):
+        assert build_average(self.build(), None) is None
+
+    @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, 1.5, float("nan")])
+    def test_decay_out_of_range_is_refused_with_its_key(self, decay):
+        with pytest.raises(ValueError, match=rf"^ema\.decay = {decay}: must be > 0 and < 1, or null for no average$"):
+            build_average(self.build(), decay)

@@ -184,16 +184,56 @@ def test_curves_are_reproducible_and_leave_out_metrics_that_are_not_logged(tmp_p
     assert (read_pixels(tmp_path / "c.png") < 255).sum() < (read_pixels(tmp_path / "a.png") < 255).sum()
 
 
+def test_value_surfaces_have_the_same_frame_for_all_values(tmp_path):
+    """Otherwise an animation would shake: the axes and the bar of colors are where they are for other values."""
+    frames = []
+    for scale in (1.0, 1e-4, 1e5):
+        plots.save_value_surface(
+            tmp_path / "a.png",
+            lambda x, scale=scale: scale * x[:, 0],
+            torch.zeros(1, 2),
+            torch.zeros(1, 2),
+            (-1.0, 1.0),
+        )
+        pixels = read_pixels(tmp_path / "a.png")
+        rows, columns = (pixels < 60).mean(1), (pixels < 60).mean(0)  # black lines
+        frames.append((np.flatnonzero(rows > 0.5).tolist(), np.flatnonzero(columns > 0.5).tolist()))
+        assert (pixels[:, -3:] > 250).all()  # the numbers at the bar fit
+    assert frames[0] == frames[1] == frames[2] and len(frames[0][0]) >= 2 and len(frames[0][1]) >= 4
+
+
+def read_frames(path):
+    with Image.open(path) as movie:
+        for i in range(movie.n_frames):
+            movie.seek(i)
+            yield np.asarray(movie.convert("L"), dtype=float)
+
+
 def test_animation_has_every_picture_in_order(tmp_path):
     shades = (0, 120, 250)
     for i, shade in enumerate(shades):
         Image.new("L", (8 if i else 9, 8), shade).save(tmp_path / f"{i}.png")
-    plots.save_animation(tmp_path / "a.gif", [tmp_path / f"{i}.png" for i in range(3)])
-    with Image.open(tmp_path / "a.gif") as movie:
-        assert movie.n_frames == 3 and movie.size == (8, 8)
-        for i, shade in enumerate(shades):
-            movie.seek(i)
-            assert abs(int(np.asarray(movie.convert("L"))[4, 4]) - shade) < 8
+    used = plots.save_animation(tmp_path / "a.webp", [tmp_path / f"{i}.png" for i in range(3)])
+    frames = list(read_frames(tmp_path / "a.webp"))
+    assert used == (3, (8, 8)) and [frame.shape for frame in frames] == [(8, 8)] * 3
+    assert [frame[4, 4] for frame in frames] == pytest.approx(shades, abs=8)
+
+
+@pytest.mark.parametrize(
+    "limit, count, width", [(10**6, 30, 64), (6_000, 25, 64), (5_000, 24, 59), (3_000, 24, 46)], ids=str
+)
+def test_animation_that_is_too_large_loses_pictures_and_then_size(tmp_path, limit, count, width):
+    """Of noise in 30 shades: the first and the last picture are always there."""
+    rng, paths = np.random.default_rng(0), [tmp_path / f"{i:02}.png" for i in range(30)]
+    for i, path in enumerate(paths):
+        pixels = 8 * i + rng.integers(0, 20, (32, 64, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    used, size = plots.save_animation(tmp_path / "a.webp", paths, limit=limit)
+    assert (tmp_path / "a.webp").stat().st_size < limit
+    means = [frame.mean() for frame in read_frames(tmp_path / "a.webp")]
+    assert used == len(means) and size[0] == pytest.approx(2 * size[1], abs=1)
+    assert (used, size[0]) == (pytest.approx(count, abs=1), pytest.approx(width, abs=8))
+    assert means == sorted(means) and (means[0], means[-1]) == pytest.approx((9.5, 29 * 8 + 9.5), abs=4)
 
 
 def test_points_are_connected_if_asked(tmp_path):

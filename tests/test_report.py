@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from wgangp import GradientPenalty, config, plots
 from wgangp.logs import append_line
 from wgangp.losses import Wasserstein
 from wgangp.networks import layers
-from wgangp.report import lipschitz_report, picture, report
+from wgangp.optim import build_average
+from wgangp.report import draw_curves, lipschitz_report, picture, report
 from wgangp.seeds import draw_latent, rng_for
 from wgangp.step import critic_objective, generator_objective
 
@@ -72,6 +74,7 @@ def test_report_of_a_labeled_run_is_repeatable_and_changes_nothing(loss, tmp_pat
     lipschitz_report(run, 1, 8)
     append_line(tmp_path / "metrics.jsonl", {"step": 1, **values})
     picture(tmp_path, run, 1)
+    draw_curves(tmp_path, run)
     torch.testing.assert_close(copy_state(run), before, rtol=0, atol=0)
     assert report(run, 1, 8) == values
     assert report(run, 2, 8) != values
@@ -105,17 +108,46 @@ def test_expected_slope_is_reported_only_for_a_penalty_with_target_1(toy_run, pe
     assert not values.keys() & {"expected_slope", "corrected_wasserstein"}
 
 
+class Shifted(nn.Module):
+    """A generator whose samples are all at one point. The class lists the mode of every call."""
+
+    latent_dim = 2
+    modes: ClassVar[list[bool]] = []
+
+    def __init__(self, point):
+        super().__init__()
+        self.point = nn.Parameter(torch.tensor(point))
+
+    def forward(self, z):
+        self.modes.append(self.training)
+        return self.point + 0 * z
+
+
+def test_samples_are_of_the_average_and_losses_of_the_generator(toy_run, tmp_path, monkeypatch):
+    run = toy_run()
+    on_a_mode = Shifted(run.data.centers[3].tolist())
+    averaged = replace(run, average=build_average(on_a_mode, 0.5))
+    plain, values = report(run, 1, 16), report(averaged, 1, 16)
+    assert (values["modes"], values["high_quality"]) == (1, 1.0) and plain["high_quality"] < 1
+    names = plain.keys() - {"modes", "high_quality"}
+    assert {name: plain[name] for name in names} == {name: values[name] for name in names}
+    assert lipschitz_report(run, 1, 16) == lipschitz_report(averaged, 1, 16)
+    drawn = []
+    monkeypatch.setattr("wgangp.plots.save_value_surface", lambda path, critic, real, fake, *_: drawn.append(fake))
+    picture(tmp_path, averaged, 1)
+    torch.testing.assert_close(drawn[0], run.data.centers[3].expand(512, 2))
+    assert averaged.average.module.training and len(Shifted.modes) >= 2 and not any(Shifted.modes)
+
+
 @LOSSES
 def test_picture_of_a_labeled_run_shows_the_same_noise_and_labels_at_every_step(loss, tmp_path):
     run = labeled_run(IMAGE, loss=loss)
     for step in (0, 5):
-        append_line(tmp_path / "metrics.jsonl", {"step": step, **report(run, step, 8)})
         picture(tmp_path, run, step)
     pictures = sorted((tmp_path / "samples").iterdir())
     assert [path.name for path in pictures] == ["00000000.png", "00000005.png"]
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     assert picture_size(pictures[0]) == (16 * 5 + 1, 8 * 5 + 1)  # 128 images of 4 x 4, one pixel between them
-    assert (tmp_path / "curves.png").exists()
 
 
 def test_curves_of_a_log_without_wasserstein_have_the_penalty_alone(tmp_path, monkeypatch):
@@ -137,18 +169,16 @@ def test_curves_of_a_log_without_wasserstein_have_the_penalty_alone(tmp_path, mo
 
 def test_curves_continue_a_log_with_old_metric_names(toy_run, tmp_path, monkeypatch):
     run, drawn = toy_run(), []
-    monkeypatch.setattr("wgangp.plots.save_value_surface", lambda *_: None)
     monkeypatch.setattr("wgangp.plots.save_curves", lambda path, records, target: drawn.extend(records))
     values = report(run, 0, 8)
     old = {name.replace("_param_grad_norm", "_gradient_norm"): value for name, value in values.items()}
     assert old.keys() != values.keys()
     for record in (old, values):
         append_line(tmp_path / "metrics.jsonl", {"step": 0, **record})
-    picture(tmp_path, run, 0)
+    draw_curves(tmp_path, run)
     assert drawn == [{"step": 0, **values}] * 2
 
 
 def test_picture_of_labeled_points_in_the_plane_shows_the_points(tmp_path):
-    append_line(tmp_path / "metrics.jsonl", {"step": 0, **report(labeled_run((2,)), 0, 8)})
     picture(tmp_path, labeled_run((2,)), 0)
     assert (tmp_path / "samples" / "00000000.png").exists()

@@ -51,6 +51,13 @@ class TestNormalizeOverrides:
         overrides = ["data=shift", "networks=mlp", "~optim.fused", "train.decay_steps=null", "+optim.amsgrad=true"]
         assert self.normalize(configure, *overrides) == [o.lstrip("+") for o in overrides]
 
+    def test_number_of_steps_brings_the_decay_that_follows_it(self, configure):
+        assert self.normalize(configure, "train.steps=7") == ["train.steps=7", "train.decay_steps=7"]
+        assert self.normalize(configure, "train.steps=7", "train.decay_steps=9")[1:] == ["train.decay_steps=9"]
+        for experiment in ("mnist", "cifar_resnet"):
+            overrides = (f"experiment={experiment}", "train.steps=7")
+            assert self.normalize(configure, *overrides)[1:] == ["train.steps=7"]
+
 
 class TestFindFolder:
     def test_is_the_folder_of_the_name_if_there_is_none_with_this_config(self, configure, tmp_path):
@@ -105,8 +112,19 @@ class TestClaimFolder:
 
     def test_accepts_other_values_of_keys_that_do_not_change_a_number(self, configure, tmp_path):
         claim(tmp_path, configure())
-        with claim_folder(tmp_path, configure("train.steps=7", "train.log_every=3", "device=cpu", "run_dir=x")):
+        others = ("train.steps=7", "train.decay_steps=4000", "train.log_every=3", "device=cpu", "run_dir=x")
+        with claim_folder(tmp_path, configure(*others)):
             assert OmegaConf.load(tmp_path / "config.yaml").train.steps == 4000  # the caller writes the new config
+
+    def test_raises_for_another_number_of_steps_if_the_learning_rates_decay_until_then(self, configure, tmp_path):
+        claim(tmp_path, configure())
+        with pytest.raises(ValueError, match=r"another config:\n  train\.decay_steps: 4000 in the folder, 5000 now\n"):
+            claim(tmp_path, configure("train.steps=5000"))
+
+    def test_raises_for_another_average(self, configure, tmp_path):
+        claim(tmp_path, configure())
+        with pytest.raises(ValueError, match=r"another config:\n  ema\.decay: None in the folder, 0\.9 now\n"):
+            claim(tmp_path, configure("ema.decay=0.9"))
 
     def test_compares_the_values_that_a_budget_chooses(self, configure, tmp_path):
         assert run_name("cifar_dcgan", ["experiment=cifar_dcgan", "budget=cpu"]) == "cifar_dcgan+budget-cpu"

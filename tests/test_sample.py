@@ -49,11 +49,31 @@ def test_numbers_are_the_samples_of_the_newest_checkpoint(toy):
     np.testing.assert_array_equal(x, expected.numpy())
 
 
+def test_samples_are_of_the_average_if_the_run_has_one(trained):
+    folder = trained(*TOY, "ema.decay=0.5")
+    run = load_run(folder)
+    with np.load(sample(str(folder), "npz", device="cpu")) as file:
+        x = file["x"]
+    with torch.no_grad():
+        latent = draw_latent(run.generator, 256, 0, 0, "sample")
+        average, last = (network(*latent)[:64].numpy() for network in (run.average.module, run.generator))
+    np.testing.assert_array_equal(x, average)
+    assert not np.array_equal(x, last)
+
+
 def test_animation_has_every_picture_that_the_run_saved(toy):
     path = sample(str(toy), "animation", n=1, device="cpu")
-    assert path.name == "animation_step3.gif"
+    assert path.name == "animation_step3.webp"
     with Image.open(path) as movie:
         assert movie.n_frames == 4
+
+
+def test_animation_that_leaves_pictures_out_says_so(toy, monkeypatch, capsys):
+    sample(str(toy), "animation", device="cpu", out=str(toy / "all.webp"))
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("wgangp.plots.save_animation", lambda path, pictures: path.touch() or (2, (5, 5)))
+    sample(str(toy), "animation", device="cpu")
+    assert capsys.readouterr().out == "2 of 4 pictures, 5 x 5 px: the file has less than 1 MB\n"
 
 
 def test_same_arguments_return_the_file_that_exists(toy):

@@ -13,6 +13,7 @@ from wgangp import cli, config
 from wgangp.analysis import analyze
 from wgangp.config import CONF
 from wgangp.figures.study import reproduce
+from wgangp.optim import build_average
 from wgangp.penalty import GradientPenalty
 from wgangp.sample import sample
 from wgangp.schema import check_keys, read_types, register_schema, suggest, to_arguments
@@ -122,6 +123,10 @@ class TestConfigs:
         assert keys - set(inspect.signature(train).parameters) == {"channels_last", "rank_timeout"}
         assert set(inspect.signature(train).parameters) - keys == set(config.NOT_KEYS)
 
+    def test_keys_under_ema_are_parameters_of_the_function_that_builds_the_average(self):
+        keys = set(OmegaConf.load(CONF / "config.yaml").ema)
+        assert keys == set(inspect.signature(build_average).parameters) - {"generator"}
+
     def test_keys_under_clip_are_fields(self):
         assert set(OmegaConf.load(CONF / "config.yaml").clip) == set(inspect.signature(Clip).parameters)
 
@@ -131,7 +136,9 @@ class TestConfigs:
         nodes += [(OmegaConf.load(CONF / "penalty" / "two_sided.yaml"), GradientPenalty)]
         for node, function in nodes:
             for name, parameter in inspect.signature(function).parameters.items():
-                if name in node and parameter.default is not inspect.Parameter.empty:
+                if name not in node or OmegaConf.is_interpolation(node, name):  # it follows another key
+                    continue
+                if parameter.default is not inspect.Parameter.empty:
                     assert node[name] == parameter.default, name
 
     def test_types_are_those_of_the_signature(self):

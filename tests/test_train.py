@@ -23,7 +23,7 @@ from wgangp.compiled import build_computation
 from wgangp.data.toy import gaussians8
 from wgangp.logs import read_lines
 from wgangp.losses import Wasserstein
-from wgangp.report import lipschitz_report, picture, report
+from wgangp.report import draw_curves, lipschitz_report, picture, report
 from wgangp.results import render_origins
 from wgangp.runs import Run
 from wgangp.seeds import draw_latent, rng_for
@@ -56,6 +56,7 @@ def train_tiny(configure):
 def real_pictures(quick_pictures, monkeypatch):
     """The pictures of wgangp.report, which the other tests of this file replace by small ones."""
     monkeypatch.setattr("wgangp.train.picture", picture)
+    monkeypatch.setattr("wgangp.train.draw_curves", draw_curves)
 
 
 def contents(folder):
@@ -107,6 +108,7 @@ def test_resume_is_bit_identical_including_pictures(train_tiny, tmp_path):
         ("optim=rmsprop", "penalty.weight=0", "clip.weights=0.01"),
         ("optim=normalized", "penalty.points=perturbed"),
         ("data=swiss_roll", "clip.gradient_norm=0.1"),
+        ("ema.decay=0.7", "train.decay_steps=8"),
     ],
     ids=" ".join,
 )
@@ -323,6 +325,81 @@ def test_learning_rates_decay_linearly_to_zero_and_generator_batch_size_is_used(
         hook.remove()
 
 
+def test_default_run_decays_until_its_last_update(configure, tmp_path):
+    cfg = configure(*TINY, "train.decay_steps=${train.steps}", "train.steps=4", "optim.lr=0.4")
+    train(tmp_path, run := config.build_run(cfg), **config.train_options(cfg))
+    rates = [group["lr"] for optimizer in (run.optim_generator, run.optim_critic) for group in optimizer.param_groups]
+    assert rates == pytest.approx([0.1, 0.1])
+
+
+FORMS = [(), ("train.compile=true",), ("train.precision=bf16",), ("train.accumulate=2",), ("clip.gradient_norm=0.1",)]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=" ".join)
+def test_average_is_that_of_the_generator_after_every_generator_update(
+    train_tiny, tmp_path, monkeypatch, quick_compile, form
+):
+    monkeypatch.setattr("wgangp.config.try_run", lambda *_: None)  # its update is none of the run's
+    weights, built = [], {}
+
+    def record(optimizer, *_):
+        if optimizer is built["run"].optim_generator:
+            weights.append([p.detach().double() for p in built["run"].generator.parameters()])
+
+    build = config.build_run
+    monkeypatch.setattr(config, "build_run", lambda cfg: built.setdefault("run", build(cfg)))
+    hook = register_optimizer_step_post_hook(record)
+    try:
+        run, _ = train_tiny(tmp_path, "train.steps=5", "train.critic_steps=2", "ema.decay=0.7", *form)
+    finally:
+        hook.remove()
+    expected = weights[0]
+    for values in weights[1:]:
+        expected = [0.7 * e + 0.3 * w for e, w in zip(expected, values, strict=True)]
+    assert len(weights) == run.average.n_averaged == 5
+    average = list(run.average.module.parameters())
+    assert {p.dtype for p in average} == {torch.float32}
+    torch.testing.assert_close([p.double() for p in average], expected, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(average[0], next(run.generator.parameters()))
+
+
+def test_average_changes_no_trained_number(train_tiny, tmp_path):
+    (run, _), (other, _) = (
+        train_tiny(tmp_path / name, "train.steps=4", f"ema.decay={decay}")
+        for name, decay in (("a", 0.7), ("b", "null"))
+    )
+    for name in ("generator", "critic", "optim_generator", "optim_critic"):
+        assert flat(getattr(run, name).state_dict()) == flat(getattr(other, name).state_dict())
+    of_samples = {"modes", "high_quality"}
+    with_average, without = (read_lines(tmp_path / name / "metrics.jsonl") for name in "ab")
+    for a, b in zip(with_average, without, strict=True):
+        assert {k: v for k, v in a.items() if k not in of_samples} == {
+            k: v for k, v in b.items() if k not in of_samples
+        }
+    saved = [torch.load(max((tmp_path / name / "checkpoints").glob("*.pt")), weights_only=True) for name in "ab"]
+    assert saved[0].keys() - saved[1].keys() == {"average"}
+
+
+@pytest.mark.parametrize("first, then", [("0.7", "null"), ("null", "0.7")])
+def test_average_of_a_checkpoint_is_not_lost_and_not_made_up(train_tiny, tmp_path, first, then):
+    train_tiny(tmp_path, "train.steps=2", f"ema.decay={first}")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"was saved with another ema\.decay: set it back, or choose another run_dir="):
+        train_tiny(tmp_path, "train.steps=4", f"ema.decay={then}")
+    assert contents(tmp_path) == before
+
+
+def test_average_has_the_memory_layout_of_the_generator(configure, small_mnist):
+    small = ("networks.generator.width=2", "networks.critic.width=2", "train.report_size=9", "train.batch_size=9")
+    cfg = configure("experiment=mnist", f"data.root={small_mnist}", *small, "device=cpu", "ema.decay=0.7")
+    run = config.build_run(cfg, channels_last=True)
+    pairs = list(zip(run.average.module.parameters(), run.generator.parameters(), strict=True))
+    assert all(a.stride() == p.stride() and torch.equal(a, p) for a, p in pairs)
+    assert any(p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) for _, p in pairs)
+    run.average.update_parameters(run.generator)
+    assert all(a.stride() == p.stride() for a, p in pairs)
+
+
 def test_noise_differs_between_steps_and_purposes():
     generator = nn.Linear(3, 2)
     generator.latent_dim = 3
@@ -430,7 +507,7 @@ def checkpoint_events(monkeypatch):
         return save(checkpoints, step, state)
 
     def read_step(path):
-        """The step at which helpers.quick_picture drew a picture, from its color; None if there is no picture."""
+        """The step at which tests/helpers.py drew a picture, from its color; None if there is no picture."""
         if not path.exists():
             return None
         with Image.open(path) as image:
@@ -458,6 +535,16 @@ def test_last_log_line_picture_and_curves_exist_when_the_last_checkpoint_is_save
     every = ("train.log_every=2", "train.checkpoint_every=2", "train.lipschitz_every=2", "train.sample_every=2")
     train_tiny(tmp_path, "train.steps=3", *every)
     assert checkpoint_events == [(0, [0], 0, 0), (2, [0, 2], 2, 2), (3, [0, 2, 3], 3, 3)]
+
+
+def test_curves_are_drawn_with_checkpoints_and_not_with_pictures(train_tiny, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(
+        "wgangp.train.draw_curves", lambda folder, run: steps.append(read_lines(folder / "metrics.jsonl")[-1]["step"])
+    )
+    every = ("train.log_every=1", "train.sample_every=1", "train.checkpoint_every=3")
+    train_tiny(tmp_path, "train.steps=5", *every)
+    assert steps == [0, 3, 5] and len(list((tmp_path / "samples").iterdir())) == 6
 
 
 @pytest.mark.usefixtures("real_pictures")

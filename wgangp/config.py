@@ -15,9 +15,11 @@ from torch import nn
 
 from wgangp.checkpoint import load_latest, load_step
 from wgangp.data.images import Images, Streamed
+from wgangp.data.stream import Unread
 from wgangp.distributed import World, join_ranks, local_device
+from wgangp.optim import build_average
 from wgangp.precision import check_precision
-from wgangp.runs import MOVED, Run
+from wgangp.runs import MOVED, Run, collect_stateful
 from wgangp.schema import call_target, check_keys, read_types, register_schema
 from wgangp.seeds import initialize
 from wgangp.train import ALONE, Clip, train
@@ -67,6 +69,8 @@ def load_run(
 
         generator = load_run("runs/toy").generator.eval()
 
+    `.generator` has the weights after the last update, from which training continues. If the run has an average of them
+    (ema.decay), samples are drawn with `.average.module`, a network like the generator; otherwise `.average` is None.
     Networks are in training mode, as after training. For the project's own networks both modes are equal.
 
     Args:
@@ -113,6 +117,7 @@ def build_run(
         raise ValueError(
             f"optim._target_ = {cfg.optim._target_}: optimizers that need a closure are not supported. Use optim=adam"
         )
+    build_average(nn.Identity(), cfg.ema.decay)
     data = build(cfg, "data", trust=trust, device=device)
 
     def assemble() -> Run:
@@ -122,7 +127,8 @@ def build_run(
             for network in (generator, critic):
                 network.to(memory_format=torch.channels_last)
         optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in (generator, critic)]
-        return Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed)
+        average = build_average(generator, cfg.ema.decay)
+        return Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed, average)
 
     try_run(assemble(), cfg, objective, world)
     return assemble()
@@ -172,7 +178,7 @@ def restore(
             )
         cfg.data.root = data_root
     if from_files and not read_data:
-        data = _UnreadData(state)
+        data = Unread(state)
     else:
         data = build(cfg, "data", trust=trust, device=device)
         if state.get("data") != getattr(data, "fingerprint", ""):
@@ -181,31 +187,22 @@ def restore(
                 " folder with the original data"
             )
     generator, critic = build_networks(cfg, tuple(state["shape"]), device, trust)
-    if not isinstance(data, _UnreadData):
+    if not isinstance(data, Unread):
         _match_data(generator, critic, data)
     optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in (generator, critic)]
     loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))
-    run = Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed)
-    for name in ("generator", "critic", "optim_generator", "optim_critic"):
+    average = build_average(generator, OmegaConf.select(cfg, "ema.decay"))
+    run = Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed, average)
+    for name, part in collect_stateful(run).items():
         if name not in state:
             raise ValueError(f"the checkpoint in {folder} has no {name}: use a folder that scripts/train.py wrote")
         try:
-            getattr(run, name).load_state_dict(state[name])
+            part.load_state_dict(state[name])
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"the {name} in the checkpoint of {folder} does not fit its config.yaml: {error}"
             ) from error
     return run, state["step"]
-
-
-class _UnreadData:
-    """A placeholder for data that was not read: only its shape and span are known."""
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.shape, self.span, self.fingerprint = tuple(state["shape"]), tuple(state["span"]), state.get("data", "")
-
-    def batch(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-        raise ValueError("this run was loaded without its data: use load_run(folder, read_data=True)")
 
 
 def build_networks(
@@ -274,7 +271,7 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     check_keys(cfg, SCHEMA)
     numbers = {"seed": cfg.seed} | {f"train.{name}": n for name, n in cfg.train.items() if type(n) is int}
     for key, value in numbers.items():
-        least = 0 if key in ("seed", "train.steps") else 1
+        least = 0 if key in ("seed", "train.steps") or (key, cfg.train.steps) == ("train.decay_steps", 0) else 1
         if value < least:
             raise ValueError(f"{key} = {value}: must be >= {least}")
     if cfg.budget not in BUDGETS:
@@ -337,6 +334,7 @@ SCHEMA = register_schema(
         "loss": dict[str, Any],
         "penalty": dict[str, Any],
         "optim": dict[str, Any],
+        "ema": read_types(build_average, "decay"),
         "clip": read_types(Clip),
         "regularize": {"gradient_norm": read_types(train)["regularize_gradient_norm"]},
         "train": TRAIN_KEYS | read_types(build_run, "channels_last") | read_types(join_ranks, "rank_timeout"),

@@ -1,14 +1,15 @@
-"""One step of any optimizer, and optimizers that torch does not have."""
+"""One step of any optimizer, optimizers that torch does not have, and the moving average of a generator's weights."""
 
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wgangp.checks import check_positive
 from wgangp.gradients import clip_by_norm_, total_norm
 
-__all__ = ["NormalizedGradientDescent", "descend"]
+__all__ = ["NormalizedGradientDescent", "build_average", "descend"]
 
 
 def descend(
@@ -40,6 +41,27 @@ def descend(
         clip_by_norm_(parameters, clip_gradient_norm)
     optimizer.step()
     optimizer.zero_grad()  # frees the memory before the next gradients are computed
+
+
+def build_average(generator: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Build the exponential moving average of a generator's weights; None if decay is None.
+
+        average <- decay * average + (1 - decay) * weights
+
+    at every call of its update_parameters(generator). The first call copies the weights. Buffers, such as running
+    statistics, are copied at every call. `.module` is a network like the generator, with the averaged weights.
+
+    Args:
+        decay: > 0 and < 1. The average is over about the last 1 / (1 - decay) calls.
+
+    Raises:
+        ValueError: decay is not in this range.
+    """
+    if decay is None:
+        return None
+    if not 0 < decay < 1:
+        raise ValueError(f"ema.decay = {decay}: must be > 0 and < 1, or null for no average")
+    return AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, parameters: list[Tensor]) -> None:

@@ -33,6 +33,8 @@ PAGE, COLUMN = 8.3, 4.6  # widths in inches: GitHub shows 830 px on a page, and 
 REAL, FAKE, EDGE, BAR = "#d55e00", "#000000", "#000000", "#0072b2"
 LINES = {"color": ["#0072b2", "#d55e00", "#009e73", "#000000"], "linestyle": ["-", "--", "-.", (0, (5, 1, 1, 1, 1, 1))]}
 SURFACE = ("Blues", 0.75)  # the light part of a colormap, so that dark points are seen everywhere on it
+ANIMATION_BYTES = 1_000_000  # an animation is a file of less than this
+FEWEST = 24  # pictures that an animation keeps in any case, if it has so many
 STYLE = {"font.size": 8, "axes.titlesize": 8.5, "figure.titlesize": 9, "legend.fontsize": 8, "legend.framealpha": 1.0}
 
 
@@ -125,12 +127,13 @@ def save_value_surface(
     with torch.no_grad():
         value = critic(torch.stack([x.flatten(), y.flatten()], dim=1)).view(resolution, resolution)
     with open_figure(path, 3.9, COLUMN) as figure:
-        axes = figure.add_subplot()
+        figure.set_layout_engine("none")  # its layout depends on the values, so that an animation would shake
+        axes, bar = figure.add_axes((0.1, 0.115, 0.68, 0.802)), figure.add_axes((0.802, 0.115, 0.035, 0.802))
         contours = axes.contourf(ticks.cpu(), ticks.cpu(), value.cpu(), levels=16, cmap=cut_colormap(*SURFACE))
-        figure.colorbar(contours, label="critic value D(x)")
+        figure.colorbar(contours, cax=bar, format="%.3g")
         draw_points(axes, real, fake)
         axes.legend(loc="upper right", markerscale=1.5)
-        _frame(axes, span, title)
+        _frame(axes, span, f"{title}; " * bool(title) + "color: critic value D(x)")
 
 
 def save_points(path: Path, x: Tensor, span: tuple[float, float], title: str = "", connect: bool = False) -> None:
@@ -195,20 +198,40 @@ def save_lipschitz(path: Path, slopes: dict[str, Tensor], report: dict[str, Any]
         figure.suptitle(title)
 
 
-def save_animation(path: Path, pictures: list[Path], seconds: float = 6.0) -> None:
-    """Save pictures as a GIF, in their order and in the size of the last one.
+def save_animation(
+    path: Path, pictures: list[Path], seconds: float = 6.0, limit: int = ANIMATION_BYTES
+) -> tuple[int, tuple[int, int]]:
+    """Save pictures as an animated WebP of less than limit bytes, in their order.
+
+    If the file is too large, pictures are left out evenly, down to FEWEST of them; then they are made smaller. The
+    first and the last one are always there.
 
     Args:
-        seconds: the duration of the GIF. The last picture is shown for 1.5 s longer.
+        seconds: the duration. The last picture is shown for 1.5 s longer.
+
+    Returns:
+        the number of pictures in it, and their width and height: those of the last picture, or smaller.
     """
     frames = []
     for picture in pictures:
         with Image.open(picture) as image:
             frames.append(image.convert("RGB"))
-    frames = [frame.resize(frames[-1].size) for frame in frames]  # an early version drew another size
-    duration = max(20, int(1000 * seconds / len(frames)))  # ms per picture
-    durations = [duration] * (len(frames) - 1) + [duration + 1500]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    width, height = frames[-1].size
+    count, scale = len(frames), 1.0
+    while True:
+        size = (max(1, round(scale * width)), max(1, round(scale * height)))
+        kept = [frames[round(i * (len(frames) - 1) / max(count - 1, 1))] for i in range(count - 1)] + frames[-1:]
+        kept = [frame.resize(size) for frame in kept]
+        duration = max(20, int(1000 * seconds / count))  # ms per picture
+        durations = [duration] * (count - 1) + [duration + 1500]
+        kept[0].save(path, save_all=True, append_images=kept[1:], duration=durations, loop=0, quality=80)
+        excess = path.stat().st_size / limit
+        if excess < 1:
+            return count, size
+        if count > FEWEST:
+            count = max(FEWEST, int(0.95 * count / excess))
+        else:
+            scale *= 0.95 / math.sqrt(excess)
 
 
 def _draw_slopes(axes: Any, slopes: dict[str, Tensor], report: dict[str, Any]) -> None:

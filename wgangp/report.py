@@ -1,7 +1,7 @@
-"""What a run logs and draws at a step: one line of the log, one picture.
+"""What a run logs and draws: one line of the log and one picture at a step, and the curves of the log.
 
-Both are functions of the run and the step alone, so that a resumed run logs and draws the same. They see the networks
-in eval mode and change nothing, so that the trained weights do not depend on how often a run is measured.
+Line and picture are functions of the run and the step alone, so that a resumed run logs and draws the same. They see
+the networks in eval mode and change nothing: the trained weights do not depend on how often a run is measured.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from wgangp.lipschitz import corrected_wasserstein, expected_slope, largest_quot
 from wgangp.logs import read_metrics
 from wgangp.losses import merge_terms
 from wgangp.metrics.modes import mode_coverage
-from wgangp.runs import Run
+from wgangp.runs import Run, choose_generator
 from wgangp.seeds import draw_latent, rng_for, seed_layers
 from wgangp.state import check_not_random, use_eval_mode
 from wgangp.step import critic_objective, generator_objective
 
-__all__ = ["leave_unchanged", "lipschitz_report", "picture", "report"]
+__all__ = ["draw_curves", "leave_unchanged", "lipschitz_report", "picture", "report"]
 
 IMAGES, POINTS = 128, 512  # samples in a picture, all from the same noise at every step
 QUOTIENT_POINTS = 256  # points of each kind for the Lipschitz report, at most
@@ -45,7 +45,8 @@ def leave_unchanged(measure: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **keywords: Any) -> Any:
         run = next(value for value in (*args, *keywords.values()) if isinstance(value, Run))
         device = next(run.critic.parameters()).device
-        with use_eval_mode(run.generator, run.critic), seed_layers(run.seed, 0, "measurement", device):
+        networks = (run.generator, run.critic, choose_generator(run))
+        with use_eval_mode(*networks), seed_layers(run.seed, 0, "measurement", device):
             return measure(*args, **keywords)
 
     return call
@@ -58,6 +59,9 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
     Differs: the released code logs the batch of the last critic update, before the generator update. Here all numbers
     are of both networks after the update, on batches that are drawn for the report. Held-out numbers are of one batch
     here, and of the whole set there.
+
+    Losses, slopes and gradients are of the generator that the critic is trained against. The mode coverage is of the
+    averaged generator, if the run has one.
     """
     device = next(run.critic.parameters()).device
     values: dict[str, float] = {}
@@ -79,7 +83,8 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
     values["generator_param_grad_norm"] = _param_grad_norm(terms["generator_loss"], run.generator)
     if hasattr(run.data, "centers"):
         with torch.no_grad():
-            samples = run.generator(*draw_latent(run.generator, COVERAGE_SAMPLES, run.seed, 0, "coverage", device))
+            latent = draw_latent(run.generator, COVERAGE_SAMPLES, run.seed, 0, "coverage", device)
+            samples = choose_generator(run)(*latent)
         values |= mode_coverage(samples, run.data.centers, run.data.sd)
     return values
 
@@ -125,14 +130,17 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
 
 @leave_unchanged
 def picture(folder: Path, run: Run, step: int) -> None:
-    """Draw samples/STEP.png from noise that is the same at every step, and curves.png of the log so far."""
+    """Draw samples/STEP.png from noise that is the same at every step.
+
+    The samples are of the averaged generator, if the run has one.
+    """
     device = next(run.critic.parameters()).device
     path = folder / "samples" / f"{step:08d}.png"
     path.parent.mkdir(exist_ok=True)
     in_plane = tuple(run.data.shape) == (2,)
     latent = draw_latent(run.generator, POINTS if in_plane else IMAGES, run.seed, 0, "picture", device)
     with torch.no_grad():
-        fake = run.generator(*latent)
+        fake = choose_generator(run)(*latent)
     if in_plane and len(latent) == 1:
         (real,) = run.data.batch(0, len(fake), run.seed, "heldout", purpose="picture")
         plots.save_value_surface(path, run.critic, real, fake, run.data.span, f"{step} generator updates")
@@ -140,6 +148,10 @@ def picture(folder: Path, run: Run, step: int) -> None:
         plots.save_points(path, fake, run.data.span, f"{step} generator updates")
     elif len(run.data.shape) == 3:
         plots.save_image_grid(path, fake.cpu(), run.data.span)
+
+
+def draw_curves(folder: Path, run: Run) -> None:
+    """Draw curves.png of the log so far."""
     plots.save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"), run.penalty.target)
 
 

@@ -1,4 +1,4 @@
-"""A run: the objects that it consists of, the name of its folder, and the lock on its folder."""
+"""A run: the objects that it consists of, what of them is saved, the name of its folder, and the lock on its folder."""
 
 import hashlib
 import re
@@ -13,11 +13,20 @@ from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
 
-__all__ = ["Run", "claim_folder", "find_folder", "normalize_overrides", "run_name"]
+__all__ = [
+    "Run",
+    "choose_generator",
+    "claim_folder",
+    "collect_stateful",
+    "find_folder",
+    "normalize_overrides",
+    "run_name",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class Run:
     data               batch(k, size, seed, split, purpose) -> (x,) or (x, y), .shape, .span: see wgangp/data
     loss, penalty      what the networks minimize
     seed               every random draw is a function of it, the step and the purpose
+    average            None, or the moving average of the generator's weights: `average.module` is then the network that
+                       samples are drawn with
     """
 
     generator: nn.Module
@@ -41,6 +52,18 @@ class Run:
     loss: Wasserstein
     penalty: GradientPenalty
     seed: int
+    average: AveragedModel | None = None
+
+
+def choose_generator(run: Run) -> nn.Module:
+    """Return the network that samples are drawn with: the averaged generator if the run has one, else the generator."""
+    return run.generator if run.average is None else run.average.module
+
+
+def collect_stateful(run: Run) -> dict[str, Any]:
+    """Return what a checkpoint holds of a run, by name: objects with state_dict() and load_state_dict()."""
+    names = ("generator", "critic", "optim_generator", "optim_critic", "average")
+    return {name: getattr(run, name) for name in names if getattr(run, name) is not None}
 
 
 NOT_COMPUTED = (  # keys that say where, how long and how often. They do not change a computed number
@@ -61,6 +84,7 @@ NOT_COMPUTED = (  # keys that say where, how long and how often. They do not cha
     "figure.data_root",
 )
 ADDED = {  # keys that older run folders do not have, with the value that changes no number
+    "ema.decay": None,
     "penalty.autocast": False,
     "train.accumulate": 1,
     "train.channels_last": False,
@@ -74,7 +98,8 @@ MOVED = {"wgangp.gradients.NormalizedGradientDescent": "wgangp.optim.NormalizedG
 def run_name(experiment: str | None, overrides: list[str]) -> str:
     """Return a readable name for a command: its experiment, and the overrides that change a computed number.
 
-    train.steps is not in the name, because a longer run continues a shorter one.
+    train.steps is not in the name, because a longer run continues a shorter one. If the learning rates decay until
+    train.steps, which is another run, train.decay_steps is in the name (see `normalize_overrides`).
 
     The name has only letters, digits and . - + _, so that run=runs/NAME needs no quotes in a shell or in Hydra.
 
@@ -90,7 +115,10 @@ def run_name(experiment: str | None, overrides: list[str]) -> str:
 
 
 def normalize_overrides(overrides: list[str], cfg: DictConfig) -> list[str]:
-    """Return Hydra overrides with the values that the config has: 1e-3, 0.001 and ++ give the same text."""
+    """Return Hydra overrides with the values that the config has: 1e-3, 0.001 and ++ give the same text.
+
+    An override of train.steps gives two texts, if train.decay_steps is equal to it by default.
+    """
     texts = {}
     for override in OverridesParser.create().parse_overrides(overrides):
         key, value = override.get_key_element().lstrip("+"), OmegaConf.select(cfg, override.key_or_group)
@@ -99,6 +127,9 @@ def normalize_overrides(overrides: list[str], cfg: DictConfig) -> list[str]:
         else:
             text = override.get_value_element_as_str() if OmegaConf.is_dict(value) else _format(value)
             texts[key] = f"{key}={text}"
+    decay_steps = OmegaConf.to_container(cfg.train, resolve=False)["decay_steps"]
+    if "train.steps" in texts and decay_steps == "${train.steps}":
+        texts["train.decay_steps"] = f"train.decay_steps={cfg.train.steps}"
     return list(texts.values())
 
 

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from wgangp import plots
 from wgangp.config import find_device, restore
-from wgangp.runs import Run
+from wgangp.runs import Run, choose_generator
 from wgangp.seeds import draw_latent
 from wgangp.state import use_eval_mode
 
 __all__ = ["generate", "sample"]
 
-SUFFIXES = {"grid": ".png", "interpolation": ".png", "animation": ".gif", "images": "", "npz": ".npz"}
+SUFFIXES = {"grid": ".png", "interpolation": ".png", "animation": ".webp", "images": "", "npz": ".npz"}
 INTERPOLATION_COLUMNS = 8  # images per interpolation
 BATCH = 256  # samples per forward pass, always: with batch norm, a sample depends on the other samples of its batch
 
@@ -34,12 +35,13 @@ def sample(
 ) -> Path:
     """Draw samples from the generator of a run folder, write them, and return the path.
 
-    The generator is in eval mode. Sample i of a seed is the same for every n.
+    The generator is the averaged one if the run has an average (ema.decay). It is in eval mode. Sample i of a seed is
+    the same for every n.
 
     Args:
         run: the run folder.
-        what: grid (one picture); interpolation (between two random z); animation (of the pictures that the run saved);
-            images (a folder with one file per sample); npz (numbers: docs/export.md).
+        what: grid (one picture); interpolation (between two random z); animation (a WebP of less than 1 MB of the
+            pictures that the run saved); images (a folder with one file per sample); npz (numbers: docs/export.md).
         n: the number of samples. An interpolation of images has n // 8 rows of 8.
         seed: the seed of the noise. An animation uses neither n nor seed.
         step: of the checkpoint that is used, and of the last picture of an animation. None: the newest checkpoint.
@@ -95,14 +97,18 @@ def generate(generator: nn.Module, n: int, draw: Callable[[int], tuple[Tensor, .
 
 
 def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int, step: int) -> None:
-    device = next(run.generator.parameters()).device
+    generator = choose_generator(run)
+    device = next(generator.parameters()).device
     images = len(run.data.shape) == 3
     if what == "animation":
         pictures = sorted((folder / "samples").glob("[0-9]*.png"))
         pictures = [picture for picture in pictures if int(picture.stem) <= step]
         if not pictures:
             raise ValueError(f"{folder / 'samples'} has no pictures to animate")
-        plots.save_animation(path, pictures)
+        count, (width, height) = plots.save_animation(path, pictures)
+        with Image.open(pictures[-1]) as last:
+            if (count, (width, height)) != (len(pictures), last.size):
+                print(f"{count} of {len(pictures)} pictures, {width} x {height} px: the file has less than 1 MB")
         return
     columns = None
     if what == "interpolation":
@@ -111,13 +117,13 @@ def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int, ste
 
     def draw(k: int) -> tuple[Tensor, ...]:
         if columns is not None:
-            return _draw_interpolation(run.generator, columns, seed, k, device)
-        return draw_latent(run.generator, BATCH, seed, k, "sample", device)
+            return _draw_interpolation(generator, columns, seed, k, device)
+        return draw_latent(generator, BATCH, seed, k, "sample", device)
 
-    x = generate(run.generator, n, draw).cpu()
+    x = generate(generator, n, draw).cpu()
     if what == "npz":
         numbers = {"arr_0": plots.to_bytes(x, run.data.span) if images else x, "x": x, "span": run.data.span}
-        if getattr(run.generator, "classes", 0):
+        if getattr(generator, "classes", 0):
             numbers["y"] = torch.cat([draw(k)[1] for k in range(math.ceil(n / BATCH))])[:n].cpu()
         numbers |= {"step": step, "seed": seed}
         np.savez_compressed(path, **{name: np.asarray(value) for name, value in numbers.items()})

@@ -22,8 +22,8 @@ from wgangp.logs import Log, Progress, amend_last_line, append_line, collect_pro
 from wgangp.losses import merge_terms
 from wgangp.penalty import clip_weights_
 from wgangp.precision import product_precision
-from wgangp.report import lipschitz_report, picture, report
-from wgangp.runs import Run
+from wgangp.report import draw_curves, lipschitz_report, picture, report
+from wgangp.runs import Run, collect_stateful
 from wgangp.seeds import draw_latent, rng_for, seed_layers
 from wgangp.step import descend
 
@@ -62,7 +62,7 @@ def train(
     batch_size: int,  # real samples, and fake samples, per critic update
     log_every: int,  # generator updates between lines of the log
     sample_every: int,  # generator updates between pictures
-    checkpoint_every: int,  # generator updates between checkpoints
+    checkpoint_every: int,  # generator updates between checkpoints, and between drawings of curves.png
     lipschitz_every: int,  # generator updates between Lipschitz reports, which are added to a line of the log
     report_size: int,  # samples of each kind per line of the log
     generator_batch_size: int | None = None,  # fake samples per generator update; None: batch_size
@@ -147,8 +147,9 @@ def train(
                 picture(folder, run, step)
                 log.write_picture(step)
 
-            # Checkpoint.
+            # Checkpoint, and the curves of the log until here.
             if checkpoint_due and world.first:
+                draw_curves(folder, run)
                 save(folder / "checkpoints", step, _state(run, step))
 
             # Done?
@@ -182,7 +183,7 @@ def update(
     clip: Clip = NO_CLIP,
     world: World = ALONE,
 ) -> dict[str, Tensor]:
-    """Update the critic critic_steps times and the generator once. Paper: Algorithm 1, one iteration.
+    """Update the critic critic_steps times, and the generator and its average once. Paper: Algorithm 1, one iteration.
 
     Every rank of the world draws the whole batch and computes on its slice of it.
 
@@ -204,6 +205,8 @@ def update(
     latent = draw_latent(run.generator, generator_batch_size or batch_size, run.seed, step, "generator", device)
     generator_terms, gradients = computation.generator_gradients(*world.slice(*latent))
     descend(run.generator, gradients, run.optim_generator, clip.gradient_norm)
+    if run.average is not None:
+        run.average.update_parameters(run.generator)
     return merge_terms(critic_terms, generator_terms)
 
 
@@ -223,14 +226,14 @@ def compute_in_parts(computation: Computation, parts: int) -> Computation:
 def _state(run: Run, step: int) -> dict[str, Any]:
     """What a checkpoint holds."""
     data = {"shape": list(run.data.shape), "span": list(run.data.span), "data": getattr(run.data, "fingerprint", "")}
-    return {"step": step, **data, **{name: part.state_dict() for name, part in _stateful(run).items()}}
+    return {"step": step, **data, **{name: part.state_dict() for name, part in collect_stateful(run).items()}}
 
 
 def _restore(run: Run, folder: Path, device: torch.device) -> int:
     """Load the newest checkpoint into the run and return its step; 0 if there is none.
 
     Raises:
-        ValueError: the folder has a log without a checkpoint, or the data is not the data of the checkpoint.
+        ValueError: the folder has a log without a checkpoint, or data or average are not those of the checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = load_latest(folder / "checkpoints", device)
@@ -246,14 +249,14 @@ def _restore(run: Run, folder: Path, device: torch.device) -> int:
             f"the data is not the data that {folder} was trained on (its sha256 differs, or an early version wrote the"
             " checkpoint): set data.root and data.memory_gb back, or choose another run_dir="
         )
-    for name, part in _stateful(run).items():
+    if (run.average is None) == ("average" in state):
+        raise ValueError(
+            f"the checkpoint in {folder} was saved with another ema.decay: set it back, or choose another run_dir="
+        )
+    for name, part in collect_stateful(run).items():
         part.load_state_dict(state[name])
     _match_strides(run.optim_generator, run.optim_critic)
     return state["step"]
-
-
-def _stateful(run: Run) -> dict[str, Any]:
-    return {name: getattr(run, name) for name in ("generator", "critic", "optim_generator", "optim_critic")}
 
 
 def _match_strides(*optimizers: torch.optim.Optimizer) -> None:
@@ -268,12 +271,13 @@ def _match_strides(*optimizers: torch.optim.Optimizer) -> None:
 def _require_equal_ranks(world: World, run: Run, folder: Path, step: int, options: dict[str, Any]) -> None:
     """Raise ValueError on every rank if the ranks would not train the same run."""
     options = {name: value for name, value in options.items() if name != "world"}
+    networks = [part for part in collect_stateful(run).values() if isinstance(part, nn.Module)]
     world.require_equal(
         {
             f"the newest checkpoint in {folder}": str(step),
             "the data": f"{getattr(run.data, 'fingerprint', '')} {run.data.shape}",
             "the options": str(options),
-            "the weights of the networks": _digest(run.generator, run.critic) if world.size > 1 else "",
+            "the weights of the networks": _digest(*networks) if world.size > 1 else "",
         }
     )
 

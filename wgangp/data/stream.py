@@ -1,13 +1,14 @@
 """Endless batches from a finite set: shuffled anew in every epoch, and readable from any position."""
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wgangp.seeds import rng_for
 
-__all__ = ["batch_indices"]
+__all__ = ["Unread", "batch_indices"]
 
 
 def batch_indices(k: int, size: int, count: int, seed: int, stream: str, device: torch.device) -> Tensor:
@@ -27,3 +28,13 @@ def batch_indices(k: int, size: int, count: int, seed: int, stream: str, device:
 @lru_cache(maxsize=16)  # the current epoch of each stream
 def _permutation(count: int, seed: int, epoch: int, stream: str, device: torch.device) -> Tensor:
     return torch.randperm(count, generator=rng_for(seed, epoch, f"order/{stream}", device), device=device)
+
+
+class Unread:
+    """A placeholder for data that was not read: only its shape and span are known."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.shape, self.span, self.fingerprint = tuple(state["shape"]), tuple(state["span"]), state.get("data", "")
+
+    def batch(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        raise ValueError("this run was loaded without its data: use load_run(folder, read_data=True)")

@@ -12,11 +12,13 @@ from tqdm import trange
 
 from wgangp.compiled import build_computation
 from wgangp.losses import Wasserstein
+from wgangp.metrics.modes import mode_coverage
 from wgangp.optim import descend
 from wgangp.penalty import GradientPenalty, clip_weights_
 from wgangp.runs import Run
-from wgangp.seeds import rng_for
+from wgangp.seeds import draw_latent, rng_for
 from wgangp.train import Clip, train
+from wgangp.transport import wasserstein1
 
 __all__ = [
     "CLIP",
@@ -27,6 +29,7 @@ __all__ = [
     "describe_spread",
     "format_spread",
     "make_run",
+    "score_samples",
     "select",
     "train_critic",
     "train_networks",
@@ -35,6 +38,9 @@ __all__ = [
 CLIP, CLIP_LR = 0.01, 5e-5  # bound of the weights, and the learning rate with it. Paper: released code, for clipping
 DEPTH = 3  # hidden layers of the critics and generators of toy data. Paper: released gan_toy.py
 NEVER = 10**9
+POINTS = 2_000  # for the exact W1
+COUNTED = 10_000  # samples for the mode coverage
+DRAWN = 500  # samples that are kept for the picture
 
 
 def build_optimizer(
@@ -134,6 +140,24 @@ def train_networks(
         raise ValueError(str(error).replace("optim.lr, or clip.gradient_norm=1.0", "figure.lr")) from error
     if done < steps:
         raise KeyboardInterrupt
+
+
+def score_samples(generator: nn.Module, data: Any, seed: int, device: torch.device) -> dict[str, Any]:
+    """Compute how good the samples of a generator on a mixture of Gaussians are.
+
+    Returns:
+        w1: the exact W1 between samples and held-out points. floor: between two samples of the data. modes,
+        high_quality: as in `mode_coverage`. samples: some of them, for a picture.
+    """
+    with torch.no_grad():
+        samples = generator(*draw_latent(generator, COUNTED, seed, 0, "figure", device))
+    held_out = [data.batch(k, POINTS, seed, "heldout")[0] for k in (0, 1)]
+    return {
+        "w1": wasserstein1(held_out[0], samples[:POINTS]),
+        "floor": wasserstein1(*held_out),
+        **mode_coverage(samples, data.centers, data.sd),
+        "samples": [[round(v, 3) for v in point] for point in samples[:DRAWN].tolist()],
+    }
 
 
 def select(records: list[dict[str, Any]], **cell: Any) -> list[dict[str, Any]]:

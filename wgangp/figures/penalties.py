@@ -7,13 +7,22 @@ from typing import Any
 import torch
 
 from wgangp.data.toy import gaussians8, gaussians25
-from wgangp.figures.common import CLIP, DEPTH, count_seeds, format_spread, make_run, select, train_networks
-from wgangp.metrics.modes import mode_coverage
+from wgangp.figures.common import (
+    CLIP,
+    DEPTH,
+    DRAWN,
+    POINTS,
+    count_seeds,
+    format_spread,
+    make_run,
+    score_samples,
+    select,
+    train_networks,
+)
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import GradientPenalty
 from wgangp.plots import draw_points, open_figure
-from wgangp.seeds import draw_latent, initialize
-from wgangp.transport import wasserstein1
+from wgangp.seeds import initialize
 
 __all__ = ["Penalties"]
 
@@ -25,9 +34,6 @@ PENALTIES = {
     "DRAGAN points": GradientPenalty(points="perturbed"),
     "clipping": GradientPenalty(weight=0.0),
 }
-POINTS = 2_000  # for the exact W1
-COUNTED = 10_000  # samples for the mode coverage
-DRAWN = 500  # points in the picture
 
 
 @dataclass(frozen=True)
@@ -63,15 +69,7 @@ class Penalties:
             log_every=max(1, self.steps // 50),
             report_size=self.batch_size,
         )
-        with torch.no_grad():
-            samples = generator(*draw_latent(generator, COUNTED, seed, 0, "figure", device))
-        held_out = [data.batch(k, POINTS, seed, "heldout")[0] for k in (0, 1)]
-        return {
-            "w1": wasserstein1(held_out[0], samples[:POINTS]),
-            "floor": wasserstein1(*held_out),
-            **mode_coverage(samples, data.centers, data.sd),
-            "samples": [[round(v, 3) for v in point] for point in samples[:DRAWN].tolist()],
-        }
+        return score_samples(generator, data, seed, device)
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
         same_data = [select(records, data=name, penalty="two-sided") for name in DATA]  # equal for every penalty

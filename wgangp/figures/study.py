@@ -9,22 +9,26 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from wgangp.checkpoint import write_atomic
-from wgangp.config import BUDGETS, CONF, build, find_device
+from wgangp.config import BUDGETS, CONF, build, build_run, find_device, train_options
 from wgangp.figures.common import count_seeds
 from wgangp.logs import append_line, collect_provenance, describe_hardware, read_lines
-from wgangp.runs import claim_folder, run_name
+from wgangp.runs import Run, claim_folder, run_name
 from wgangp.tables import markdown_table, replace_block
+from wgangp.train import train
 
-__all__ = ["BEGIN", "END", "new_readme", "render", "render_folder", "reproduce"]
+__all__ = ["BEGIN", "END", "new_readme", "render", "render_folder", "reproduce", "train_command"]
 
 BEGIN, END = "<!-- rendered by scripts/reproduce.py -->", "<!-- /rendered -->"
 
@@ -73,6 +77,24 @@ def reproduce(
                 f" tries the failed runs again:{''.join(failures)}"
             )
     return folder
+
+
+def train_command(folder: Path, overrides: list[str]) -> Run:
+    """Train what `scripts/train.py OVERRIDES` trains, from the newest checkpoint in the folder, and return the run.
+
+    The folder has no config.yaml, so that other commands do not take it for a run folder.
+
+    Raises:
+        KeyboardInterrupt: training was interrupted, so that there is nothing to measure yet.
+    """
+    in_command = GlobalHydra.instance().is_initialized()  # of scripts/reproduce.py
+    with nullcontext() if in_command else initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=overrides)
+    run = build_run(cfg, channels_last=cfg.train.channels_last)
+    options = train_options(cfg) | {"config": None}
+    if train(folder, run, **options) < options["steps"]:
+        raise KeyboardInterrupt
+    return run
 
 
 def _measure_missing(folder: Path, figure: Any, seeds: list[int], device: torch.device, jobs: int) -> list[str]:
