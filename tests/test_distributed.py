@@ -93,7 +93,7 @@ def test_every_number_of_ranks_trains_the_same_parameters(ranks, words, one_proc
         assert several == pytest.approx(single, rel=1e-6)
 
 
-@pytest @ pytest.mark.slow
+@pytest.mark.slow
 def test_every_rank_has_the_average_of_a_single_process(one_process, tmp_path):
     outputs = finish(start(2, tmp_path, STEPS, "average"))
     digests = {out.split("average: ")[1].strip() for out in outputs}

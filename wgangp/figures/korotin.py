@@ -57,10 +57,10 @@ class Korotin:
 
     def cells(self) -> list[dict[str, Any]]:
         return [
-            {"dim": dim, "funnels": funnels, "critic": critic}
+            {"critic": critic, "dim": dim, "funnels": funnels}
+            for critic in CRITICS
             for dim in DIMENSIONS
             for funnels in FUNNELS
-            for critic in CRITICS
         ]
 
     def measure(self, cell: dict[str, Any], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
