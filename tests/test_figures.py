@@ -10,13 +10,13 @@ from PIL import Image
 
 from wgangp import config
 from wgangp.data.toy import gaussians8
-from wgangp.figures import common, gradient_norms, known_distance, overfitting, penalties, value_surfaces
+from wgangp.figures import common, gradient_norms, known_distance, mistakes, overfitting, penalties, value_surfaces
 from wgangp.figures.common import count_seeds, describe_range, format_spread, select, train_critic
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
 
 CPU = torch.device("cpu")
-NAMES = ("value_surfaces", "known_distance", "penalties", "gradient_norms", "overfitting")
+NAMES = ("value_surfaces", "known_distance", "penalties", "gradient_norms", "overfitting", "mistakes")
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,10 @@ def _small(monkeypatch, quick_pictures):
     monkeypatch.setattr(known_distance, "DIMENSIONS", (2, 4))
     for name in ("HELD_OUT", "STARTS", "ASCENT"):
         monkeypatch.setattr(known_distance, name, 20)
+    some = ("right", "norm over axis 1", "batch norm in the critic")
+    monkeypatch.setattr(mistakes, "VERSIONS", {name: mistakes.VERSIONS[name] for name in some})
+    monkeypatch.setattr(mistakes, "HELD_OUT", 20)
+    monkeypatch.setattr(mistakes, "NEW_CRITIC", 2)
     value_surfaces.exact_distances.cache_clear()
     yield
     value_surfaces.exact_distances.cache_clear()
@@ -53,6 +57,9 @@ def figures(digits):
         "penalties": penalties.Penalties(steps=1, **small),
         "gradient_norms": gradient_norms.GradientNorms(steps=1, **small),
         "overfitting": overfitting.Overfitting(steps=4, log_every=1, digits=20, data_root=str(digits), **small),
+        "mistakes": mistakes.Mistakes(
+            steps=1, digit_width=4, digit_steps=1, digit_batch_size=8, data_root=str(digits), **small
+        ),
     }
 
 

@@ -1,4 +1,4 @@
-"""The paper's figures, and two that the paper does not have: one file per figure. scripts/reproduce.py runs them.
+"""The paper's figures, and three that the paper does not have: one file per figure. scripts/reproduce.py runs them.
 
 A figure is a frozen dataclass. Its fields are its settings, the keys of conf/figure/NAME.yaml. Its methods compute and
 draw; the text about a figure is written by hand in results/NAME/README.md.
