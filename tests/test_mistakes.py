@@ -189,6 +189,18 @@ class TestTraining:
         stopped = train_pair(Version(norm=diverge), *networks, data, 9, 1e-3, 8, 0)
         assert stopped == 3 and len(calls) == 15
 
+    def test_weights_that_are_not_finite_after_the_last_update_are_reported(self):
+        def diverge_last(gradient):
+            calls.append(0)
+            squares = gradient.flatten(1).square().sum(1)
+            return (squares * 0).sqrt() + 1 if len(calls) > 5 else squares.sqrt()  # the value is 1, its derivative NaN
+
+        calls = []
+        generator = build_generator(gaussians8(), 4)
+        version = Version(norm=diverge_last, in_generator=True)
+        assert train_pair(version, generator, smooth_critic(2).float(), gaussians8(), 1, 1e-3, 8, 0) == 1
+        assert len(calls) == 6 and any(p.isnan().any() for p in generator.parameters())
+
 
 class TestBatchNorm:
     def test_mixes_the_samples_of_a_batch(self):
@@ -284,10 +296,10 @@ class TestFigure:
         assert all(getattr(figure, key) == value for key, value in saved.items() if key != "data_root")
 
     def test_numbers_that_are_not_finite_are_counted(self):
-        assert format_finite([], ".2f") == ""
-        assert format_finite([None, None], ".2f") == "not finite"
-        assert format_finite([1.0, None, 3.0], ".2f") == "2.00 +- 1.41 (1 of 3 not finite)"
-        assert format_finite([0.5], ".3g") == "0.5"
+        assert format_finite([]) == ""
+        assert format_finite([None, None]) == "not finite"
+        assert format_finite([1.0, None, 3.0]) == "2 +- 1 (1 of 3 not finite)"
+        assert format_finite([0.51234]) == "0.512" and format_finite([30.04, 30.56]) == "30.3 +- 0.4"
 
 
 class AxesDouble:

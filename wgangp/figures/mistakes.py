@@ -7,6 +7,7 @@ import base64
 import copy
 import io
 import math
+import statistics
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 from wgangp.box import lipschitz_on_box
 from wgangp.data.images import Images, mnist
 from wgangp.data.toy import Toy, gaussians8
-from wgangp.figures.common import DEPTH, count_seeds, format_spread, select, train_critic
+from wgangp.figures.common import DEPTH, count_seeds, select, train_critic
 from wgangp.figures.textbook import LAMBDA, VERSIONS, Version, insert_batch_norm, penalize, to_pictures, train_pair
 from wgangp.lipschitz import corrected_wasserstein, slope_statistics
 from wgangp.networks.dcgan import MNISTCritic, MNISTGenerator
@@ -118,13 +119,13 @@ class Mistakes:
                 {
                     "mistake": mistake,
                     **self._compare_slopes(DIGITS, mistake, digits),
-                    f"{DIGITS}: gap of its own critic": format_finite([run["gap"] for run in digits], ".3g"),
-                    f"{DIGITS}: its own penalty": format_finite([run["penalty"] for run in digits], ".2g"),
-                    f"{DIGITS}: distance by a new critic": format_finite([run["distance"] for run in digits], ".2f"),
+                    f"{DIGITS}: gap of its own critic": format_finite([run["gap"] for run in digits]),
+                    f"{DIGITS}: its own penalty": format_finite([run["penalty"] for run in digits]),
+                    f"{DIGITS}: distance by a new critic": format_finite([run["distance"] for run in digits]),
                     **self._compare_slopes(PLANE, mistake, points),
-                    f"{PLANE}: exact constant, at least": format_finite([low for low, _ in ends], ".3g"),
-                    f"{PLANE}: exact constant, at most": format_finite([high for _, high in ends], ".3g"),
-                    f"{PLANE}: W1": format_finite([run["distance"] for run in points], ".3f"),
+                    f"{PLANE}: exact constant, at least": format_finite([low for low, _ in ends]),
+                    f"{PLANE}: exact constant, at most": format_finite([high for _, high in ends]),
+                    f"{PLANE}: W1": format_finite([run["distance"] for run in points]),
                 }
             )
         return rows
@@ -138,7 +139,7 @@ class Mistakes:
             mean = sum(distances) / len(distances)
             expected = VERSIONS[mistake].expect_slope(SHAPES[data], self._batch_size(data), mean)
         return {
-            f"{data}: slope over all axes": format_finite([run["slope"] for run in runs], ".3g"),
+            f"{data}: slope over all axes": format_finite([run["slope"] for run in runs]),
             f"{data}: sqrt(k)": "" if limit is None or not runs else f"{limit:.3g}",
             f"{data}: sqrt(k) + k W1 / (2 lambda)": "" if expected is None else f"{expected:.3g}",
         }
@@ -237,14 +238,15 @@ def draw_panel(axes: Any, data: str, mistake: str, runs: list[dict[str, Any]]) -
         (real,) = gaussians8().batch(0, DRAWN, runs[0]["seed"], "heldout")
         draw_points(axes, real, torch.tensor(samples), size=2)
         axes.set(xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), aspect="equal")
-    slope, distance = (format_finite([run[name] for run in runs], ".3g") for name in ("slope", "distance"))
+    slope, distance = (format_finite([run[name] for run in runs]) for name in ("slope", "distance"))
     axes.set_xlabel(f"slope {slope}\n{'distance' if data == DIGITS else 'W1'} {distance}")
 
 
-def format_finite(values: list[float | None], form: str) -> str:
+def format_finite(values: list[float | None]) -> str:
     """Format values as mean +- standard deviation, and say how many are not finite (None). No values: empty."""
     finite = [value for value in values if value is not None]
     if not finite:
         return "not finite" if values else ""
-    lost = len(values) - len(finite)
-    return format_spread(finite, form) + f" ({lost} of {len(values)} not finite)" * (lost > 0)
+    spread = f" +- {statistics.stdev(finite):.1g}" if len(finite) > 1 else ""
+    lost = f" ({len(values) - len(finite)} of {len(values)} not finite)" if len(finite) < len(values) else ""
+    return f"{statistics.mean(finite):.3g}{spread}{lost}"
