@@ -247,6 +247,11 @@ def format_finite(values: list[float | None]) -> str:
     finite = [value for value in values if value is not None]
     if not finite:
         return "not finite" if values else ""
-    spread = f" +- {statistics.stdev(finite):.1g}" if len(finite) > 1 else ""
+    spread = f" +- {format_number(statistics.stdev(finite), 1)}" if len(finite) > 1 else ""
     lost = f" ({len(values) - len(finite)} of {len(values)} not finite)" if len(finite) < len(values) else ""
-    return f"{statistics.mean(finite):.3g}{spread}{lost}"
+    return f"{format_number(statistics.mean(finite), 3)}{spread}{lost}"
+
+
+def format_number(value: float, digits: int) -> str:
+    """Format a number with `digits` digits, or without a fraction if it has four or five before the point."""
+    return f"{value:,.0f}" if 1_000 <= abs(value) < 100_000 else f"{value:.{digits}g}"
