@@ -22,6 +22,7 @@ from wgangp.figures import (
     known_distance,
     korotin,
     lipschitz_table,
+    mistakes,
     overfitting,
     penalties,
     value_surfaces,
@@ -42,6 +43,7 @@ NAMES = (
     "overfitting",
     "lipschitz_table",
     "korotin",
+    "mistakes",
 )
 WIDTHS = {"overfitting": (16, 64), "value_surfaces": (128, 1024)}  # with budget=cpu and budget=paper
 
@@ -64,6 +66,10 @@ def _small(monkeypatch, quick_pictures):
     for name in ("HELD_OUT", "STARTS", "ASCENT"):
         monkeypatch.setattr(known_distance, name, 20)
     fixed_generator.compute_distances.cache_clear()
+    some = ("right", "norm over axis 1", "batch norm in the critic")
+    monkeypatch.setattr(mistakes, "VERSIONS", {name: mistakes.VERSIONS[name] for name in some})
+    monkeypatch.setattr(mistakes, "HELD_OUT", 20)
+    monkeypatch.setattr(mistakes, "NEW_CRITIC", 2)
     yield
     fixed_generator.compute_distances.cache_clear()
 
@@ -112,6 +118,9 @@ def figures(digits, benchmark):
         "penalties": penalties.Penalties(steps=1, **small),
         "gradient_norms": gradient_norms.GradientNorms(steps=1, **small),
         "overfitting": overfitting.Overfitting(steps=4, log_every=1, digits=20, data_root=str(digits), **small),
+        "mistakes": mistakes.Mistakes(
+            steps=1, digit_width=4, digit_steps=1, digit_batch_size=8, data_root=str(digits), **small
+        ),
     }
 
 

@@ -15,7 +15,8 @@ from wgangp.schema import to_arguments
 from wgangp.tables import markdown_table, replace_block
 
 TINY = ("figure=known_distance", "figure.width=4", "figure.iterations=2", "figure.batch_size=8")
-RESULTS = sorted(path.stem for path in (CONF / "figure").glob("*.yaml") if (ROOT / "results" / path.stem).is_dir())
+NAMES = sorted(path.stem for path in (CONF / "figure").glob("*.yaml"))
+RESULTS = [name for name in NAMES if (ROOT / "results" / name / "records.jsonl").exists()]
 
 
 @pytest.fixture
