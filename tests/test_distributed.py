@@ -95,7 +95,7 @@ def test_every_number_of_ranks_trains_the_same_parameters(ranks, words, one_proc
 
 @pytest.mark.slow
 def test_every_rank_has_the_average_of_a_single_process(one_process, tmp_path):
-    outputs = finish(start(2, tmp_path, STEPS, "average"))
+    outputs = finish(start(2, tmp_path, STEPS, "average", "patient"))
     digests = {out.split("average: ")[1].strip() for out in outputs}
     assert len(digests) == 1 and any(name.startswith("average.") for name in parameters(tmp_path))
     assert largest_difference(tmp_path, one_process("average")) < 1e-10
