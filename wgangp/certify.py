@@ -41,8 +41,8 @@ from wgangp.bounds import (
     find_tracked,
     ones,
 )
-from wgangp.checks import compute_scores
-from wgangp.state import check_not_random, convert_to_float64, use_eval_mode
+from wgangp.checks import check_not_random, compute_scores
+from wgangp.state import convert_to_float64, use_eval_mode
 
 __all__ = ["certified_lipschitz"]
 

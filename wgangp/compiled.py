@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wgangp.checks import call_generator
 from wgangp.compiler import Gradients, compile_gradients, compile_samples
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
@@ -80,7 +81,7 @@ def build_computation(
 
     def sample(generator: Callable[..., Tensor], z: Tensor, *y: Tensor) -> Tensor:
         with autocast(precision, device):
-            return generator(z, *y).to(z.dtype)
+            return call_generator(generator, z, *y).to(z.dtype)
 
     def eager_sample(z: Tensor, *y: Tensor) -> Tensor:
         with torch.no_grad():

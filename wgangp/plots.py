@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wgangp.checks import compute_scores
+
 __all__ = [
     "cut_colormap",
     "draw_points",
@@ -123,7 +125,7 @@ def save_value_surface(
     ticks = torch.linspace(*span, resolution, device=real.device, dtype=real.dtype)
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
     with torch.no_grad():
-        value = critic(torch.stack([x.flatten(), y.flatten()], dim=1)).view(resolution, resolution)
+        value = compute_scores(critic, torch.stack([x.flatten(), y.flatten()], dim=1)).view(resolution, resolution)
     with open_figure(path, 3.9, COLUMN) as figure:
         axes = figure.add_subplot()
         contours = axes.contourf(ticks.cpu(), ticks.cpu(), value.cpu(), levels=16, cmap=cut_colormap(*SURFACE))

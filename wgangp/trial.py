@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from wgangp.checks import check_per_sample
 from wgangp.compiled import build_computation
 from wgangp.distributed import World
+from wgangp.per_sample import check_per_sample
 from wgangp.precision import product_precision
 from wgangp.report import lipschitz_report, report
 from wgangp.runs import Run
