@@ -16,15 +16,20 @@ from torch.nn import functional as F
 
 from wgangp import (
     GradientPenalty,
+    certified_lipschitz,
     check_per_sample,
     critic_step,
     generator_step,
     gradient_norm,
     gradient_penalty,
+    largest_quotient,
+    lipschitz_on_box,
     slope_statistics,
+    steepest_slope,
 )
 from wgangp.checks import compute_scores
 from wgangp.networks.dcgan import MNISTCritic
+from wgangp.plots import save_value_surface
 from wgangp.state import digest_random_state
 from wgangp.step import critic_objective
 
@@ -83,7 +88,7 @@ WRONG_SCORES = {
     "map": (lambda x: x[:, None], r"got \(\d, 1, 3\) for \d samples"),
     "too few": (lambda x: x[1:].sum(1), r"got \(\d,\) for \d samples"),
     "integers": (lambda x: x.sum(1).long(), "a real number in floating point: got torch.int64"),
-    "complex": (lambda x: x.sum(1) + 0j, "a real number in floating point: got torch.complex64"),
+    "complex": (lambda x: x.sum(1) + 0j, "a real number in floating point: got torch.complex"),
 }
 # Every public function that calls a critic.
 CALLS = {
@@ -95,13 +100,23 @@ CALLS = {
     "generator": lambda critic, x: generator_step(nn.Linear(3, 3), critic_module(critic), None, x),
     "check_per_sample": check_per_sample,
 }
+MEASURES = {  # the same, of functions that see the critic in eval mode
+    "slope_statistics": lambda critic, x: slope_statistics(critic, x, x + 1),
+    "largest_quotient": largest_quotient,
+    "steepest_slope": lambda critic, x: steepest_slope(critic, x, steps=1),
+    "certified_lipschitz": lambda critic, x: certified_lipschitz(critic_module(critic), tuple(x.shape[1:])),
+    "lipschitz_on_box": lambda critic, x: lipschitz_on_box(critic_module(critic), -1.0, [1.0] * x.shape[1]),
+    "save_value_surface": lambda critic, x: save_value_surface(
+        None, lambda x: critic(F.pad(x, (0, 1))), x[:, :2], x[:, :2], (-1.0, 1.0), resolution=2
+    ),
+}
 
 
 def critic_module(critic):
     return Wrapped(lambda _, x: critic(x))
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("call", (CALLS | MEASURES).values(), ids=CALLS | MEASURES)
 @pytest.mark.parametrize("critic, message", WRONG_SCORES.values(), ids=WRONG_SCORES)
 def test_everything_that_calls_a_critic_refuses_what_is_no_score_per_sample(critic, message, call):
     with pytest.raises(ValueError, match=f"a critic returns one score per sample.*{message}|{message}"):
@@ -132,7 +147,7 @@ def test_scores_with_axes_of_length_one_are_scores(shape):
 
 WRONG_POINTS = {
     "integers": (torch.ones(4, 3, dtype=torch.int64), "floating point: got torch.int64"),
-    "complex": (X + 0j, "floating point: got torch.complex64"),
+    "complex": (X + 0j, "floating point: got torch.complex"),
     "sparse": (X.to_sparse(), "got torch.float32, torch.sparse_coo"),
     "empty": (X[:0], r"at least one sample: got \(0, 3\)"),
     "one number": (X[0, 0], r"at least one sample: got \(\)"),

@@ -16,7 +16,14 @@ from helpers import TINY
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from wgangp import certified_lipschitz, config, largest_quotient, slope_statistics, steepest_slope
+from wgangp import (
+    certified_lipschitz,
+    config,
+    largest_quotient,
+    lipschitz_on_box,
+    slope_statistics,
+    steepest_slope,
+)
 from wgangp.checks import check_not_random
 from wgangp.compiled import verify
 from wgangp.logs import read_lines
@@ -143,14 +150,21 @@ def certify(critic):
         return certified_lipschitz(critic, (2,))
 
 
+def bound_on_box(critic):
+    no_rule = any(isinstance(m, (nn.LSTM, nn.InstanceNorm1d)) for m in critic.modules())
+    with pytest.raises(ValueError, match="no interval") if no_rule else nullcontext():
+        return lipschitz_on_box(critic, [-1.0, -1.0], [1.0, 1.0], max_cells=50)
+
+
 MEASUREMENTS = {
     "slopes": lambda critic, x: slope_statistics(critic, x, x + 1, coupled=True),
     "slopes in float64": lambda critic, x: slope_statistics(critic, x, x + 1, float64=True),
     "largest quotient": largest_quotient,
     "steepest slope": lambda critic, x: steepest_slope(critic, x, steps=2),
     "certificate": lambda critic, x: certify(critic),
+    "interval": lambda critic, x: bound_on_box(critic),
 }
-NEED_A_MODULE = ("certificate",)
+NEED_A_MODULE = ("certificate", "interval")
 
 
 @pytest.mark.parametrize("measure", MEASUREMENTS.values(), ids=MEASUREMENTS)

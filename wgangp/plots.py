@@ -18,6 +18,7 @@ from torch import Tensor
 from wgangp.checks import compute_scores
 
 __all__ = [
+    "CHANNELS",
     "cut_colormap",
     "draw_points",
     "open_figure",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 PAGE, COLUMN = 8.3, 4.6  # widths in inches: GitHub shows 830 px on a page, and 400 px in one of README's two columns
+CHANNELS = (1, 3)  # of images that can be drawn: gray and RGB
 REAL, FAKE, EDGE, BAR = "#d55e00", "#000000", "#000000", "#0072b2"
 LINES = {"color": ["#0072b2", "#d55e00", "#009e73", "#000000"], "linestyle": ["-", "--", "-.", (0, (5, 1, 1, 1, 1, 1))]}
 SURFACE = ("Blues", 0.75)  # the light part of a colormap, so that dark points are seen everywhere on it

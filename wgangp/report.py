@@ -131,7 +131,7 @@ def picture(folder: Path, run: Run, step: int) -> None:
         plots.save_value_surface(path, run.critic, real, fake, run.data.span, f"{step} generator updates")
     elif in_plane:  # with labels there is one value surface per class, so that only the points are drawn
         plots.save_points(path, fake, run.data.span, f"{step} generator updates")
-    elif len(run.data.shape) == 3:
+    elif len(run.data.shape) == 3 and run.data.shape[0] in plots.CHANNELS:
         plots.save_image_grid(path, fake.cpu(), run.data.span)
     plots.save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"), run.penalty.target)
 
