@@ -45,8 +45,9 @@ class TestBuild:
         ],
     )
     def test_refuses_names_that_are_not_trusted(self, key, target):
-        with pytest.raises(ValueError, match="only names under"):
+        with pytest.raises(ValueError, match="only names under") as error:
             config.build(OmegaConf.create({key: {"_target_": target}}), key)
+        assert "add trust=" not in str(error.value)  # not of the standard library, of torch or of this package
 
     @pytest.mark.parametrize(
         "key, target",
@@ -445,7 +446,7 @@ class TestKeys:
     @pytest.mark.parametrize("override", ["+sed=3", "+clip.wieghts=0.1", "+networks.foo=1", "+train.foo=abc"])
     def test_unknown_keys_after_a_plus_are_refused(self, configure, override):
         key = override.lstrip("+").split("=")[0]
-        with pytest.raises(ValueError, match=f"unknown key.*: {key} "):
+        with pytest.raises(ValueError, match=f"^{key} is unknown; the keys of "):
             config.train_options(configure(override))
 
     @pytest.mark.parametrize(
