@@ -1,5 +1,6 @@
 """The interval of lipschitz_on_box is proved and narrow: against enumeration, known constants and dense search."""
 
+import copy
 import itertools
 import math
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import Function
+from labeled import LabeledCritic
 from torch import nn
 
 from wgangp import box, certified_lipschitz, lipschitz_on_box
@@ -205,14 +207,22 @@ def test_operation_in_place_changes_what_the_same_tensor_is_elsewhere():
     ("critic", "low", "high", "message"),
     [
         (nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)), -1.0, [1.0, 1.0], "tanh.*certified_lipschitz"),
-        (nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), -1.0, [1.0, 1.0], "batch_norm"),
+        (
+            nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 1)),
+            -1.0,
+            [1.0, 1.0],
+            "batch_norm uses the statistics of the batch",
+        ),
+        (LabeledCritic(), -1.0, [1.0, 1.0], r"called as critic\(x, \*y\).*lambda x: critic\(x, labels\)"),
+        (torch.compile(nn.Linear(2, 1)), -1.0, [1.0, 1.0], "pass the original module.*OptimizedModule"),
+        (Function(lambda x: x.sum(1) + torch.rand(len(x))), -1.0, [1.0, 1.0], "draws random numbers in eval mode"),
         (nn.Linear(2, 1), [0.0, 0.0], [1.0, 0.0], "low must be below high"),
         (nn.Linear(2, 1), [0.0, 0.0], [1.0, math.inf], "finite"),
         (nn.Linear(4, 1), [0.0] * 4, [1.0] * 4, "1, 2 or 3.*certified_lipschitz"),
         (nn.Linear(2, 1), 0.0, 1.0, "same length"),
         (nn.Linear(2, 3), -1.0, [1.0, 1.0], "one score per sample"),
         (nn.Linear(3, 1), -1.0, [1.0, 1.0], "do not fit"),
-        (lambda x: x, -1.0, [1.0], "pass the module itself"),
+        (lambda x: x, -1.0, [1.0], "pass the original module itself"),
         (Function(lambda x: (x * x).sum(1)), -1.0, [1.0, 1.0], "mul is neither"),
         (Function(lambda x: x[:, 0] * (x.mean().item() > 0)), -1.0, [1.0, 1.0], "samples of a batch"),
         (Function(lambda x: x.mean(0, keepdim=True).expand(len(x), -1)[:, 0]), -1.0, [1.0, 1.0], "samples of a batch"),
@@ -221,6 +231,31 @@ def test_operation_in_place_changes_what_the_same_tensor_is_elsewhere():
 def test_wrong_use_is_named(critic, low, high, message):
     with pytest.raises(ValueError, match=message):
         lipschitz_on_box(critic, low, high)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_in_eval_mode_is_the_linear_layer_that_it_is(affine):
+    norm = nn.BatchNorm1d(8, affine=affine)
+    critic = nn.Sequential(nn.Linear(2, 8), norm, nn.ReLU(), nn.Linear(8, 1)).double()
+    for p in norm.parameters():
+        nn.init.normal_(p)  # also negative scales
+    critic(3 * torch.randn(99, 2).double() + 1)
+    scale = (norm.running_var + norm.eps).rsqrt() * (norm.weight.detach() if affine else 1)
+    folded = copy.deepcopy(critic)
+    folded[0].weight.data *= scale.unsqueeze(1)
+    folded[0].bias.data = (folded[0].bias.data - norm.running_mean) * scale + (norm.bias.data if affine else 0)
+    folded[1] = nn.Identity()
+    (lower, upper), expected = (lipschitz_on_box(c, [-2.0, -1.0], [1.0, 2.0]) for c in (critic, folded))
+    assert (lower, upper) == pytest.approx(expected, rel=1e-9) and upper - lower < 0.02 * upper
+    steepest = slopes(critic.eval(), random_points(2, 20_000)).max().item()
+    assert 0.9 * lower < steepest <= upper
+
+
+def test_inference_mode_gives_the_same_interval():
+    critic = mlp(2, 6, 1)
+    expected = lipschitz_on_box(critic, -1.0, [1.0, 1.0])
+    with torch.inference_mode():
+        assert lipschitz_on_box(critic, -1.0, [1.0, 1.0]) == expected
 
 
 def test_weight_that_is_not_finite_is_named():
@@ -233,7 +268,7 @@ def test_weight_that_is_not_finite_is_named():
 
 def test_zonotope_bounds_all_corners():
     """The bound for many kinks is above the exact one over all 2^k ends, and close to it."""
-    critic = box._prepare(mlp(2, 8, 2, scale=1.5))
+    critic = box._replace_activations(mlp(2, 8, 2, scale=1.5))
     center = random_points(2, 2_000)
     half = torch.full_like(center, 0.1)
     kinks = box._propagate(critic, center, half).cells.kinks

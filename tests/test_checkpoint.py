@@ -108,6 +108,17 @@ def test_state_that_is_not_finite_is_not_saved(tmp_path, bad):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+def test_buffer_may_have_inf_and_no_nan(tmp_path, number):
+    state, buffers = {"critic": {"mask": torch.tensor([0.0, float(number)])}}, ["state['critic']['mask']"]
+    if number == "nan":
+        with pytest.raises(ValueError, match=r"state\['critic'\]\['mask'\] has NaN in it"):
+            checkpoint.save(tmp_path, 7, state, buffers)
+    else:
+        checkpoint.save(tmp_path, 7, state, buffers)
+        assert torch.equal(checkpoint.load_latest(tmp_path)["critic"]["mask"], state["critic"]["mask"])
+
+
 def test_checkpoint_with_other_objects_than_plain_data_raises(tmp_path):
     path = tmp_path / "step_00000001.pt"
     torch.save({"step": 1, "evil": torch.nn.Linear(1, 1)}, path)

@@ -1,7 +1,12 @@
 """How a critic is called and checked: what goes in, what comes out, and whether each score is of its own sample."""
 
 import copy
+import functools
+import random
+from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import smooth_critic
@@ -11,14 +16,21 @@ from torch.nn import functional as F
 
 from wgangp import (
     GradientPenalty,
+    certified_lipschitz,
     check_per_sample,
     critic_step,
     generator_step,
     gradient_norm,
     gradient_penalty,
+    largest_quotient,
+    lipschitz_on_box,
+    slope_statistics,
+    steepest_slope,
 )
-from wgangp.checks import compute_scores, copy_critic
+from wgangp.checks import compute_scores
 from wgangp.networks.dcgan import MNISTCritic
+from wgangp.plots import save_value_surface
+from wgangp.state import digest_random_state
 from wgangp.step import critic_objective
 
 NO_PENALTY = GradientPenalty(weight=0.0)
@@ -76,7 +88,7 @@ WRONG_SCORES = {
     "map": (lambda x: x[:, None], r"got \(\d, 1, 3\) for \d samples"),
     "too few": (lambda x: x[1:].sum(1), r"got \(\d,\) for \d samples"),
     "integers": (lambda x: x.sum(1).long(), "a real number in floating point: got torch.int64"),
-    "complex": (lambda x: x.sum(1) + 0j, "a real number in floating point: got torch.complex64"),
+    "complex": (lambda x: x.sum(1) + 0j, "a real number in floating point: got torch.complex"),
 }
 # Every public function that calls a critic.
 CALLS = {
@@ -88,13 +100,23 @@ CALLS = {
     "generator": lambda critic, x: generator_step(nn.Linear(3, 3), critic_module(critic), None, x),
     "check_per_sample": check_per_sample,
 }
+MEASURES = {  # the same, of functions that see the critic in eval mode
+    "slope_statistics": lambda critic, x: slope_statistics(critic, x, x + 1),
+    "largest_quotient": largest_quotient,
+    "steepest_slope": lambda critic, x: steepest_slope(critic, x, steps=1),
+    "certified_lipschitz": lambda critic, x: certified_lipschitz(critic_module(critic), tuple(x.shape[1:])),
+    "lipschitz_on_box": lambda critic, x: lipschitz_on_box(critic_module(critic), -1.0, [1.0] * x.shape[1]),
+    "save_value_surface": lambda critic, x: save_value_surface(
+        None, lambda x: critic(F.pad(x, (0, 1))), x[:, :2], x[:, :2], (-1.0, 1.0), resolution=2
+    ),
+}
 
 
 def critic_module(critic):
     return Wrapped(lambda _, x: critic(x))
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("call", (CALLS | MEASURES).values(), ids=CALLS | MEASURES)
 @pytest.mark.parametrize("critic, message", WRONG_SCORES.values(), ids=WRONG_SCORES)
 def test_everything_that_calls_a_critic_refuses_what_is_no_score_per_sample(critic, message, call):
     with pytest.raises(ValueError, match=f"a critic returns one score per sample.*{message}|{message}"):
@@ -125,14 +147,22 @@ def test_scores_with_axes_of_length_one_are_scores(shape):
 
 WRONG_POINTS = {
     "integers": (torch.ones(4, 3, dtype=torch.int64), "floating point: got torch.int64"),
-    "complex": (X + 0j, "floating point: got torch.complex64"),
+    "complex": (X + 0j, "floating point: got torch.complex"),
     "sparse": (X.to_sparse(), "got torch.float32, torch.sparse_coo"),
     "empty": (X[:0], r"at least one sample: got \(0, 3\)"),
     "one number": (X[0, 0], r"at least one sample: got \(\)"),
 }
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+# Functions that take points and do not call the critic, or not at these points.
+TAKE_POINTS = CALLS | {
+    "real, weight 0": lambda critic, x: gradient_penalty(critic, x, X, weight=0.0),
+    "fake, weight 0": lambda critic, x: gradient_penalty(critic, X, x, weight=0.0),
+    "fake, penalty at real": lambda critic, x: GradientPenalty(points="real")(critic, X, x),
+}
+
+
+@pytest.mark.parametrize("call", TAKE_POINTS.values(), ids=TAKE_POINTS)
 @pytest.mark.parametrize("x, message", WRONG_POINTS.values(), ids=WRONG_POINTS)
 def test_everything_that_calls_a_critic_refuses_what_are_no_points(x, message, call):
     with pytest.raises(ValueError, match=message):
@@ -150,8 +180,70 @@ CUT = {
 @pytest.mark.parametrize("name", ["gradient_norm", "gradient_penalty", "critic_objective", "check_per_sample"])
 @pytest.mark.parametrize("forward", CUT.values(), ids=CUT)
 def test_a_gradient_that_is_cut_in_front_of_trainable_layers_is_refused(forward, name):
-    with pytest.raises(ValueError, match=r"no graph back to its points.* detach\(\) or \.data"):
+    with pytest.raises(ValueError, match=r"no graph back to its points.* inference_mode\(\), detach\(\) or \.data"):
         CALLS[name](Wrapped(forward), X)
+
+
+def penalize_in_func(critic, x):
+    """The penalty of a critic whose weights are those of a transform of torch.func."""
+    weights = {name: p.detach() for name, p in critic.named_parameters()}
+    call = lambda weights, x: torch.func.functional_call(critic, weights, (x,))  # noqa: E731
+    return torch.func.grad_and_value(lambda w: gradient_penalty(partial(call, w), x, x + 1))(weights)[1]
+
+
+def compile_call(call, **options):
+    """Return the function as torch.compile makes it, without what other tests left in its caches."""
+
+    def compiled(critic, x):
+        torch._dynamo.reset()
+        return torch.compile(call, **options)(critic, x)
+
+    return compiled
+
+
+TRANSFORMS = {
+    "compiled": compile_call(CALLS["gradient_penalty"], backend="eager"),
+    "fullgraph": compile_call(CALLS["gradient_penalty"], backend="aot_eager", fullgraph=True),
+    "compiled objective": compile_call(CALLS["critic_objective"], backend="eager"),
+    "torch.func": penalize_in_func,
+}
+PROBLEMS = (ValueError, torch._dynamo.exc.Unsupported)  # with fullgraph=True the second one, with the same text
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, after a graph break
+@pytest.mark.parametrize("name", ["detach"])
+@pytest.mark.parametrize("call", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_a_gradient_that_is_cut_is_refused_in_compiled_functions_and_transforms(call, name):
+    with pytest.raises(PROBLEMS, match="no graph back to its points"):
+        call(Wrapped(CUT[name]), X)
+    assert call(small_critic(), X) is not None
+
+
+STEPS = {
+    "round": lambda layer, x: layer(x.round()),
+    "floor": lambda layer, x: layer((255 * x).floor() / 255),
+    "sign": lambda layer, x: layer(x.sign()),
+    "detach, and a graph": lambda layer, x: layer(x.detach()).flatten() + 0 * x.sum(1),
+}
+TRAINING_CALLS = {name: CALLS[name] for name in ("gradient_penalty", "critic_objective", "check_per_sample")}
+TRAINING_CALLS["function"] = lambda critic, x: gradient_penalty(lambda x: critic(x), x, x + 1)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, after a graph break
+@pytest.mark.parametrize("name", ["compiled", "fullgraph"])
+def test_a_slope_that_trains_nothing_is_refused_in_compiled_functions(name):
+    with pytest.raises(PROBLEMS, match="does not depend on any of its trainable weights"):
+        TRANSFORMS[name](Wrapped(STEPS["round"]), X)
+
+
+@pytest.mark.parametrize("call", TRAINING_CALLS.values(), ids=TRAINING_CALLS)
+@pytest.mark.parametrize("forward", STEPS.values(), ids=STEPS)
+def test_a_slope_that_trains_nothing_is_refused(forward, call):
+    with pytest.raises(PROBLEMS, match="does not depend on any of its trainable weights"):
+        call(Wrapped(forward), X)
+    assert not gradient_penalty(Wrapped(forward).requires_grad_(False), X, X + 1).requires_grad
+    with torch.no_grad():
+        assert gradient_penalty(Wrapped(forward), X, X + 1) == pytest.approx(10)
 
 
 IN_PLACE = {
@@ -205,9 +297,12 @@ def test_labels_reach_the_critic_and_are_checked():
     assert torch.equal(*penalties)
     assert torch.equal(*(GradientPenalty()(c, X, X + 1, eps, *z).mean() for c, z in ((critic, (y,)), (closure, ()))))
     check_per_sample(critic, X, y=(y,))
-    for labels in ((y[:3],), y, (0,)):
+    for labels in ((y[:3],), (0,), y[:, None]):
         with pytest.raises(ValueError, match=r"labels for 4 samples: y is a tuple of tensors"):
             gradient_penalty(critic, X, X + 1, y=labels)
+    for call in (gradient_penalty, slope_statistics, lambda critic, x, _, y: check_per_sample(critic, x, y=y)):
+        with pytest.raises(ValueError, match=r"y is a tensor: write y=\(labels,\)"):
+            call(critic, X, X + 1, y=y)
     with pytest.raises(ValueError, match=r"\(3,\) labels for 4 samples"):
         critic_objective(critic, X, X + 1, None, y[:3])
 
@@ -237,12 +332,39 @@ SINGLE = {  # critics that treat every sample by itself
 }
 
 
-@pytest.mark.parametrize("function", [False, True], ids=["module", "function"])
+class Caller:
+    """An object that is called as a critic."""
+
+    def __init__(self, critic):
+        self.networks = {"critic": critic}
+
+    def __call__(self, x):
+        return self.networks["critic"](x)
+
+
+def call_attribute(holder):
+    return lambda x: holder.critic(x)
+
+
+NETWORKS = {}  # a dict of a file
+FORMS = {  # ways to pass a critic
+    "module": lambda critic: critic,
+    "function": lambda critic: lambda x: critic(x),
+    "forward": lambda critic: critic.forward,
+    "call": lambda critic: critic.__call__,
+    "partial": lambda critic: functools.partial(lambda network, x: network(x), critic),
+    "object": Caller,
+    "attribute of an object": lambda critic, holder=SimpleNamespace: call_attribute(holder(critic=critic)),
+    "dict of a file": lambda critic: NETWORKS.update(critic=critic) or (lambda x: NETWORKS["critic"](x)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("critic, x", SINGLE.values(), ids=SINGLE)
-def test_critics_with_independent_scores_pass_and_keep_their_state(critic, x, function):
+def test_critics_with_independent_scores_pass_and_keep_their_state(critic, x, form):
     critic(x)  # the old spectral_norm keeps a weight with its graph
     state, random_state = copy.deepcopy(critic.state_dict()), torch.get_rng_state()
-    check_per_sample((lambda x: critic(x)) if function else critic, x)
+    check_per_sample(form(critic), x)
     assert torch.equal(random_state, torch.get_rng_state())
     assert all(torch.equal(value, state[name]) for name, value in critic.state_dict().items())
 
@@ -289,6 +411,34 @@ def test_critics_that_depend_on_the_size_of_the_batch_are_refused(forward):
         check_per_sample(Wrapped(forward), X)
     with pytest.raises(ValueError, match="works for batches of one size only"):
         check_per_sample(lambda x: x.view(4, -1).sum(1), X)
+
+
+NOISE = {  # where a critic can draw its random numbers from, and what is added to the points
+    "numpy": (None, lambda x: torch.from_numpy(np.random.randn(*x.shape)).to(x)),
+    "python": (None, lambda x: random.random()),
+    "generator": (lambda: torch.Generator().manual_seed(0), lambda x, rng: torch.randn(x.shape, generator=rng)),
+    "numpy generator": (lambda: np.random.default_rng(0), lambda x, rng: float(rng.normal())),
+    "python generator": (lambda: random.Random(0), lambda x, rng: rng.random()),
+}
+
+
+@pytest.mark.parametrize("make, draw", NOISE.values(), ids=NOISE)
+def test_noise_of_every_source_is_no_dependence(make, draw):
+    layer, rng = small_critic(), [make()] if make else []
+    module = Wrapped(lambda layer, x: layer(x + 0.1 * draw(x, *rng)), layer)
+    held = Wrapped(lambda layer, x: layer(x + 0.1 * draw(x, *held.rng)), layer)
+    held.rng = rng
+    generators = [lambda x, rng=rng: layer(x + 0.1 * draw(x, *rng)), held] if make else [module]
+    for critic in generators:
+        state = digest_random_state(*rng)
+        check_per_sample(critic, X)
+        assert digest_random_state(*rng) == state
+
+
+def test_noise_that_cannot_be_drawn_again_is_named():
+    hidden = SimpleNamespace(rng=torch.Generator())
+    with pytest.raises(ValueError, match="draws random numbers that the check cannot draw again"):
+        check_per_sample(lambda x: x.sum(1) + torch.randn(len(x), generator=hidden.rng), X)
 
 
 def test_labels_of_other_samples_are_a_dependence():
@@ -343,13 +493,6 @@ def test_one_sample_or_a_score_that_is_not_finite_raises():
         check_per_sample(small_critic(), X[:1])
     with pytest.raises(ValueError, match="NaN or infinite"):
         check_per_sample(small_critic(), X * torch.nan)
-
-
-def test_copy_of_a_function_has_its_own_modules():
-    layer = nn.BatchNorm1d(3)
-    copied = copy_critic(lambda x: layer(x).sum(1))
-    copied(X)
-    assert layer.num_batches_tracked == 0 and copied.__closure__[0].cell_contents.num_batches_tracked == 1
 
 
 def test_inference_mode_gives_the_values_of_no_grad():

@@ -150,7 +150,12 @@ class TestTrain:
         [
             (["train.stps=3"], "train.stps is unknown. Did you mean train.steps?"),
             (["penalty.wieght=3"], "penalty.wieght is unknown. Did you mean penalty.weight?"),
-            (["+train.foo=abc"], "unknown key or a wrong value: train.foo"),
+            (["+train.foo=abc"], "error: train.foo is unknown; the keys of train are steps, critic_steps, "),
+            (["train.foo=5"], "error: train.foo is unknown; the keys of train are steps, critic_steps, "),
+            (["foo=5"], "error: foo is unknown; the keys of the config are data, networks, "),
+            (["networks.foo=5"], "error: networks.foo is unknown; the keys of networks are generator, critic"),
+            (["data.root=x"], "has no key data.root. Choices that have it: data=cifar10, data=fashion_mnist, data=im"),
+            (["penalty.foo=5"], "An option of no config file needs a plus: +penalty.foo=VALUE"),
             (["+penalty.wieght=3"], "wieght is unknown; the keys of wgangp.penalty.GradientPenalty are weight, target"),
             (["penalty.weight=-1"], "penalty: weight = -1.0: must be >= 0"),
             (["penalty.sides=three"], "must be one of two, one"),
@@ -454,9 +459,9 @@ class TestOwnPackage:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         monkeypatch.syspath_prepend(command.folder)  # as export PYTHONPATH=$PWD does
-        monkeypatch.setattr(sys, "modules", dict(sys.modules))
         lines = [shlex.split(line) for line in blocks[-1][1].splitlines() if line.startswith("python")]
-        return [(Path(line[1]).stem, line[2:]) for line in lines]
+        yield [(Path(line[1]).stem, line[2:]) for line in lines]
+        sys.modules.pop("my_package", None)
 
     def test_example_of_the_documentation_trains_and_draws_a_picture(self, command, example, quick_pictures):
         (train, arguments), (sample, sample_arguments) = example
@@ -496,6 +501,29 @@ class TestOwnPackage:
         run = load_run(command.folder / folder, trust=["my_package"])
         assert type(run.critic).__name__ == "Critic" and type(run.data).__module__ == "my_package"
         assert "finished: 3" in command(train, *small, "train.steps=3", "run_dir=kept")  # resumed
+
+    @pytest.mark.parametrize(
+        "text, argument, message",
+        [
+            (
+                "defaults: [config, _self_]\ntrain: {stepz: 2}\n",
+                "seed=1",
+                "error: train.stepz is unknown; the keys of train",
+            ),
+            ("defaults: [config, _self_]\ntrain: {steps: abc}\n", "seed=1", "error: train.steps must be an integer"),
+            (
+                "train: {steps: 2}\n",
+                "device=cpu",
+                "error: the config has no key device: begin a config of your own with",
+            ),
+            ("train: {steps: 2}\n", "train.steps=1", "begin a config of your own with defaults: [config, _self_]"),
+        ],
+    )
+    def test_mistake_in_a_config_of_ones_own_is_explained(self, command, text, argument, message):
+        (command.folder / "mine").mkdir()
+        (command.folder / "mine" / "other.yaml").write_text(text)
+        output = command("train", "--config-dir", "mine", "--config-name", "other", argument, status=1)
+        assert message in output and "Key '" not in output and "Did you mean data?" not in output
 
     def test_file_cannot_trust(self, command, example):
         (train, arguments), _ = example
@@ -537,7 +565,7 @@ class TestSample:
             ("n=0", "error: n = 0, seed = 0: n must be >= 1"),
             ("out=custom.png", "error: custom.png exists and is not overwritten"),
             ("out=custom", "error: out = custom: what=grid writes .png"),
-            ("+foo=1", "error: the config has an unknown key or a wrong value: foo"),
+            ("+foo=1", "error: foo is unknown; the keys of the config are "),
             ("+sed=1", "Did you mean seed?"),
             ("sed=1", "sed is unknown. Did you mean seed?"),
             ("device=toaster", "error: device = toaster: not available on this machine"),
@@ -582,7 +610,7 @@ class TestLipschitz:
             ("ascent=0", "error: ascent = 0"),
             ("out=custom", "error: custom exists and is not overwritten"),
             ("data_root=here", "error: data_root = here: the data of this run is drawn, not read"),
-            ("+foo=1", "error: the config has an unknown key or a wrong value: foo"),
+            ("+foo=1", "error: foo is unknown; the keys of the config are "),
             ("strts=1", "strts is unknown. Did you mean starts?"),
             ("run=nowhere", "error: nowhere is not a run folder"),
             ("run=null", "run must be text"),

@@ -345,7 +345,16 @@ def cut(path, share=0.6):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
+def change_pixels(path):
+    """Change two bytes in the middle: the file is whole, and its checksum is wrong."""
+    cut(path, 1.0)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 255
+    path.write_bytes(raw)
+
+
 BROKEN = {
+    "changed.png": change_pixels,
     "text.png": png_with_text,
     "bomb.png": bomb,
     "empty.png": lambda path: path.write_bytes(b""),

@@ -150,6 +150,15 @@ def test_picture_of_a_labeled_run_shows_the_same_noise_and_labels_at_every_step(
     assert picture_size(pictures[0]) == (16 * 5 + 1, 8 * 5 + 1)  # 128 images of 4 x 4, one pixel between them
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_images_that_are_neither_gray_nor_rgb_have_no_picture(channels, tmp_path):
+    run = labeled_run((channels, 4, 4))
+    append_line(tmp_path / "metrics.jsonl", {"step": 0, **report(run, 0, 4)})
+    picture(tmp_path, run, 0)
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["00000000.png"] * (channels in (1, 3))
+    assert (tmp_path / "curves.png").exists()
+
+
 def test_curves_of_a_log_without_wasserstein_have_the_penalty_alone(tmp_path, monkeypatch):
     records = [
         {"step": step, **report(labeled_run(loss=loss), step, 8)}

@@ -51,15 +51,18 @@ class TestCheckKeys:
         ids=str,
     )
     def test_refuses_another_type(self, changes):
-        with pytest.raises(ValueError, match=f"wrong value: {next(iter(changes))}"):
+        with pytest.raises(ValueError, match=f"^{next(iter(changes))}.* must be "):
             check_keys(values(**changes), SCHEMA)
 
     @pytest.mark.parametrize(
         "changes, message",
         [
-            ({"cuont": 1}, r"unknown key.*: cuont .*Did you mean count\?$"),
-            ({"group": {"size": 1, "sise": 2}}, r"unknown key.*: group\.sise .*Did you mean group\.size\?$"),
-            ({"zzz": 1}, r"unknown key.*: zzz \(.*\)$"),
+            ({"cuont": 1}, r"^cuont is unknown; the keys of the config are count, rate, .*Did you mean count\?$"),
+            (
+                {"group": {"size": 1, "sise": 2}},
+                r"^group\.sise is unknown; the keys of group are size. Did you mean group\.size\?$",
+            ),
+            ({"zzz": 1}, r"^zzz is unknown; the keys of the config are count, rate, name, seeds, group$"),
         ],
     )
     def test_refuses_an_unknown_key_in_one_line_and_suggests_the_nearest(self, changes, message):
@@ -75,7 +78,7 @@ class TestCheckKeys:
 def test_arguments_are_plain_and_resolved():
     arguments = to_arguments(OmegaConf.create(VALUES | {"count": "${group.size}"}), SCHEMA)
     assert arguments == VALUES | {"count": 2} and type(arguments["seeds"]) is list
-    with pytest.raises(ValueError, match="unknown key"):
+    with pytest.raises(ValueError, match="foo is unknown"):
         to_arguments(values(foo=1), SCHEMA)
 
 

@@ -4,8 +4,10 @@ import copy
 import functools
 import random
 import threading
+from collections import deque
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +16,21 @@ from helpers import TINY
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from wgangp import certified_lipschitz, config, largest_quotient, slope_statistics, steepest_slope
+from wgangp import (
+    certified_lipschitz,
+    config,
+    largest_quotient,
+    lipschitz_on_box,
+    slope_statistics,
+    steepest_slope,
+)
+from wgangp.checks import check_not_random
 from wgangp.compiled import verify
 from wgangp.logs import read_lines
 from wgangp.report import lipschitz_report, report
 from wgangp.sample import generate
 from wgangp.seeds import initialize
-from wgangp.state import check_not_random, find_networks, preserve_state, use_eval_mode
+from wgangp.state import find_state, preserve_state, use_eval_mode
 from wgangp.train import train
 
 pytestmark = [
@@ -37,6 +47,9 @@ class Stateful(nn.Linear):
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
         self.register_buffer("mean", torch.zeros(width))
         self.calls, self.plain, self.history, self.rng = 0, torch.zeros(2), [], torch.Generator().manual_seed(0)
+        self.nested, self.array, self.queue, self.numbers = {"a": [[]]}, np.zeros(2), deque(maxlen=3), {0}
+        self.object = SimpleNamespace(n=0, tensor=torch.zeros(2))
+        self.rngs = [np.random.default_rng(0), random.Random(0)]
 
     def forward(self, x):
         self.count += 1
@@ -44,6 +57,14 @@ class Stateful(nn.Linear):
         self.plain.add_(1)
         self.calls += 1
         self.history.append(self.calls)
+        self.nested["a"][0].append(self.calls)
+        self.nested[self.calls] = self.calls
+        self.array += 1
+        self.queue.append(self.calls)
+        self.numbers.add(self.calls)
+        self.object.n += 1
+        self.object.tensor += 1
+        self.rngs[0].random(), self.rngs[1].random()
         self.weight.data.clamp_(-0.1, 0.1)
         torch.rand(1), np.random.rand(), random.random(), torch.rand(1, generator=self.rng)
         return super().forward(x)
@@ -103,7 +124,12 @@ def copy_state(*networks):
         for module in network.modules():
             names = ("calls", "plain", "history", "weight")
             own = {name: vars(module)[name] for name in names if name in vars(module)}
-            state += [module.training, own, module.rng.get_state() if hasattr(module, "rng") else None]
+            state += [module.training, own]
+            if isinstance(module, Stateful):
+                state += [module.rng.get_state(), *module.queue, *sorted(module.numbers), module.array.tobytes()]
+                state += [module.object.n, module.object.tensor, id(module.nested["a"][0]), id(module.object)]
+                state += [str(module.nested)]
+                state += [str(module.rngs[0].bit_generator.state), str(module.rngs[1].getstate())]
         state += [(p.requires_grad, p.grad) for p in network.parameters()]
         state += [*network.parameters(), *network.buffers()]
     return [x.detach().cpu().numpy().tobytes() if isinstance(x, torch.Tensor) else x for x in tree_leaves(state)]
@@ -124,13 +150,21 @@ def certify(critic):
         return certified_lipschitz(critic, (2,))
 
 
+def bound_on_box(critic):
+    no_rule = any(isinstance(m, (nn.LSTM, nn.InstanceNorm1d)) for m in critic.modules())
+    with pytest.raises(ValueError, match="no interval") if no_rule else nullcontext():
+        return lipschitz_on_box(critic, [-1.0, -1.0], [1.0, 1.0], max_cells=50)
+
+
 MEASUREMENTS = {
     "slopes": lambda critic, x: slope_statistics(critic, x, x + 1, coupled=True),
     "slopes in float64": lambda critic, x: slope_statistics(critic, x, x + 1, float64=True),
     "largest quotient": largest_quotient,
     "steepest slope": lambda critic, x: steepest_slope(critic, x, steps=2),
     "certificate": lambda critic, x: certify(critic),
+    "interval": lambda critic, x: bound_on_box(critic),
 }
+NEED_A_MODULE = ("certificate", "interval")
 
 
 @pytest.mark.parametrize("measure", MEASUREMENTS.values(), ids=MEASUREMENTS)
@@ -153,7 +187,14 @@ def test_random_critic_is_refused_and_left_as_it_was(layers, measure):
     require_unchanged(before, critic)
 
 
-@pytest.mark.parametrize("measure", [MEASUREMENTS[name] for name in MEASUREMENTS if name != "certificate"])
+NETWORKS, TRAINER = {}, SimpleNamespace()  # where a file may keep its networks
+
+
+def call_critic_of_file(x):
+    return NETWORKS["critic"](x)
+
+
+@pytest.mark.parametrize("measure", [MEASUREMENTS[name] for name in MEASUREMENTS if name not in NEED_A_MODULE])
 def test_function_of_a_critic_is_measured_like_the_critic(measure):
     """The modules that a function refers to are put in eval mode, and left as they were."""
     critic, x = train_once(build_critic(nn.Dropout(), nn.BatchNorm1d(8))), torch.randn(6, 2)
@@ -167,7 +208,19 @@ def test_function_of_a_critic_is_measured_like_the_critic(measure):
 
     torch.manual_seed(0)
     before, expected = copy_state(critic), measure(copy.deepcopy(critic).eval(), x)
-    for function in (lambda x: critic(x), functools.partial(critic.forward), Holder().score, Holder().networks[0]):
+    trainer = SimpleNamespace(critic=critic)
+    NETWORKS["critic"], TRAINER.critic = critic, critic
+    for function in (
+        lambda x: critic(x),
+        functools.partial(critic.forward),
+        Holder().score,
+        Holder().networks[0],
+        lambda x: trainer.critic(x),
+        lambda x: Holder().score(x),
+        lambda x: nn.Identity()(NETWORKS["critic"](x)),  # a module that is new in every call
+        lambda x: TRAINER.critic(x),
+        lambda x: call_critic_of_file(x),
+    ):
         torch.manual_seed(0)
         assert measure(function, x) == expected
         assert critic.training
@@ -177,13 +230,36 @@ def test_function_of_a_critic_is_measured_like_the_critic(measure):
 
 def test_networks_of_a_function_are_found():
     one, two = nn.Linear(2, 1), nn.Linear(2, 1)
-    assert find_networks(one) == [one]
-    assert find_networks(lambda x, second=two: one(x) + second(x)) in ([one, two], [two, one])
-    assert find_networks(functools.partial(lambda net, x: net(x), one)) == [one]
-    assert find_networks(one.forward) == [one]
-    assert find_networks(lambda x: x.sum(1)) == []
-    pairs = {"a": [one], "b": (two,)}
-    assert set(find_networks(lambda x: pairs["a"][0](x))) == {one, two}
+    assert find_state(one) == [one]
+    assert find_state(lambda x, second=two: one(x) + second(x)) in ([one, two], [two, one])
+    assert find_state(functools.partial(lambda net, x: net(x), one)) == [one]
+    assert find_state(one.forward) == [one]
+    assert find_state(lambda x: x.sum(1)) == []
+    pairs, trainer, x = {"a": [one], "b": (two,)}, SimpleNamespace(one=one, two=two), torch.randn(3, 2)
+    assert set(find_state(lambda x: pairs["a"][0](x))) == {one, two}
+    assert find_state(lambda x: trainer.one(x)) == []
+    assert find_state(lambda x: trainer.one(x), x) == [one]
+    assert find_state(lambda x: trainer.one(x) + trainer.two(x), x) == [one, two]
+    assert len(find_state(lambda x: nn.Linear(2, 1)(x), x)) == 1
+
+
+def test_search_for_networks_changes_nothing_and_sees_the_weights_at_rest():
+    """A call of torch.func.functional_call swaps the weights of a module: those are not its own."""
+    critic = train_once(build_critic(nn.BatchNorm1d(8)))
+    trainer, x = SimpleNamespace(critic=critic), torch.randn(6, 2)
+    other = {name: p.detach() + 1 for name, p in critic.named_parameters()}
+    before, parameters = copy_state(critic), list(critic.parameters())
+    function = lambda x: torch.func.functional_call(trainer.critic, other, (x,))  # noqa: E731
+    assert find_state(function, x) == [critic]
+    slope_statistics(function, x, x + 1)
+    require_unchanged(before, critic)
+    assert all(p is q for p, q in zip(critic.parameters(), parameters, strict=True))
+
+
+def test_search_for_networks_ends_at_an_error_and_removes_its_hook():
+    with pytest.raises(ValueError, match="do not fit this critic"):
+        slope_statistics(lambda x: x @ torch.zeros(2), torch.randn(4, 3), torch.randn(4, 3))
+    assert not torch.nn.modules.module._global_forward_pre_hooks
 
 
 def test_state_is_restored_after_an_error_and_when_nested():

@@ -2,13 +2,16 @@
 
 import copy
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import Linear, smooth_critic
+from helpers import Function, Linear, smooth_critic
+from labeled import LabeledCritic, LabeledGenerator
 from torch import nn
 
-from wgangp import GradientPenalty, clip_weights_, critic_step, generator_step, total_norm
+from wgangp import GradientPenalty, clip_weights_, critic_step, generator_step, gradient_penalty, total_norm
+from wgangp.losses import Wasserstein
 from wgangp.networks.dcgan import MNISTCritic
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.step import critic_gradients, critic_objective, descend, generator_gradients, generator_objective
@@ -275,6 +278,91 @@ def test_batches_of_different_sizes_or_without_samples_raise_before_anything_mov
     assert has_weights(critic, before)
     with pytest.raises(ValueError, match="one sample"):
         generator_step(build_networks()[0], critic, optimizer, real[:0])
+
+
+@pytest.mark.parametrize("step", ["critic", "generator"])
+def test_labels_come_after_eps_or_as_the_keyword_y(step):
+    labels, (real, fake), updated = torch.tensor([0, 1, 2, 0]), draw_batch(4), []
+    networks = LabeledGenerator().double(), LabeledCritic().double()
+    for positional, keyword in (((labels,), {}), ((), {"y": (labels,)})):
+        generator, critic = copy.deepcopy(networks)
+        optimizer = torch.optim.SGD((critic if step == "critic" else generator).parameters(), lr=0.1)
+        if step == "critic":
+            critic_step(critic, optimizer, real, fake, torch.ones(4), *positional, **keyword)
+        else:
+            z = torch.ones(4, 2, dtype=torch.float64)
+            generator_step(generator, critic, optimizer, z, *positional, **keyword)
+        updated.append([*generator.parameters(), *critic.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*updated, strict=True))
+    with pytest.raises(ValueError, match=r"Pass labels as y, as in y=\(labels,\), not as eps"):
+        critic_step(networks[1], None, real, fake, labels)
+    with pytest.raises(ValueError, match=r"eps must have one value per sample.*int64\. Labels come after eps"):
+        critic_step(build_networks()[1], None, real, fake, labels)
+    with pytest.raises(ValueError, match=r"y is a tensor: write y=\(labels,\)"):
+        critic_step(networks[1], None, real, fake, y=labels)
+
+
+def make_loss(critic, generator):
+    return SimpleNamespace(critic=critic, generator=generator, critic_options={})
+
+
+LOSSES = {  # wrong losses, and what the error names
+    "no critic_loss": (make_loss(lambda r, f: {"loss": r}, Wasserstein().generator), "critic_loss.* got loss"),
+    "no generator_loss": (make_loss(Wasserstein().critic, lambda f: {"a": f, "b": f}), "generator_loss.* got a, b"),
+    "a number": (make_loss(lambda r, f: r.mean(), lambda f: f.mean()), "critic_loss.* got Tensor"),
+}
+
+
+@pytest.mark.parametrize("loss, message", LOSSES.values(), ids=LOSSES)
+def test_loss_without_the_term_that_is_minimized_is_refused(loss, message):
+    (generator, critic), (real, fake) = build_networks(), draw_batch(4)
+    with pytest.raises(ValueError, match=f"the loss returns a dict of terms, one of them {message}"):
+        critic_objective(critic, real, fake, loss=loss)
+        generator_objective(generator, critic, real, loss=loss)
+
+
+GENERATORS = {  # wrong generators, and what the error says of their results
+    "tuple": (lambda z: (z, z), "of type tuple"),
+    "too few": (lambda z: z[1:], r"\(3, 2\), torch.float64 for 4 rows"),
+    "integers": (lambda z: z.long(), r"\(4, 2\), torch.int64"),
+}
+
+
+@pytest.mark.parametrize("function, message", GENERATORS.values(), ids=GENERATORS)
+def test_generator_that_does_not_return_one_sample_per_row_is_named(function, message):
+    generator, critic, z = Function(lambda z, _: function(z), nn.Linear(2, 2)), build_networks()[1], draw_batch(4)[0]
+    with pytest.raises(ValueError, match=f"a generator returns one sample per row of z.* got {message}"):
+        generator_step(generator, critic, torch.optim.SGD(generator.parameters()), z)
+
+
+def test_critic_that_keeps_the_labels_of_one_batch_is_explained():
+    (real, fake), labels = draw_batch(4), torch.ones(4, 2, dtype=torch.float64)
+    critic = Function(lambda x, layer: layer(x + labels), nn.Linear(2, 1).double())
+    with pytest.raises(ValueError, match=r"works for 4 samples, and not for 8: .*pass labels as y"):
+        critic_step(critic, torch.optim.SGD(critic.parameters()), real, fake)
+
+
+def test_inference_mode_is_named_where_a_step_cannot_work():
+    critic, (real, fake) = build_networks()[1], draw_batch(4)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"remove no_grad\(\), inference_mode\(\)"):
+        critic_step(critic, torch.optim.SGD(critic.parameters()), real, fake)
+
+
+@pytest.mark.parametrize("real, eps", [("float32", "float64"), ("float64", "float64"), ("float64", "float32")])
+def test_points_and_eps_of_numpy_work_or_are_explained(real, eps):
+    critic, x, weights = nn.Linear(2, 1), draw_batch(4)[0].to(getattr(torch, real)), torch.rand(4).double()
+    weights = weights.to(getattr(torch, eps))
+    if real == "float32":
+        expected = gradient_penalty(critic, x, x + 1, eps=weights.float())
+        assert torch.equal(gradient_penalty(critic, x, x + 1, eps=weights), expected)
+        return
+    for call in (
+        lambda: gradient_penalty(critic, x, x + 1, eps=weights),
+        lambda: gradient_penalty(critic, x.float(), x, eps=weights),
+        lambda: critic_step(critic, None, x, x.float(), weights),
+    ):
+        with pytest.raises(ValueError, match=r"float64, and its weights are torch\.float32: .*real\.float\(\)"):
+            call()
 
 
 def test_optimizer_of_another_model_is_refused():

@@ -2,7 +2,6 @@
 
 from wgangp.box import lipschitz_on_box
 from wgangp.certify import certified_lipschitz
-from wgangp.checks import check_per_sample
 from wgangp.config import load_run
 from wgangp.gradients import clip_by_norm_, gradient_norm, gradient_norm_penalty, total_norm
 from wgangp.lipschitz import (
@@ -15,6 +14,7 @@ from wgangp.lipschitz import (
 )
 from wgangp.optim import NormalizedGradientDescent
 from wgangp.penalty import GradientPenalty, clip_weights_, gradient_penalty, interpolate
+from wgangp.per_sample import check_per_sample
 from wgangp.step import critic_step, generator_step
 from wgangp.transport import wasserstein1
 from wgangp.version import __version__ as __version__

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from wgangp.bounds import MIXED, NoRuleError
+from wgangp.bounds import MIXED, STATISTICS, NoRuleError
 
 __all__ = ["ROUNDING", "Cells", "Form"]
 
@@ -246,6 +246,21 @@ def _pad(gradients: Tensor, size: int) -> Tensor:
     return F.pad(gradients, [0, 0] * (gradients.ndim - 2) + [0, max(0, size - gradients.shape[1])])
 
 
+def _normalize(args: dict[str, Any], forms: list[Form], call: Callable) -> tuple[Form, Tensor, Tensor]:
+    """Batch norm in eval mode: (x - mean) / sqrt(var + eps) * weight + bias per channel, with running statistics."""
+    x, variance = args["input"], args["running_var"]
+    if len(forms) != 1 or forms[0] is not x or args["training"] or variance is None:
+        raise NoRuleError(f"{args['op']} {STATISTICS}")
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    scale = (variance + args["eps"]).rsqrt() * (1 if args["weight"] is None else args["weight"])
+    scale, mean = scale.view(shape), args["running_mean"].view(shape)
+    bias = 0 if args["bias"] is None else args["bias"].view(shape)
+    x.cells.operations += 4
+    grown = scale.abs() * (1 + 2 * ROUNDING)
+    form = x.map(lambda v: v, None, -mean).map(lambda v: v * scale, lambda v: v * grown, bias)
+    return form, *call(x.center)[1:]
+
+
 def _concatenate(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
     stack, dim = args["op"] == "stack", args["dim"] % (forms[0].ndim + (args["op"] == "stack"))
     constants = [x for x in args["tensors"] if not isinstance(x, Form)]
@@ -332,6 +347,7 @@ NAMES = {
     _scale: "mul div",
     _add: "add sub rsub",
     _concatenate: "cat stack",
+    _normalize: "native_batch_norm",
     _clamp: "hardtanh clamp clamp_min clamp_max",
     _maximum: "maximum minimum",
     lambda args, forms, call: forms[0].map(call, lambda x: x): "neg",

@@ -13,9 +13,10 @@ from torch import Tensor
 from wgangp import lipschitz, plots
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz
-from wgangp.checks import check_per_sample
+from wgangp.checks import compute_scores
 from wgangp.config import find_device, restore
 from wgangp.logs import collect_provenance
+from wgangp.per_sample import check_per_sample
 from wgangp.report import leave_unchanged
 from wgangp.runs import Run
 from wgangp.sample import BATCH as SAMPLES
@@ -100,7 +101,9 @@ def measure(
     real, trained_on = splits
     fake = generate(run.generator, n, lambda k: draw_latent(run.generator, SAMPLES, seed, k, "lipschitz", device))
     with torch.no_grad():
-        score_real, score_fake = (torch.cat([critic(part) for part in x.split(BATCH)]) for x in (real, fake))
+        score_real, score_fake = (
+            torch.cat([compute_scores(critic, part) for part in x.split(BATCH)]) for x in (real, fake)
+        )
     gap = (score_real.double().mean() - score_fake.double().mean()).item()
     distances = {"gap": gap}
     if low_dimension:

@@ -25,6 +25,7 @@ __all__ = [
     "REASONS",
     "RULES",
     "SAMPLES",
+    "STATISTICS",
     "UNKNOWN",
     "NoRuleError",
 ]

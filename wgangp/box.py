@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from wgangp.affine import ROUNDING, Cells, Form
 from wgangp.bounds import NoRuleError
-from wgangp.certify import certified_lipschitz
+from wgangp.certify import certified_lipschitz, open_network
+from wgangp.checks import check_not_random
 from wgangp.networks.layers import LeakyReLU
-from wgangp.state import convert_to_float64
 
 __all__ = ["find_box", "lipschitz_on_box"]
 
@@ -54,8 +54,8 @@ def lipschitz_on_box(
 
     Args:
         critic: (B, d) -> (B,) or (B, 1), d = 1, 2 or 3, of linear layers and piecewise-linear functions: ReLU,
-            LeakyReLU, PReLU, abs, hardtanh, clamp, maximum, minimum, sums, concatenation. A copy in float64 on the
-            CPU is used; the critic itself is not changed.
+            LeakyReLU, PReLU, abs, hardtanh, clamp, maximum, minimum, sums, concatenation, batch norm (in eval mode).
+            A copy in float64 on the CPU is used; the critic itself is not changed.
         low, high: the corners of the box, (d,) or one number for each dimension.
         tolerance: the search ends if upper <= (1 + tolerance) lower, or if upper <= 1e-9 certified_lipschitz.
         max_cells: the search also ends after this number of cells. The interval is proved then, too, but it is wider.
@@ -65,16 +65,28 @@ def lipschitz_on_box(
         ValueError: an operation that is not piecewise linear; low >= high; more than 3 dimensions; a weight that is
             not finite. The message says what to use instead.
     """
-    network, d = _prepare(critic), _find_dimension(low, high)
+    d = _find_dimension(low, high)
     low, high = (torch.as_tensor(x, dtype=torch.float64).detach().cpu().expand(d) for x in (low, high))
     if not (low.isfinite() & high.isfinite() & (low < high)).all():
         raise ValueError(f"low = {low.tolist()}, high = {high.tolist()}: low must be below high, and both finite")
     if not tolerance > 0:
         raise ValueError(f"tolerance = {tolerance}: must be > 0")
-    try:
-        bound = torch.tensor([certified_lipschitz(critic, (d,))], dtype=torch.float64)
-    except ValueError:
-        bound = torch.tensor([math.inf], dtype=torch.float64)
+    with open_network(critic, "lipschitz_on_box", "no interval") as network:
+        try:
+            check_not_random(network, torch.stack([low, high]))
+        except (RuntimeError, LookupError, AssertionError) as error:
+            raise ValueError(f"points of R^{d} do not fit the critic: {error}") from error
+        try:
+            bound = torch.tensor([certified_lipschitz(critic, (d,))], dtype=torch.float64)
+        except ValueError:
+            bound = torch.tensor([math.inf], dtype=torch.float64)
+        return _search(_replace_activations(network), low, high, bound, tolerance, max_cells)
+
+
+def _search(
+    network: nn.Module, low: Tensor, high: Tensor, bound: Tensor, tolerance: float, max_cells: int
+) -> tuple[float, float]:
+    """Divide the box until its bound is close to the largest slope that was found. bound: of the whole box (1,)."""
     center = ((low + high) / 2)[None]
     half = ((high - low) / 2 + (low.abs() + high.abs()) * ROUNDING)[None]
     smallest = half.amax() * SMALLEST
@@ -113,16 +125,8 @@ def _find_dimension(low: Any, high: Any) -> int:
     return sizes.pop()
 
 
-def _prepare(critic: nn.Module) -> nn.Module:
-    """Return a copy in float64 on the CPU, in eval mode, without this project's activations with a constant mask."""
-    if not isinstance(critic, nn.Module):
-        raise ValueError(
-            f"lipschitz_on_box reads the layers of an nn.Module, got {type(critic).__name__}: pass the module itself"
-        )
-    network = convert_to_float64(critic).cpu().eval().requires_grad_(False)
-    for name, value in [*network.named_parameters(), *network.named_buffers()]:
-        if not value.isfinite().all():
-            raise ValueError(f"no interval: {name} has NaN or inf in it. Use a critic with finite weights")
+def _replace_activations(network: nn.Module) -> nn.Module:
+    """Return the network without this project's activations, which have a constant mask."""
     for module in network.modules():
         if isinstance(module, LeakyReLU):
             module.forward = partial(F.leaky_relu, negative_slope=module.slope)

@@ -18,7 +18,8 @@ the critic, because it is a product over the layers. `slope_statistics` gives a 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -41,10 +42,10 @@ from wgangp.bounds import (
     find_tracked,
     ones,
 )
-from wgangp.checks import compute_scores
-from wgangp.state import check_not_random, convert_to_float64, use_eval_mode
+from wgangp.checks import check_not_random, compute_scores
+from wgangp.state import convert_to_float64, use_eval_mode
 
-__all__ = ["certified_lipschitz"]
+__all__ = ["certified_lipschitz", "open_network"]
 
 SLACK = 1 + 1e-9  # covers the rounding of the bound itself
 SIZES = (2, 3, 9)  # of batches that must give a point the same score
@@ -75,18 +76,7 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
     Paper: layer by layer as Szegedy et al. 2014, section 4.3. Differs: here are rules for branches, and convolutions
     with strides are bounded by their own frequencies.
     """
-    if not isinstance(critic, nn.Module) or any(_is_program(module) for module in critic.modules()):
-        raise ValueError(
-            "certified_lipschitz reads the operations of an nn.Module: pass the original module, not a function and not"
-            f" what torch.jit, torch.export or torch.compile made of it (got {type(critic).__name__})"
-        )
-    if isinstance(critic, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        critic = critic.module
-    with use_eval_mode(critic), torch.inference_mode(False), torch.no_grad():
-        network = convert_to_float64(critic).cpu()
-        for name, value in [*network.named_parameters(), *network.named_buffers()]:
-            if not value.isfinite().all():
-                raise ValueError(f"no certificate: {name} has NaN or inf in it. Use a critic with finite weights")
+    with open_network(critic, "certified_lipschitz", "no certificate") as network:
         call_stack = ["the score"]  # modules being executed, innermost last; after an error the last one raised it
         for name, module in network.named_modules():
             _trace(module, f"{name or 'the critic'} ({type(module).__name__})", call_stack, name != "")
@@ -110,6 +100,28 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
             " Use a critic whose forward does not depend on the size of the batch"
         )
     return score.bound * SLACK
+
+
+@contextmanager
+def open_network(critic: nn.Module, name: str, failure: str) -> Iterator[nn.Module]:
+    """Yield a copy of a critic whose operations can be read: in eval mode, in float64, on the CPU, with finite weights.
+
+    Args:
+        name, failure: of the function that reads the critic, and what its errors begin with.
+    """
+    if not isinstance(critic, nn.Module) or any(_is_program(module) for module in critic.modules()):
+        raise ValueError(
+            f"{name} reads the operations of an nn.Module: pass the original module itself, not a function and not"
+            f" what torch.jit, torch.export or torch.compile made of it (got {type(critic).__name__})"
+        )
+    if isinstance(critic, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        critic = critic.module
+    with use_eval_mode(critic), torch.inference_mode(False), torch.no_grad():
+        network = convert_to_float64(critic).cpu()
+        for part, value in [*network.named_parameters(), *network.named_buffers()]:
+            if not value.isfinite().all():
+                raise ValueError(f"{failure}: {part} has NaN or inf in it. Use a critic with finite weights")
+        yield network
 
 
 def _is_program(module: nn.Module) -> bool:

@@ -8,30 +8,29 @@ undamaged checkpoints are kept. If the newest is damaged, the older one is loade
 import hashlib
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["load_latest", "load_step", "save", "write_atomic"]
+__all__ = ["check_finite", "load_latest", "load_step", "save", "write_atomic"]
 
 KEEP = 2
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+def save(folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = ()) -> Path:
     """Write the checkpoint of a step and return its path.
 
     Args:
         state: tensors, numbers and strings, and lists, tuples and dicts of them.
+        buffers: as in `check_finite`.
 
     Raises:
-        ValueError: a tensor in it is not finite. Nothing is written.
+        ValueError: as in `check_finite`. Nothing is written.
         RuntimeError, OSError: the disk is full or not writable. The existing files are unchanged.
     """
-    for name in _not_finite(state):
-        raise ValueError(
-            f"step {step}: {name} has values that are not finite, so no checkpoint was written. Try a lower optim.lr"
-        )
+    check_finite(step, state, buffers)
     folder.mkdir(parents=True, exist_ok=True)
     path = _path_of(folder, step)
     temporary = _temporary(path)
@@ -50,6 +49,19 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         old.unlink()
         _digest_of(old).unlink(missing_ok=True)
     return path
+
+
+def check_finite(step: int, state: dict[str, Any], buffers: Collection[str] = ()) -> None:
+    """Raise ValueError if a tensor of a state has NaN in it, or inf. A buffer may have inf, for example a mask.
+
+    Args:
+        buffers: the names of buffers, for example state['critic']['mask'].
+    """
+    for name, value in _flatten(state):
+        if not value.isfinite().all() and (name not in buffers or value.isnan().any()):
+            reason = "NaN in it" if name in buffers else "values that are not finite"
+            remedy = "Try a lower optim.lr" if step else "Weights must be finite; a buffer may have inf, and no NaN"
+            raise ValueError(f"step {step}: {name} has {reason}, so no checkpoint can be written. {remedy}")
 
 
 def load_latest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
@@ -135,9 +147,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _not_finite(state: Any, name: str = "state") -> list[str]:
+def _flatten(state: Any, name: str = "state") -> list[tuple[str, torch.Tensor]]:
+    """Return the tensors of a state, by name."""
     if isinstance(state, torch.Tensor):
-        return [] if state.isfinite().all() else [name]
-    if isinstance(state, dict):
-        return [bad for key, value in state.items() for bad in _not_finite(value, f"{name}[{key!r}]")]
-    return []
+        return [(name, state)]
+    items = state.items() if isinstance(state, dict) else ()
+    return [pair for key, value in items for pair in _flatten(value, f"{name}[{key!r}]")]

@@ -6,12 +6,10 @@ A critic gets copies of its inputs, so that one that works in place (x.div_(255)
 the caller's tensors nor a leaf of a graph. Shapes are also checked while torch.compile traces.
 """
 
-import copy
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
-from types import CellType, FunctionType
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,22 +17,30 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
-from wgangp.precision import product_precision
+from wgangp.state import digest_random_state, find_state
 
 __all__ = [
+    "SCORE",
+    "average_terms",
     "call_critic",
+    "call_derivative",
+    "call_generator",
+    "check_graph",
+    "check_not_random",
     "check_not_wrapped",
     "check_pairs",
-    "check_per_sample",
     "check_points",
     "check_positive",
     "check_scores",
+    "check_slope",
     "compute_scores",
-    "copy_critic",
     "differentiate",
+    "is_random",
+    "refuse_constant_slope",
     "use_math_attention",
 ]
 
+SCORE = ("the critic's score", "its points")  # names for `differentiate`
 ONE_SCORE = "a critic returns one score per sample"
 UNDEFINED = "so a gradient penalty is not defined."
 SHARDED = "The network is sharded, which fails on the second-order graph of a gradient penalty"
@@ -63,6 +69,27 @@ def call_critic(critic: Callable[..., Any], x: Tensor, *y: Tensor, **options: An
     return outputs
 
 
+def call_generator(generator: Callable[..., Any], z: Tensor, *y: Tensor) -> Tensor:
+    """Return the samples (B, *) of a generator for a copy of noise z (B, *) and for labels. ValueError if wrong."""
+    check_points(z, *y)
+    fake = generator(z.clone(), *y)
+    if not isinstance(fake, Tensor) or fake.shape[:1] != z.shape[:1] or not fake.is_floating_point():
+        got = f"{tuple(fake.shape)}, {fake.dtype}" if isinstance(fake, Tensor) else f"of type {type(fake).__name__}"
+        raise ValueError(
+            f"a generator returns one sample per row of z, a tensor (B, *) in floating point: got {got} for {len(z)}"
+            " rows. Return the samples alone"
+        )
+    return fake
+
+
+def average_terms(terms: Any, minimized: str) -> dict[str, Tensor]:
+    """Return the mean over the batch () of every term of a loss. ValueError without the one that is minimized."""
+    if not isinstance(terms, dict) or minimized not in terms:
+        got = ", ".join(map(str, terms)) if isinstance(terms, dict) else type(terms).__name__
+        raise ValueError(f"the loss returns a dict of terms, one of them {minimized}, which is minimized: got {got}")
+    return {name: term.mean() for name, term in terms.items()}
+
+
 def check_points(x: Tensor, *y: Tensor) -> None:
     """Raise ValueError unless x (B, *) is dense, real, in floating point, B >= 1, and y has one row per sample."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout is not torch.strided:
@@ -74,8 +101,11 @@ def check_points(x: Tensor, *y: Tensor) -> None:
     if x.ndim == 0 or x.shape[0] == 0:  # len(x) is slow
         raise ValueError(f"points have the shape (B, *) with at least one sample: got {tuple(x.shape)}")
     if not all(isinstance(labels, Tensor) and labels.shape[:1] == x.shape[:1] for labels in y):
-        sizes = ", ".join(str(tuple(labels.shape)) if isinstance(labels, Tensor) else repr(labels) for labels in y)
-        raise ValueError(f"y has {sizes} labels for {len(x)} samples: y is a tuple of tensors, with one row per sample")
+        sizes = [str(tuple(labels.shape)) if isinstance(labels, Tensor) else repr(labels) for labels in y]
+        got = f"has {', '.join(sizes[:4])}{', ...' * (len(sizes) > 4)} labels for {len(x)} samples"
+        if all(isinstance(labels, Tensor) and labels.ndim == 0 for labels in y):
+            got = "is a tensor: write y=(labels,)"  # a function got its rows
+        raise ValueError(f"y {got}: y is a tuple of tensors, with one row per sample")
 
 
 def check_pairs(real: Tensor, fake: Tensor, *y: Tensor) -> None:
@@ -121,16 +151,48 @@ def differentiate(
     """
     gradients: tuple[Tensor | None, ...] = ()
     if tensors and value.requires_grad:
-        gradients = _grad(value, tensors, name, create_graph=create_graph)
+        gradients = call_derivative(value, tensors, name, create_graph=create_graph)
     if all(gradient is None for gradient in gradients):
-        raise ValueError(
-            f"{name} has no graph back to {goal}, so it has no gradient: remove no_grad(), detach() or .data from the"
-            " forward of the network, or from the code around it"
-        )
+        _refuse_cut(name, goal)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(tensors, gradients, strict=True)]
 
 
-def _grad(value: Tensor, tensors: list[Tensor], name: str, create_graph: bool = False) -> tuple[Tensor | None, ...]:
+def check_graph(value: Tensor, name: str, goal: str) -> None:
+    """Raise ValueError if value has no graph at all. Inside of torch.func.grad this tells about its argument alone."""
+    if not value.requires_grad:
+        _refuse_cut(name, goal)
+
+
+def _refuse_cut(name: str, goal: str) -> None:
+    raise ValueError(
+        f"{name} has no graph back to {goal}, so it has no gradient: remove no_grad(), inference_mode(), detach() or"
+        " .data from the forward of the network, or from the code around it"
+    )
+
+
+def check_slope(slope: Tensor, critic: Callable[..., Any]) -> None:
+    """Raise ValueError if the slope has no graph although the critic has trainable weights: it would train nothing."""
+    if slope.requires_grad or not torch.is_grad_enabled():
+        return
+    if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
+        return  # requires_grad tells about the argument of torch.func.grad, which may be another one
+    networks = [critic] if isinstance(critic, nn.Module) or torch.compiler.is_compiling() else find_state(critic)
+    networks = [network for network in networks if isinstance(network, nn.Module)]
+    if any(p.requires_grad for network in networks for p in network.parameters()):
+        refuse_constant_slope()
+
+
+def refuse_constant_slope() -> None:
+    raise ValueError(
+        "the slope of the critic does not depend on any of its trainable weights, so that a gradient penalty trains"
+        " nothing: remove round(), floor(), sign() or detach() in front of the layers, or use penalty.weight=0"
+    )
+
+
+def call_derivative(
+    value: Tensor, tensors: list[Tensor], name: str, create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Call torch.autograd.grad; a ValueError says that the value has no such derivative."""
     try:
         return torch.autograd.grad(value, tensors, create_graph=create_graph, allow_unused=True)
     except torch.OutOfMemoryError:
@@ -148,32 +210,28 @@ def use_math_attention(needed: bool) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
 
 
-def copy_critic(critic: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a copy of a module, or of a function together with the modules that it names.
-
-    deepcopy refuses tensors that have a graph. A forward may leave such tensors in a module (spectral_norm keeps its
-    weight in this way), so they are copied without their graph.
-    """
-    if isinstance(critic, FunctionType):
-        names, cells = dict(critic.__globals__), list(critic.__closure__ or ())
-        for name in critic.__code__.co_names:
-            if isinstance(names.get(name), nn.Module):
-                names[name] = copy_critic(names[name])
-        for i, cell in enumerate(cells):
-            if cell != CellType() and callable(cell.cell_contents) and cell.cell_contents is not critic:
-                cells[i] = CellType(copy_critic(cell.cell_contents))
-        function = FunctionType(critic.__code__, names, critic.__name__, critic.__defaults__, tuple(cells))
-        function.__kwdefaults__ = critic.__kwdefaults__
-        return function
-    modules = critic.modules() if isinstance(critic, nn.Module) else ()
-    tensors = [t for module in modules for t in tree_leaves(list(vars(module).values())) if isinstance(t, Tensor)]
-    return copy.deepcopy(critic, {id(t): t.detach().clone() for t in tensors if t.grad_fn is not None})
-
-
 def check_positive(name: str, value: float) -> None:
     """Raise ValueError if the value is not above 0."""
     if not value > 0:
         raise ValueError(f"{name} = {value}: must be > 0")
+
+
+def check_not_random(critic: Callable[..., Tensor], *batch: Tensor) -> None:
+    """Raise ValueError if a score is random: see `is_random`."""
+    if is_random(critic, *batch):
+        raise ValueError(
+            "the critic draws random numbers in eval mode, so its score is not a function of the point. Use a critic"
+            " that draws them in training mode alone, as dropout does"
+        )
+
+
+def is_random(critic: Callable[..., Tensor], *batch: Tensor) -> bool:
+    """Return True if two passes differ, or a pass draws from a global random state."""
+    before = digest_random_state()
+    first, second = (compute_scores(critic, *batch).detach() for _ in range(2))
+    rounding = 1000 * torch.finfo(first.dtype).eps * first.abs().max().item()  # CUDA may add in another order
+    same = (first == second) | ((first - second).abs() <= rounding) | (first.isnan() & second.isnan())
+    return not same.all() or digest_random_state() != before
 
 
 def _refuse(outputs: Any, count: int | None) -> None:
@@ -192,7 +250,7 @@ def _refuse(outputs: Any, count: int | None) -> None:
 
 
 def _call(critic: Callable[..., Any], inputs: list[Tensor], options: dict[str, Any]) -> Any:
-    """Call the critic, and explain two errors of torch and Python."""
+    """Call the critic, and explain errors of torch and Python that come from how it is called."""
     try:
         return critic(*inputs, **options)
     except TypeError as error:
@@ -202,125 +260,40 @@ def _call(critic: Callable[..., Any], inputs: list[Tensor], options: dict[str, A
         except (TypeError, ValueError):
             raise ValueError(
                 f"a critic is called as critic(x, *y), here with {len(inputs)} argument(s): {error}. Pass labels as y,"
-                " or wrap the critic, for example `lambda x: critic(pictures=x)`"
+                " as in y=(labels,), not as eps. Where there is no y, wrap the critic, for example `lambda x: critic(x,"
+                " labels)` or `lambda x: critic(pictures=x)`, in an nn.Module if a module is needed"
             ) from error
         raise
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        if "nference tensor" not in str(error):
-            raise
-        raise ValueError(
+        if reason := _explain(error, critic, inputs, options):
+            raise ValueError(reason) from error
+        raise
+
+
+def _explain(error: RuntimeError, critic: Callable[..., Any], inputs: list[Tensor], options: dict[str, Any]) -> str:
+    if "nference tensor" in str(error):
+        return (
             "the critic has weights that were made under torch.inference_mode(), and so have no gradient: build, load"
             " and move the critic outside of it"
-        ) from error
-
-
-def check_per_sample(critic: Callable[..., Tensor], x: Tensor, *, y: tuple[Tensor, ...] = ()) -> None:
-    """Raise ValueError if a gradient penalty is not defined for the critic: a score depends on another sample.
-
-    The penalty has no meaning for a critic that maps a whole batch to a batch of scores (Paper: section 4, "No critic
-    batch normalization"), and it needs second derivatives. For every pair i, j the check computes d score_i / d x_j,
-    which must be 0, and score_i with another x_j, which must not change. Besides, score and gradient of each sample
-    must be the same in a batch of its own copies, unless the critic draws random numbers (dropout draws per sample).
-
-    Args:
-        critic: (x, *y) -> (B,) or (B, 1). Copies are used: its state does not change, nor do torch's random numbers.
-        x: points (B, *), B >= 2.
-        y: (labels (B,),), if the critic takes labels.
-
-    Raises:
-        ValueError: as above, and as in `gradients.gradient_norm`.
-    """
-    check_points(x, *y)
-    if isinstance(critic, nn.Module):
-        check_not_wrapped(critic)
-    count = len(x)
-    if count < 2:
-        raise ValueError(f"x has {count} sample(s): at least two are needed to see if scores depend on each other")
-    x, *y = (tensor.detach() for tensor in (x, *y))
-    scores, gradient, random = _evaluate(critic, x, *y, second=True)
-    if not scores.isfinite().all():
-        raise ValueError("the critic's score is NaN or infinite. Use finite points and weights")
-    eps = max(torch.finfo(tensor.dtype).eps for tensor in (x, scores))
-    largest = scores.abs().max()
-    positions = torch.arange(count, device=x.device)
-    for bit in range((count - 1).bit_length()):  # the numbers of two samples differ in at least one bit
-        for own in (positions >> bit & 1 == 0, positions >> bit & 1 == 1):
-            leaked = _evaluate(critic, x, *y, rows=own)[1][~own]
-            mixed = [torch.where(own.view(-1, *[1] * (t.ndim - 1)), t, t.roll(1, 0)) for t in (x, *y)]
-            change = (_evaluate(critic, *mixed)[0] - scores)[own].abs().max()
-            if leaked.ne(0).any() or not change <= 1000 * eps * largest:  # NaN counts as dependence
-                raise ValueError(
-                    "the critic mixes the samples of a batch (batch norm?): score i changes with x_j,"
-                    f" {UNDEFINED} Use a norm within each sample (layer norm), or penalty.weight=0"
-                )
-    for i in range(0 if random else count):
-        copies = (t[i : i + 1].repeat_interleave(2 + (count == 2), dim=0) for t in (x, *y))
-        try:
-            own_scores, own_gradient, _ = _evaluate(critic, *copies)
-        except RuntimeError as error:
-            raise ValueError(f"the critic works for batches of one size only: {error}") from error
-        change, turn = (own_scores[0] - scores[i]).abs(), (own_gradient[0] - gradient[i]).norm()
-        if not (change <= eps**0.5 * largest and turn <= 0.05 * gradient[i].norm()):
-            raise ValueError(
-                f"the score of sample {i}, or its gradient, depends on the size of the batch or the place in it,"
-                f" {UNDEFINED} Let the critic treat every sample by itself, or use penalty.weight=0"
+        )
+    modules = [holder for holder in find_state(critic) if isinstance(holder, nn.Module)]
+    weights = {p.dtype for module in modules for p in module.parameters() if p.is_floating_point()}
+    given = {x.dtype for x in inputs if x.is_floating_point()}
+    if weights and not given <= weights and "type" in str(error):  # of the many texts of torch all have this word
+        one, other = (" and ".join(sorted(map(str, types))) for types in (given, weights))
+        return (
+            f"the critic gets {one}, and its weights are {other}: {error}. Convert real, fake, eps and y, for example"
+            " real.float() for numbers from NumPy"
+        )
+    half = len(inputs[0]) // 2
+    with suppress(Exception), torch.no_grad():
+        outputs = critic(*(x[:half] for x in inputs), **options)
+        if half and all(isinstance(out, Tensor) and len(out) == half for out in tree_leaves(outputs)):
+            return (
+                f"the critic works for {half} samples, and not for {len(inputs[0])}: {error}. A step passes real and"
+                " fake samples together. Let the critic take any number of samples, and pass labels as y"
+                " instead of keeping them in a function"
             )
-
-
-def _evaluate(
-    critic: Callable[..., Tensor], x: Tensor, *y: Tensor, rows: Tensor | None = None, second: bool = False
-) -> tuple[Tensor, Tensor, bool]:
-    """Evaluate a copy of the critic, always with the same random numbers, and with the second derivative of a step.
-
-    Returns:
-        scores (B,); the gradient (B, *) of their sum, or of a weighted sum over rows (a mask); whether random numbers
-        were drawn.
-    """
-    devices = [x.device] if x.is_cuda else []
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        use_math_attention(True),
-        product_precision("fp32"),
-        torch.random.fork_rng(devices),
-    ):
-        states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-        critic, x = copy_critic(critic), x.clone().requires_grad_()
-        parameters = [p for p in critic.parameters() if p.requires_grad] if isinstance(critic, nn.Module) else []
-        scores = compute_scores(critic, x, *y)
-        if second:
-            _watch_functions(scores)
-        after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-        weights = 1 / (1 + torch.arange(len(x), device=x.device) % 7)  # nothing cancels
-        weights = torch.ones((), device=x.device, requires_grad=second) if rows is None else rows * weights
-        name = ("the critic's score", "its points")
-        (gradient,) = differentiate((weights * scores).sum(), [x], *name, create_graph=second)
-        if second:
-            _grad(gradient.square().sum(), [x, *parameters], name[0])
-    drawn = not all(map(torch.equal, states, after))
-    return scores.detach(), gradient.detach(), drawn
-
-
-def _watch_functions(scores: Tensor) -> None:
-    """Let a backward pass raise ValueError where an autograd.Function returns a gradient without its graph.
-
-    torch.autograd.grad leaves the second derivative of such a function out, without an error.
-    """
-    nodes, seen = [scores.grad_fn], {None}
-    while nodes:
-        node = nodes.pop()
-        if node not in seen:
-            seen.add(node)
-            nodes += [parent for parent, _ in node.next_functions]
-            if isinstance(node, torch.autograd.function.BackwardCFunction):
-                node.register_hook(partial(_check_graph, node.name()))
-
-
-def _check_graph(name: str, gradients: tuple[Tensor | None, ...], _: Any) -> None:
-    for gradient in gradients:
-        lost = gradient is not None and (gradient.grad_fn is None or gradient.grad_fn.name().endswith("::Error"))
-        if lost and gradient.any():  # Error: once_differentiable
-            raise ValueError(
-                f"{name}, the backward of a torch.autograd.Function in the critic, cannot be differentiated, and the"
-                " penalty needs its derivative: write it with differentiable operations, without once_differentiable"
-            )
+    return ""

@@ -32,7 +32,7 @@ from wgangp.figures.study import reproduce
 from wgangp.logs import read_metrics
 from wgangp.runs import claim_folder, find_folder, normalize_overrides, run_name
 from wgangp.sample import sample
-from wgangp.schema import describe_key, read_types, register_schema, suggest, to_arguments
+from wgangp.schema import explain_key, list_keys, read_types, register_schema, suggest, to_arguments
 from wgangp.train import train
 
 __all__ = ["COMMANDS", "main"]
@@ -47,6 +47,7 @@ LIPSCHITZ = register_schema("lipschitz", _read_keys(analyze, trust=list[str]))
 REPRODUCE = register_schema(
     "reproduce", {k: v for k, v in _read_keys(reproduce, figure=dict[str, Any]).items() if k != "name"}
 )
+SCHEMAS = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ, "reproduce": REPRODUCE}
 OPTIMIZERS = ("ax", "nevergrad", "optuna")  # choices of hydra/sweeper that need a number from every job
 FOLDERS = {  # settings of Hydra that would move files, with the values that move none
     "hydra.job.chdir": (None, False),
@@ -164,6 +165,10 @@ def main(command: str | None = None) -> None:
         overrides = OmegaConf.to_container(hydra_config.overrides.task)
         try:
             with _set_environment("HYDRA_FULL_ERROR", show_traceback):
+                absent = [key for key in list_keys(SCHEMAS[config_name], "") or () if key not in cfg]
+                if len(absent) > 1:
+                    begin = f"begin a config of your own with defaults: [{config_name}, _self_]"
+                    raise ValueError(f"the config has no keys {', '.join(absent)}: {begin}")
                 for key in FOLDERS:
                     _check_folder(key, OmegaConf.select(hydra_config, key.removeprefix("hydra.")))
                 if cfg.get("trust") and not any(o.lstrip("+").startswith("trust=") for o in overrides):
@@ -291,16 +296,31 @@ def _explain(error: Exception, config_name: str) -> str:
     text = str(error).partition("\nConfig search path")[0]
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         return text
+    schema = SCHEMAS[config_name]
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    key = str(cause.full_key) if cause else "".join(re.findall(r"full_key: (\S+)", text)[:1])
     merged, unknown = re.match("Error merging override (.*)", text), re.match("Could not override '(.*)'", text)
     if unknown:
-        return f"the config has no key {unknown[1]}. An option of no config file needs a plus: +{unknown[1]}=VALUE"
-    if cause and merged:
-        schema = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ}.get(config_name, REPRODUCE)
-        if "does not support deletion" in str(cause):
-            return f"{merged[1]}: this key cannot be removed"
-        return f"{merged[1]}: {cause.full_key} must be {describe_key(schema, str(cause.full_key))}"
+        return _explain_unknown(unknown[1], schema, config_name)
+    if cause and "does not support deletion" in str(cause):
+        return f"{merged[1] if merged else key}: this key cannot be removed"
+    if key:
+        return (f"{merged[1]}: " if merged else "") + explain_key(schema, key)
     return text if cause is None else text.partition("\n")[0]
+
+
+def _explain_unknown(key: str, schema: type, config_name: str) -> str:
+    """Say why the config has no such key, and what to write."""
+    group, _, name = key.rpartition(".")
+    siblings = list_keys(schema, group)
+    if siblings and name in siblings:
+        return f"the config has no key {key}: begin a config of your own with defaults: [{config_name}, _self_]"
+    if siblings is not None:
+        return explain_key(schema, key)
+    choices = [path.stem for path in sorted((config.CONF / group).glob("*.yaml")) if f"\n{name}:" in path.read_text()]
+    if choices:
+        return f"the config has no key {key}. Choices that have it: {', '.join(f'{group}={c}' for c in choices)}"
+    return f"the config has no key {key}. An option of no config file needs a plus: +{key}=VALUE"
 
 
 def _suggest_keys(config_name: str, overrides: list[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wgangp.checks import call_generator
 from wgangp.compiler import Gradients, compile_gradients, compile_samples
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
@@ -80,7 +81,7 @@ def build_computation(
 
     def sample(generator: Callable[..., Tensor], z: Tensor, *y: Tensor) -> Tensor:
         with autocast(precision, device):
-            return generator(z, *y).to(z.dtype)
+            return call_generator(generator, z, *y).to(z.dtype)
 
     def eager_sample(z: Tensor, *y: Tensor) -> Tensor:
         with torch.no_grad():
@@ -214,9 +215,9 @@ def _largest_error(actual: list[Tensor], expected: list[Tensor], floor: float) -
     ]
     if not pairs:
         return 0.0, 0
-    norms = torch.stack([b.norm() for _, b in pairs])
+    norms = torch.stack([b.masked_fill(~b.isfinite(), 0).norm() for _, b in pairs])  # a mask may have -inf
     least = max(floor * norms.norm().item(), torch.finfo(norms.dtype).tiny)
-    errors = torch.stack([(a - b).norm() for a, b in pairs]) / norms.clamp(min=least)
+    errors = torch.stack([(a - b).masked_fill(a == b, 0).norm() for a, b in pairs]) / norms.clamp(min=least)
     error, i = errors.nan_to_num(nan=math.inf).max(0)
     return error.item(), i.item()
 

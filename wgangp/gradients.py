@@ -5,8 +5,7 @@
     clipping by norm       g <- g * min(1, tau / ||g||)                          clip_by_norm_
     gradient norm penalty  J + weight * ||grad_theta J||^2                       gradient_norm_penalty
 
-The slope is the norm of the gradient with respect to the *input*; this is what WGAN-GP penalizes. The other three use
-the gradient with respect to the *parameters*. Normalized gradient descent is in optim.py.
+The slope uses the gradient with respect to the *input*, the other three that with respect to the *parameters*.
 """
 
 import math
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from wgangp.checks import check_points, check_positive, compute_scores, differentiate, use_math_attention
+from wgangp import checks
 from wgangp.piecewise import skip_second_derivatives
 
 __all__ = ["clip_by_norm_", "gradient_norm", "gradient_norm_penalty", "total_norm"]
@@ -27,7 +26,7 @@ def gradient_norm(critic: Callable[..., Tensor], x: Tensor, *y: Tensor, create_g
 
     Args:
         critic: any differentiable function (x, *y) -> (B,) or (B, 1). Score i must depend on x_i alone: then the
-            gradient of the sum of the scores holds the B gradients (see `checks.check_per_sample`).
+            gradient of the sum of the scores holds the B gradients (see `check_per_sample`).
         x: points (B, *), of any rank. They are detached: no gradient flows back to the network that made them.
         y: labels of the points, if the critic takes labels.
         create_graph: keep the graph, so that the slopes can be differentiated with respect to the critic's parameters.
@@ -43,19 +42,20 @@ def gradient_norm(critic: Callable[..., Tensor], x: Tensor, *y: Tensor, create_g
     """
 
     def total(x: Tensor) -> tuple[Tensor, Tensor]:
-        scores = compute_scores(skip_second_derivatives(critic) if create_graph else critic, x, *y)
+        scores = checks.compute_scores(skip_second_derivatives(critic) if create_graph else critic, x, *y)
+        checks.check_graph(scores, *checks.SCORE)
         return scores.sum(), scores
 
-    check_points(x, *y)
+    checks.check_points(x, *y)
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         # the only form that torch.compile and the transforms of torch.func can differentiate again
-        with use_math_attention(create_graph):
+        with checks.use_math_attention(create_graph):
             gradient, scores = torch.func.grad(total, has_aux=True)(x.detach())
     else:
-        with torch.inference_mode(False), torch.enable_grad(), use_math_attention(create_graph):
+        with torch.inference_mode(False), torch.enable_grad(), checks.use_math_attention(create_graph):
             x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
             value, scores = total(x)
-            (gradient,) = differentiate(value, [x], "the critic's score", "its points", create_graph=create_graph)
+            (gradient,) = checks.differentiate(value, [x], *checks.SCORE, create_graph=create_graph)
     return _norm_per_sample(gradient, scores.detach())
 
 
@@ -95,7 +95,7 @@ def clip_by_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     Paper: Pascanu, Mikolov and Bengio 2013, Algorithm 1. Differs: torch.nn.utils.clip_grad_norm_ divides by
     ||g|| + 1e-6, so its result is always slightly below the threshold.
     """
-    check_positive("max_norm", max_norm)
+    checks.check_positive("max_norm", max_norm)
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = total_norm(gradients)
     scale = torch.where(norm > max_norm, max_norm / norm, torch.ones_like(norm))
@@ -119,5 +119,5 @@ def gradient_norm_penalty(loss: Tensor, params: Iterable[Tensor], weight: float)
     """
     if not 0 <= weight < math.inf:
         raise ValueError(f"weight = {weight}: the weight of a penalty must be >= 0 and finite")
-    gradients = differentiate(loss, list(params), "the loss", "params", create_graph=True)
+    gradients = checks.differentiate(loss, list(params), "the loss", "params", create_graph=True)
     return weight * sum(g.square().sum() for g in gradients)

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wgangp.checks import check_pairs, check_points, compute_scores, differentiate
+from wgangp.checks import SCORE, check_not_random, check_pairs, check_points, compute_scores, differentiate
 from wgangp.gradients import gradient_norm
 from wgangp.penalty import GradientPenalty, interpolate
-from wgangp.state import check_not_random, convert_to_float64, use_eval_mode
+from wgangp.state import convert_to_float64, find_state, use_eval_mode
 from wgangp.transport import optimal_pairs
 
 __all__ = [
@@ -268,13 +268,15 @@ def _open(critic: Critic, x: Tensor, *y: Tensor, float64: bool) -> Iterator[tupl
     """Yield the critic in eval mode with its points and labels, in float64 if asked for; see `use_eval_mode`."""
     check_points(x, *y)
     _check_finite(x)
-    with torch.inference_mode(False), use_eval_mode(critic):
+    with torch.inference_mode(False):
         x, *y = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in (x, *y))
-        if float64:
-            critic, x = convert_to_float64(critic), x.double()
-        with _explain_misfit(x):
-            check_not_random(critic, x[:2], *(labels[:2] for labels in y))
-        yield critic, x, *y
+        holders = find_state(critic, x[:2], *(labels[:2] for labels in y))
+        with use_eval_mode(*holders):
+            if float64:
+                critic, x = convert_to_float64(critic, holders), x.double()
+            with _explain_misfit(x):
+                check_not_random(critic, x[:2], *(labels[:2] for labels in y))
+            yield critic, x, *y
 
 
 def _check_finite(x: Tensor) -> None:
@@ -291,7 +293,7 @@ def _gradient(critic: Critic, x: Tensor) -> Tensor:
     for part in x.split(CHUNK):
         with torch.enable_grad(), _explain_misfit(x):
             part = part.detach().requires_grad_()
-            gradients += differentiate(compute_scores(critic, part).sum(), [part], "the critic's score", "its points")
+            gradients += differentiate(compute_scores(critic, part).sum(), [part], *SCORE)
     return torch.cat(gradients)
 
 
@@ -309,7 +311,7 @@ def _explain_misfit(x: Tensor) -> Iterator[None]:
     except (RuntimeError, LookupError, AssertionError) as error:
         hint = ""
         if x.dtype == torch.float64:
-            hint = " (they are float64, as its weights are here; a tensor that it makes itself may be float32)"
+            hint = " (they are float64 here; tensors that it makes, or keeps outside of modules, may be float32)"
         raise ValueError(f"points of shape {tuple(x.shape[1:])} do not fit this critic{hint}: {error}") from error
 
 

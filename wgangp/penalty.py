@@ -1,11 +1,8 @@
 """The gradient penalty, which pushes the critic to be 1-Lipschitz, and the weight clipping that it replaced.
 
-    penalty_i = weight * (||grad_x^ D(x^_i)||_2 - target)^2                 two-sided
-    penalty_i = weight * max(0, ||grad_x^ D(x^_i)||_2 - target)^2           one-sided
-    x^_i      = eps_i x_i + (1 - eps_i) x~_i,  eps_i ~ U[0, 1]              x real, x~ fake, one eps per sample
-
-Weight clipping also bounds the slope, but by a number that depends on the architecture. The penalty asks for a slope
-of 1.
+penalty_i = weight * (||grad_x^ D(x^_i)||_2 - target)^2                 two-sided
+penalty_i = weight * max(0, ||grad_x^ D(x^_i)||_2 - target)^2           one-sided
+x^_i      = eps_i x_i + (1 - eps_i) x~_i,  eps_i ~ U[0, 1]              x real, x~ fake, one eps per sample
 """
 
 import math
@@ -15,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wgangp.checks import check_pairs, check_points, check_positive
+from wgangp.checks import check_pairs, check_points, check_positive, check_slope
 from wgangp.gradients import gradient_norm
 
 __all__ = ["GradientPenalty", "clip_weights_", "gradient_penalty", "interpolate"]
@@ -36,8 +33,9 @@ def interpolate(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
     """
     check_pairs(real, fake)
     if eps.shape != real.shape[:1] or not eps.is_floating_point():
-        raise ValueError(f"eps must have one value per sample, ({len(real)},): got {tuple(eps.shape)}, {eps.dtype}")
-    eps = eps.view(-1, *[1] * (real.ndim - 1))
+        got = f"got {tuple(eps.shape)}, {eps.dtype}. Labels come after eps, which may be None"
+        raise ValueError(f"eps must have one value per sample, ({len(real)},), in floating point: {got}")
+    eps = eps.to(real.dtype).view(-1, *[1] * (real.ndim - 1))
     return eps * real + (1 - eps) * fake
 
 
@@ -52,8 +50,7 @@ class GradientPenalty:
         points: where the slope is computed.
             "interpolates": between real and fake points (WGAN-GP);
             "real", "fake": at these points ("real" with target 0 is R1);
-            "perturbed": at real + 0.5 std(real) a u, with one a ~ U[0, 1) per sample and one u ~ U[0, 1) per element
-            (DRAGAN).
+            "perturbed": at real + 0.5 std(real) a u, a ~ U[0, 1) per sample, u ~ U[0, 1) per element (DRAGAN).
         autocast: follow an enclosing torch.autocast. Otherwise the slope is computed in the precision of the weights.
 
     Raises:
@@ -101,7 +98,7 @@ class GradientPenalty:
         if self.points == "perturbed":
             if eps.shape != real.shape:
                 raise ValueError(f"eps must have the shape of the points, {tuple(real.shape)}: got {tuple(eps.shape)}")
-            return real + eps
+            return real + eps.to(real.dtype)
         return real if self.points == "real" else fake
 
     def __call__(
@@ -112,7 +109,7 @@ class GradientPenalty:
         Under torch.no_grad() or torch.inference_mode() the values are the same and no graph is kept.
 
         Args:
-            critic: (x, *y) -> (B,) or (B, 1). Score i must depend on x_i alone (`checks.check_per_sample`).
+            critic: (x, *y) -> (B,) or (B, 1). Score i must depend on x_i alone (`check_per_sample`).
             real, fake: points (B, *). They are detached: no gradient of the penalty reaches the generator.
             eps: the result of `draw`. If it is left out, it is drawn from torch's global generator.
             y: labels (B,) of the pairs, if the critic takes labels.
@@ -120,6 +117,8 @@ class GradientPenalty:
         Raises:
             ValueError: as in `gradient_norm`; points and eps do not have the shapes above.
         """
+        check_points(real, *y)
+        check_points(fake)
         if self.weight == 0:
             return real.new_zeros(len(real))
         if eps is None:
@@ -128,10 +127,9 @@ class GradientPenalty:
         device_type = x_hat.device.type
         with torch.autocast(device_type, enabled=self.autocast and torch.is_autocast_enabled(device_type)):
             slope = gradient_norm(critic, x_hat, *y, create_graph=torch.is_grad_enabled())
+        check_slope(slope, critic)
         excess = slope - self.target
-        if self.sides == "one":
-            excess = excess.clamp(min=0)
-        return self.weight * excess.square()
+        return self.weight * (excess.clamp(min=0) if self.sides == "one" else excess).square()
 
 
 def gradient_penalty(

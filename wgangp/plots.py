@@ -15,7 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wgangp.checks import compute_scores
+
 __all__ = [
+    "CHANNELS",
     "cut_colormap",
     "draw_points",
     "open_figure",
@@ -30,6 +33,7 @@ __all__ = [
 ]
 
 PAGE, COLUMN = 8.3, 4.6  # widths in inches: GitHub shows 830 px on a page, and 400 px in one of README's two columns
+CHANNELS = (1, 3)  # of images that can be drawn: gray and RGB
 REAL, FAKE, EDGE, BAR = "#d55e00", "#000000", "#000000", "#0072b2"
 LINES = {"color": ["#0072b2", "#d55e00", "#009e73", "#000000"], "linestyle": ["-", "--", "-.", (0, (5, 1, 1, 1, 1, 1))]}
 SURFACE = ("Blues", 0.75)  # the light part of a colormap, so that dark points are seen everywhere on it
@@ -125,7 +129,7 @@ def save_value_surface(
     ticks = torch.linspace(*span, resolution, device=real.device, dtype=real.dtype)
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
     with torch.no_grad():
-        value = critic(torch.stack([x.flatten(), y.flatten()], dim=1)).view(resolution, resolution)
+        value = compute_scores(critic, torch.stack([x.flatten(), y.flatten()], dim=1)).view(resolution, resolution)
     with open_figure(path, 3.9, COLUMN) as figure:
         figure.set_layout_engine("none")  # its layout depends on the values, so that an animation would shake
         axes, bar = figure.add_axes((0.1, 0.115, 0.68, 0.802)), figure.add_axes((0.802, 0.115, 0.035, 0.802))

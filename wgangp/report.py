@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from wgangp import plots
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz
-from wgangp.checks import check_per_sample
+from wgangp.checks import compute_scores, is_random
 from wgangp.gradients import total_norm
 from wgangp.lipschitz import corrected_wasserstein, expected_slope, largest_quotient, slope_statistics
 from wgangp.logs import read_metrics
 from wgangp.losses import merge_terms
 from wgangp.metrics.modes import mode_coverage
+from wgangp.per_sample import check_per_sample
 from wgangp.runs import Run, choose_generator
 from wgangp.seeds import draw_latent, rng_for, seed_layers
-from wgangp.state import check_not_random, use_eval_mode
+from wgangp.state import use_eval_mode
 from wgangp.step import critic_objective, generator_objective
 
 __all__ = ["draw_curves", "leave_unchanged", "lipschitz_report", "picture", "report"]
@@ -76,7 +77,7 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
         if split == "train":
             values["critic_param_grad_norm"] = _param_grad_norm(terms["critic_loss"], run.critic)
             rng = rng_for(run.seed, step, "eps/slopes", device)
-            if fake.isfinite().all() and not _is_random(run.critic, real, *labels):  # else train() names the setting
+            if fake.isfinite().all() and not is_random(run.critic, real, *labels):  # else train() names the setting
                 values |= _flatten(slope_statistics(run.critic, real, fake, y=tuple(labels), rng=rng))
     terms = generator_objective(run.generator, run.critic, z, *y, loss=run.loss)
     values = merge_terms(values, {name: term.item() for name, term in terms.items()})
@@ -101,12 +102,12 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
     size = min(size, QUOTIENT_POINTS)
     device = next(run.critic.parameters()).device
     real, *labels = run.data.batch(step, size, run.seed, "heldout", purpose="lipschitz")
-    if labels or _is_random(run.critic, real):
+    if labels or is_random(run.critic, real):
         return {}  # the score is not a function of the point alone, so that these numbers are not defined
     with torch.no_grad():
         z, *_ = draw_latent(run.generator, size, run.seed, step, "lipschitz", device)
         fake = run.generator(z)
-        gap = (run.critic(real).mean() - run.critic(fake).mean()).item()
+        gap = (compute_scores(run.critic, real).mean() - compute_scores(run.critic, fake).mean()).item()
     try:
         check_per_sample(run.critic, torch.cat([real[:1], fake[:1]]))
     except ValueError:  # the released batch norm, which is allowed without a penalty
@@ -146,21 +147,13 @@ def picture(folder: Path, run: Run, step: int) -> None:
         plots.save_value_surface(path, run.critic, real, fake, run.data.span, f"{step} generator updates")
     elif in_plane:  # with labels there is one value surface per class, so that only the points are drawn
         plots.save_points(path, fake, run.data.span, f"{step} generator updates")
-    elif len(run.data.shape) == 3:
+    elif len(run.data.shape) == 3 and run.data.shape[0] in plots.CHANNELS:
         plots.save_image_grid(path, fake.cpu(), run.data.span)
 
 
 def draw_curves(folder: Path, run: Run) -> None:
     """Draw curves.png of the log so far."""
     plots.save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"), run.penalty.target)
-
-
-def _is_random(critic: nn.Module, *batch: Tensor) -> bool:
-    try:
-        check_not_random(critic, *batch)
-    except ValueError:
-        return True
-    return False
 
 
 def _flatten(statistics: dict[str, dict[str, float]]) -> dict[str, float]:

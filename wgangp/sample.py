@@ -62,6 +62,8 @@ def sample(
     dimensions, images = tuple(trained.data.shape), len(trained.data.shape) == 3
     if not images and what == "images":
         raise ValueError("points cannot be written as images: use what=npz for the numbers, what=grid for a picture")
+    if images and dimensions[0] not in plots.CHANNELS and what != "npz":
+        raise ValueError(f"images with {dimensions[0]} channels cannot be drawn: use what=npz for the numbers")
     if not images and dimensions != (2,) and what != "npz":
         raise ValueError(f"points in R^{dimensions[0]} have no picture: use what=npz for the numbers")
 

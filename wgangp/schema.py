@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import pkgutil
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -20,6 +21,8 @@ __all__ = [
     "convert",
     "describe_key",
     "describe_type",
+    "explain_key",
+    "list_keys",
     "read_types",
     "register_schema",
     "suggest",
@@ -60,10 +63,7 @@ def check_keys(cfg: DictConfig, schema: type) -> None:
     except InterpolationResolutionError as error:
         raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except OmegaConfBaseException as error:
-        key, reason = str(error.full_key), str(error).splitlines()[0]
-        siblings = [".".join([*key.split(".")[:-1], name]) for name in _keys(error.parent_node)]
-        hint = suggest(key, siblings)
-        raise ValueError(f"the config has an unknown key or a wrong value: {key} ({reason}){hint}") from error
+        raise ValueError(explain_key(schema, str(error.full_key))) from error
 
 
 def to_arguments(cfg: DictConfig, schema: type) -> dict[str, Any]:
@@ -84,12 +84,31 @@ def suggest(name: str, names: list[str]) -> str:
     nearest = [group + dot + other for other in difflib.get_close_matches(key, siblings, n=1)]
     nearest = nearest or difflib.get_close_matches(name, same_key, n=1, cutoff=0.0)
     if not nearest and not siblings:
-        nearest = difflib.get_close_matches(name, names, n=1)
+        nearest = difflib.get_close_matches(name, [other for other in names if other != group], n=1)
     return f". Did you mean {nearest[0]}?" if nearest else ""
 
 
-def _keys(node: Any) -> list[str]:
-    return list(node.keys()) if isinstance(node, DictConfig) else []
+def explain_key(schema: type, key: str) -> str:
+    """Say in words that a schema does not have a key, or which values the key takes."""
+    key = key.partition("[")[0]  # not the position in a list
+    group, _, name = key.rpartition(".")
+    siblings = list_keys(schema, group)
+    if siblings is None or name in siblings:
+        return f"{key} must be {describe_key(schema, key)}"
+    if not siblings:
+        return f"the config has no key {key}"
+    hint = suggest(key, [f"{group}.{sibling}".lstrip(".") for sibling in siblings])
+    return f"{key} is unknown; the keys of {group or 'the config'} are {', '.join(siblings)}{hint}"
+
+
+def list_keys(schema: type, group: str) -> list[str] | None:
+    """Return the keys of a group of a schema; None if it can have any: they are those of its _target_."""
+    kind: Any = schema
+    for name in group.split(".") if group else ():
+        kind = {f.name: f.type for f in fields(kind)}.get(name) if is_dataclass(kind) else kind
+    if is_dataclass(kind):
+        return [f.name for f in fields(kind)]
+    return None if typing.get_origin(kind) is dict else []
 
 
 def _check_numbers(node: Any, key: str = "") -> None:
@@ -174,7 +193,8 @@ def call_target(
     package = str(target).partition(".")[0]
     if not isinstance(target, str) or not target.startswith(trusted):
         offer = f". If you trust the package {package}, add trust=[{package}] to the command line, every time"
-        raise ValueError(refused + offer * (package.isidentifier() and package not in ("None", "torch", "wgangp")))
+        own = package.isidentifier() and package not in ("None", "torch", "wgangp", *sys.stdlib_module_names)
+        raise ValueError(refused + offer * own)
     try:
         factory = pkgutil.resolve_name(target)
     except AttributeError as error:

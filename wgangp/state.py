@@ -4,49 +4,53 @@ A forward pass may change more than its result: running statistics, the vectors 
 the random number generators. If they were not restored, the result of a run would depend on how often it is measured.
 """
 
+import copy
 import inspect
+import itertools
 import random
-from collections.abc import Callable, Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from copy import copy
 from functools import partial
-from types import CellType
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from wgangp.checks import compute_scores, copy_critic
+__all__ = ["convert_to_float64", "digest_random_state", "find_state", "preserve_state", "use_eval_mode"]
 
-__all__ = ["check_not_random", "convert_to_float64", "find_networks", "preserve_state", "use_eval_mode"]
+CLOSED = (Tensor, nn.Module, type, FunctionType, ModuleType)  # objects whose attributes are not looked at
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)  # of random numbers
 
 
 @contextmanager
-def preserve_state(*networks: Any) -> Iterator[None]:
+def preserve_state(*holders: Any) -> Iterator[None]:
     """Leave networks and random numbers as they were before the with block, also after an error.
 
-    Preserved are the parameters, buffers and other attributes of every submodule (its mode, counters, tensors, lists),
-    .grad and requires_grad, and the global random numbers of torch (CPU and CUDA), numpy and Python.
+    Preserved are the parameters, buffers and other attributes of every submodule (its mode, counters, tensors, arrays,
+    lists in dicts, simple objects), .grad and requires_grad, random number generators, and the global random numbers of
+    torch (CPU and CUDA), numpy and Python.
 
     Args:
-        networks: modules, or functions of modules (see `find_networks`).
+        holders: modules and random number generators; those of a function are the result of `find_state`.
 
     Raises:
         ValueError: a module is lazy and has no weights yet.
     """
-    roots = [root for network in networks for root in find_networks(network)]
-    modules = list({id(m): m for root in roots for m in root.modules()}.values())
-    tensors = list({id(t): t for m in modules for t in _tensors(m)}.values())
+    items = _list_items(holders)
+    tensors = [item for item in items if isinstance(item, Tensor)]
     if any(is_lazy(t) for t in tensors):
         raise ValueError("a lazy layer has no weights yet: call the network with a batch once before it is measured")
     values = [(t, t.detach().clone()) for t in tensors]
     gradients = [(t, t.requires_grad, t.grad) for t in tensors if t.is_leaf]
-    attributes = [(m, m.training, dict(vars(m))) for m in modules]
-    containers = [(c, copy(c)) for m in modules for c in vars(m).values() if isinstance(c, (list, dict))]
-    generators = [(g, g.get_state()) for m in modules for g in vars(m).values() if isinstance(g, torch.Generator)]
+    modes = [(m, m.training) for m in _list_modules(holders)]
+    restores = [restore for item in items if (restore := _save(item)) is not None]
     random_state = _random_state()
     for t, _, gradient in gradients:
         if gradient is not None:
@@ -54,12 +58,9 @@ def preserve_state(*networks: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for container, entries in containers:
-            container.clear()
-            (container.update if isinstance(container, dict) else container.extend)(entries)
-        for module, training, own in attributes:
-            vars(module).clear()
-            vars(module).update(own)
+        for restore in restores:
+            restore()
+        for module, training in modes:
             if module.training != training:
                 module.training = training  # a scripted module keeps it in C++
         for t, value in values:
@@ -69,8 +70,6 @@ def preserve_state(*networks: Any) -> Iterator[None]:
             if t.requires_grad != requires_grad:
                 t.requires_grad_(requires_grad)
             t.grad = gradient
-        for generator, state in generators:
-            generator.set_state(state)
         cpu, cuda, of_numpy, of_python = random_state
         torch.set_rng_state(cpu)
         torch.cuda.set_rng_state_all(cuda)
@@ -79,33 +78,73 @@ def preserve_state(*networks: Any) -> Iterator[None]:
 
 
 @contextmanager
-def use_eval_mode(*networks: Any) -> Iterator[None]:
+def use_eval_mode(*holders: Any) -> Iterator[None]:
     """Measure networks in eval mode: `preserve_state`, with module.eval() called at the beginning."""
-    with preserve_state(*networks):
-        for network in networks:
-            for module in find_networks(network):
+    with preserve_state(*holders):
+        for holder in holders:
+            if isinstance(holder, nn.Module):
                 with suppress(NotImplementedError):  # a module from torch.export has one mode
-                    module.eval()
+                    holder.eval()
         yield
 
 
-def find_networks(critic: Any) -> list[nn.Module]:
-    """Return the modules that a callable uses: itself, or those that a function, a method or a partial refers to."""
-    networks, queue, seen = [], [critic], {}
+class _UnknownModuleError(BaseException):
+    """Ends the call of a critic at a module that was not known. No `except Exception` in the critic stops it."""
+
+
+def find_state(critic: Any, *batch: Tensor) -> list[Any]:
+    """Return what holds the state of a critic: modules and random number generators.
+
+    First come those that a module, a function, a method or a partial refers to. A function may also keep a module in an
+    object or in a dict of a file. Such a module is found when it is called with the batch: the call is ended before the
+    module is entered, so that nothing in it has changed, and begins again. Without a batch these are not found.
+
+    Args:
+        batch: (x, *y), the points and labels of a few samples. They are copied.
+    """
+    holders, stops, thread = _list_references(critic), set(), threading.get_ident()
+    while batch:
+        known, calls = {id(module) for module in _list_modules(holders)}, itertools.count()
+
+        def stop(module: nn.Module, _: Any, known: Any = known, calls: Any = calls) -> None:
+            if not torch.compiler.is_compiling() and threading.get_ident() == thread:
+                call = next(calls)
+                if id(module) not in known and call not in stops:  # at most once per call: it may make a new module
+                    stops.add(call)
+                    raise _UnknownModuleError(module)
+
+        hook = register_module_forward_pre_hook(stop)
+        try:
+            with preserve_state(*holders):
+                critic(*(tensor.detach().clone() for tensor in batch))
+        except _UnknownModuleError as error:
+            holders.append(error.args[0])
+            continue
+        except Exception:  # the call that follows raises it, too, and explains it
+            break
+        finally:
+            hook.remove()
+        break
+    return holders
+
+
+def _list_references(critic: Any) -> list[Any]:
+    """Return the modules and random number generators that a callable refers to."""
+    holders, queue, seen = [], [critic], {}
     while queue:
         item = queue.pop()
         if id(item) in seen:
             continue
         seen[id(item)] = item
-        if isinstance(item, nn.Module):
-            networks.append(item)
+        if isinstance(item, (nn.Module, *GENERATORS)):
+            holders.append(item)
         elif isinstance(item, partial):
             queue += [item.func, item.args, item.keywords]
         elif inspect.ismethod(item):
             queue += [item.__func__, item.__self__, getattr(item.__self__, "__dict__", {})]
         elif inspect.isfunction(item):
             named = [item.__globals__.get(name) for name in item.__code__.co_names]
-            queue += [value for value in named if isinstance(value, nn.Module)]
+            queue += [value for value in named if isinstance(value, (nn.Module, *GENERATORS))]
             queue += [cell.cell_contents for cell in item.__closure__ or () if cell != CellType()]
             queue += [item.__defaults__, item.__kwdefaults__]
         elif isinstance(item, (list, tuple)):
@@ -114,48 +153,111 @@ def find_networks(critic: Any) -> list[nn.Module]:
             queue += item.values()
         elif item is critic:  # an object with __call__
             queue.append(getattr(item, "__dict__", {}))
-    return networks
+    return holders
 
 
-def convert_to_float64(critic: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a copy of a module in float64. What cannot be copied (a function) is converted: use `preserve_state`."""
-    if isinstance(critic, nn.Module):
+def convert_to_float64(critic: Callable[..., Tensor], holders: Iterable[Any] = ()) -> Callable[..., Tensor]:
+    """Return a copy of a module in float64. What cannot be copied is converted in place: use `preserve_state`.
+
+    Args:
+        holders: the result of `find_state`. Modules that are no part of the critic are not copied with it.
+    """
+    own = critic.modules() if isinstance(critic, nn.Module) else ()
+    if own and set(map(id, _list_modules(holders))) <= set(map(id, own)):
         with suppress(TypeError):  # a lock or an open file cannot be copied
-            return copy_critic(critic).double()
+            return _copy(critic).double()
     future = torch.__future__
     before = future.get_overwrite_module_params_on_conversion()
     future.set_overwrite_module_params_on_conversion(True)  # new parameters, which preserve_state replaces by the old
     try:
-        for network in find_networks(critic):
-            network.double()
+        for module in (critic, *holders):
+            if isinstance(module, nn.Module):
+                module.double()
     finally:
         future.set_overwrite_module_params_on_conversion(before)
     return critic
 
 
-def check_not_random(critic: Callable[..., Tensor], *batch: Tensor) -> None:
-    """Raise ValueError if a score is random: two passes differ, or a pass draws from a global random state."""
-    before = _digest_random_state()
-    first, second = (compute_scores(critic, *batch).detach() for _ in range(2))
-    rounding = 1000 * torch.finfo(first.dtype).eps * first.abs().max().item()  # CUDA may add in another order
-    same = (first == second) | ((first - second).abs() <= rounding) | (first.isnan() & second.isnan())
-    if not same.all() or _digest_random_state() != before:
-        raise ValueError(
-            "the critic draws random numbers in eval mode, so its score is not a function of the point. Use a critic"
-            " that draws them in training mode alone, as dropout does"
-        )
+def digest_random_state(*holders: Any) -> list[bytes]:
+    """Return the global random states, and those of the random number generators that modules hold."""
+    own = [_get_random_state(item) for item in _list_items(holders) if isinstance(item, GENERATORS)]
+    leaves = tree_leaves((_random_state(), own))
+    return [np.asarray(x).tobytes() if isinstance(x, (Tensor, np.ndarray)) else repr(x).encode() for x in leaves]
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    """Return parameters, buffers, and the tensors in other attributes, without those of submodules."""
-    leaves = [leaf for leaf in tree_leaves(list(vars(module).values())) if isinstance(leaf, Tensor)]
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False), *leaves]
+def _list_modules(holders: Iterable[Any]) -> list[nn.Module]:
+    return list({id(m): m for holder in holders if isinstance(holder, nn.Module) for m in holder.modules()}.values())
+
+
+def _list_items(holders: Iterable[Any]) -> list[Any]:
+    """Return all objects in modules that can change: tensors, containers, arrays, random number generators.
+
+    The attributes of an object in an attribute are listed, too, and not those of objects in it: such an object may lead
+    to a whole trainer with its data.
+    """
+    roots = [(holder, 1) for holder in holders if not isinstance(holder, nn.Module)]
+    for m in _list_modules(holders):
+        roots += [(item, 0) for item in (vars(m), *m.parameters(recurse=False), *m.buffers(recurse=False))]
+    items: dict[int, Any] = {}
+    queue = deque(roots)
+    while queue:
+        item, depth = queue.popleft()
+        if id(item) in items:
+            continue
+        items[id(item)] = item
+        if isinstance(item, dict):
+            queue += [(value, depth) for value in item.values()]
+        elif isinstance(item, (list, tuple, set, frozenset, deque)):
+            queue += [(value, depth) for value in item]
+        elif depth == 0 and hasattr(item, "__dict__") and not isinstance(item, CLOSED):
+            queue.append((vars(item), 1))
+    return list(items.values())
+
+
+def _save(item: Any) -> Callable[[], None] | None:
+    """Return a function that sets a container, an array or a random number generator back to what it is now."""
+    if isinstance(item, dict):
+        return partial(_refill, item, dict(item))
+    if isinstance(item, (list, set, deque)):
+        return partial(_refill, item, list(item))
+    if isinstance(item, np.ndarray) and item.flags.writeable:
+        return partial(item.__setitem__, ..., item.copy())
+    if isinstance(item, GENERATORS) and not isinstance(item, random.SystemRandom):
+        return partial(_set_random_state, item, _get_random_state(item))
+    return None
+
+
+def _refill(container: Any, entries: Any) -> None:
+    """Give a container its entries back, in place. One that has them is not touched: a thread may use it."""
+    now, before = ([*x.keys(), *x.values()] if isinstance(x, dict) else list(x) for x in (container, entries))
+    if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
+        container.clear()
+        (container.extend if isinstance(container, (list, deque)) else container.update)(entries)
+
+
+def _get_random_state(generator: Any) -> Any:
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state()
+
+
+def _set_random_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """Return a deep copy. A forward may leave tensors with a graph in a module (spectral_norm keeps its weight in this
+    way), and deepcopy refuses them, so they are copied without their graph.
+    """
+    tensors = [t for m in module.modules() for t in tree_leaves(list(vars(m).values())) if isinstance(t, Tensor)]
+    return copy.deepcopy(module, {id(t): t.detach().clone() for t in tensors if t.grad_fn is not None})
 
 
 def _random_state() -> tuple[Any, ...]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
-
-
-def _digest_random_state() -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in tree_leaves(_random_state())]

@@ -50,8 +50,7 @@ def critic_objective(
 
         critic_loss = E loss + E weight (||grad D(x^)|| - target)^2           Paper: equation 3
 
-    For the Wasserstein loss there is also wasserstein = E D(x) - E D(x~), without the penalty. It is the critic's
-    estimate of the distance; for a critic with the Lipschitz constant L it can be L times too large.
+    For the Wasserstein loss there is also wasserstein = E D(x) - E D(x~), without the penalty.
 
     Args:
         critic: (x, *y) -> scores (B,), or what the loss reads.
@@ -75,8 +74,7 @@ def critic_objective(
         halves = tree_map(lambda x: x[: len(real)], outputs), tree_map(lambda x: x[len(real) :], outputs)
     else:
         halves = tuple(checks.call_critic(critic, x, *y, **loss.critic_options) for x in (real, fake))
-    terms = loss.critic(*_convert(halves, real.dtype), *y)
-    means = {name: term.mean() for name, term in terms.items()}
+    means = checks.average_terms(loss.critic(*_convert(halves, real.dtype), *y), "critic_loss")
     means["penalty"] = penalty(critic, real, fake, eps, *y).mean()
     means["critic_loss"] = means.pop("critic_loss") + means["penalty"]  # pop: it stands last
     return means
@@ -86,9 +84,8 @@ def generator_objective(
     generator: Callable[..., Tensor], critic: Callable[..., Any], z: Tensor, *y: Tensor, loss: Wasserstein = LOSS
 ) -> Terms:
     """Compute the terms of the generator on noise z (B, latent_dim) and labels y (B,): means over the batch ()."""
-    checks.check_points(z, *y)
-    outputs = checks.call_critic(critic, generator(z.clone(), *y), *y, **loss.critic_options)
-    return {name: term.mean() for name, term in loss.generator(_convert(outputs, z.dtype), *y).items()}
+    outputs = checks.call_critic(critic, checks.call_generator(generator, z, *y), *y, **loss.critic_options)
+    return checks.average_terms(loss.generator(_convert(outputs, z.dtype), *y), "generator_loss")
 
 
 def critic_gradients(
@@ -136,7 +133,8 @@ def critic_step(
     real: Tensor,
     fake: Tensor,
     eps: Tensor | None = None,
-    *y: Tensor,
+    *labels: Tensor,
+    y: tuple[Tensor, ...] = (),
     penalty: GradientPenalty = PENALTY,
     loss: Wasserstein = LOSS,
     clip_weights: float | None = None,
@@ -148,7 +146,8 @@ def critic_step(
 
     Args:
         optimizer: of the critic's parameters. Nothing else is updated.
-        real, fake, eps, y: as in `critic_objective`; fake = G(z), with or without its graph.
+        real, fake, eps: as in `critic_objective`; fake = G(z), with or without its graph.
+        labels, y: (B,), of both the real and the fake samples, after eps or as y=(labels,).
         clip_weights: bound of every weight after the update.
         clip_gradient_norm, regularize_gradient_norm: as in `descend` and `critic_gradients`.
         accumulate: parts in which the batch is computed, one after another, to need less memory: a divisor of B.
@@ -156,6 +155,8 @@ def critic_step(
     Returns:
         the terms of `critic_objective` before the update, detached ().
     """
+    y = (*labels, *y)
+    checks.check_pairs(real, fake, *y)
     check_parts(accumulate, regularize_gradient_norm)
     if accumulate > 1 and eps is None:
         eps = penalty.draw(real)  # of the whole batch, as with one part
@@ -173,7 +174,8 @@ def generator_step(
     critic: nn.Module,
     optimizer: torch.optim.Optimizer,
     z: Tensor,
-    *y: Tensor,
+    *labels: Tensor,
+    y: tuple[Tensor, ...] = (),
     loss: Wasserstein = LOSS,
     clip_gradient_norm: float | None = None,
     regularize_gradient_norm: float = 0.0,
@@ -183,12 +185,12 @@ def generator_step(
 
     Args:
         optimizer: of the generator's parameters. Nothing else is updated.
-        z, y: noise (B, latent_dim), labels (B,).
+        z, labels, y: noise (B, latent_dim), labels (B,).
     """
     check_parts(accumulate, regularize_gradient_norm)
     objective = {"loss": loss, "regularize_gradient_norm": regularize_gradient_norm}
     compute = partial(generator_gradients, generator, critic, **objective)
-    terms, gradients = accumulate_gradients(compute, accumulate, z, *y)
+    terms, gradients = accumulate_gradients(compute, accumulate, z, *labels, *y)
     descend(generator, gradients, optimizer, clip_gradient_norm)
     return terms
 

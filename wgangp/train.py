@@ -27,7 +27,7 @@ from wgangp.runs import Run, collect_stateful
 from wgangp.seeds import draw_latent, rng_for, seed_layers
 from wgangp.step import descend
 
-__all__ = ["Clip", "compute_in_parts", "train", "update"]
+__all__ = ["Clip", "collect_state", "compute_in_parts", "train", "update"]
 
 ALONE = World()
 
@@ -150,7 +150,7 @@ def train(
             # Checkpoint, and the curves of the log until here.
             if checkpoint_due and world.first:
                 draw_curves(folder, run)
-                save(folder / "checkpoints", step, _state(run, step))
+                save(folder / "checkpoints", step, *collect_state(run, step))
 
             # Done?
             if done or stop:
@@ -223,10 +223,13 @@ def compute_in_parts(computation: Computation, parts: int) -> Computation:
     return replace(computation, sample=sample, critic_gradients=critic, generator_gradients=generator)
 
 
-def _state(run: Run, step: int) -> dict[str, Any]:
-    """What a checkpoint holds."""
+def collect_state(run: Run, step: int) -> tuple[dict[str, Any], set[str]]:
+    """Return what a checkpoint holds, and the names of the buffers in it."""
     data = {"shape": list(run.data.shape), "span": list(run.data.span), "data": getattr(run.data, "fingerprint", "")}
-    return {"step": step, **data, **{name: part.state_dict() for name, part in collect_stateful(run).items()}}
+    networks = {"generator": run.generator, "critic": run.critic}
+    networks |= {} if run.average is None else {"average": run.average}
+    buffers = {f"state[{key!r}][{name!r}]" for key, network in networks.items() for name, _ in network.named_buffers()}
+    return {"step": step, **data, **{name: part.state_dict() for name, part in collect_stateful(run).items()}}, buffers
 
 
 def _restore(run: Run, folder: Path, device: torch.device) -> int:

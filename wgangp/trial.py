@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from wgangp.checks import check_per_sample
+from wgangp.checkpoint import check_finite
 from wgangp.compiled import build_computation
 from wgangp.distributed import World
+from wgangp.per_sample import check_per_sample
 from wgangp.precision import product_precision
 from wgangp.report import lipschitz_report, report
 from wgangp.runs import Run
-from wgangp.train import Clip, compute_in_parts, update
+from wgangp.train import Clip, collect_state, compute_in_parts, update
 
 __all__ = ["try_run"]
 
@@ -40,10 +41,11 @@ def try_run(run: Run, cfg: Any, objective: str | None, world: World) -> None:
             run.data.batch(0, sizes[name], run.seed, split)
         except ValueError as error:
             raise ValueError(f"train.{name}: {error}") from error
-    if run.penalty.weight > 0:
-        x, *y = run.data.batch(0, 4, run.seed)
-        check_per_sample(run.critic, x, y=tuple(y))
     try:
+        check_finite(0, *collect_state(run, 0))
+        if run.penalty.weight > 0:
+            x, *y = run.data.batch(0, 4, run.seed)
+            check_per_sample(run.critic, x, y=tuple(y))
         with torch.random.fork_rng(), product_precision(cfg.train.precision):
             values = report(run, 0, min(sizes.pop("report_size"), 2))
             if objective is not None:
@@ -59,6 +61,8 @@ def try_run(run: Run, cfg: Any, objective: str | None, world: World) -> None:
             raise ValueError(
                 f"{' and '.join(ones)}: batch norm needs at least two samples per rank and part"
             ) from error
+        if isinstance(error, ValueError):
+            raise  # it says what is wrong
         raise ValueError(
             f"a first report and update of this run fail ({type(error).__name__}: {str(error).partition(chr(10))[0]})."
             " HYDRA_FULL_ERROR=1 shows where"

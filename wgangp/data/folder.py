@@ -22,6 +22,7 @@ __all__ = [
     "name_file_in_errors",
     "read_header",
     "read_picture",
+    "verify_picture",
 ]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -121,6 +122,12 @@ def read_header(path: Path) -> Header:
             whole = ENDS[picture.format] in picture.fp.read()
         size = picture.size[::-1] if turned else picture.size
         return Header(size, gray, whole, tuple(change for change, changed in changes.items() if changed))
+
+
+def verify_picture(path: Path) -> None:
+    """Raise ValueError if the checksums of a PNG are wrong. Other formats have none that can be checked quickly."""
+    with name_file_in_errors(path), Image.open(path) as picture:
+        picture.verify()
 
 
 def read_picture(path: Path, channels: int) -> Image.Image:

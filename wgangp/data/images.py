@@ -21,6 +21,7 @@ from wgangp.data.folder import (
     name_file_in_errors,
     read_header,
     read_picture,
+    verify_picture,
 )
 from wgangp.data.stream import batch_indices
 from wgangp.seeds import rng_for
@@ -261,6 +262,8 @@ def image_folder(
     for name, value in (("size", size), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"{name} = {value}: must be >= 1")
+    if not memory_gb >= 0:
+        raise ValueError(f"memory_gb = {memory_gb}: must be >= 0")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels = {channels}: must be 1 (gray), 3 (RGB) or null (as the files are)")
     in_root, skipped = find_pictures(Path(root))
@@ -305,6 +308,7 @@ def image_folder(
     if streamed:
         unsure = [path for path, header in zip(every, headers, strict=True) if not header.whole]
         check_files(lambda path: read(path).shape, unsure, workers, "checking")
+        check_files(verify_picture, every, workers, "verifying")
         data = Streamed(paths, labels, read, dequantize, device, (-1.0, 1.0), workers)
     else:
         decoded = torch.empty(len(every), *shape, dtype=torch.uint8)
