@@ -13,7 +13,9 @@ from PIL import Image
 from wgangp import config, plots
 from wgangp.logs import read_lines
 
-FIGURES = ("gradient_norms", "known_distance", "overfitting", "penalties", "value_surfaces")
+FIGURES = tuple(
+    sorted(path.parent.name for path in (ROOT / "results").glob("*/records.jsonl") if path.parent.name != "scaling")
+)
 PICTURES = ("curves", "surface", "lipschitz", *FIGURES)
 PAGE, COLUMN = 830, 400  # pixels: the widths of a picture on a page of GitHub, and in one of README's two columns
 

@@ -312,8 +312,9 @@ class TestTables:
 
 
 class TestCommittedResults:
-    def test_all_five_figures_are_there(self):
-        assert RESULTS == ["gradient_norms", "known_distance", "overfitting", "penalties", "value_surfaces"]
+    def test_figures_that_were_run_are_there(self):
+        names = "gradient_norms known_distance lipschitz_table mistakes overfitting penalties value_surfaces"
+        assert set(names.split()) <= set(RESULTS)
 
     @pytest.mark.parametrize("name", RESULTS)
     def test_readme_equals_its_records_rendered_anew(self, name):
