@@ -102,15 +102,8 @@ class Form(Tensor):
             error = error + ROUNDING * (center.abs() + torch.as_tensor(constant).abs())
         rest = None if self.rest is None else absolute(self.rest)
         gradients = None if self.gradients is None else _apply_to_samples(f, self.gradients, 3)
-        return Form(
-            self.cells,
-            center,
-            _apply_to_samples(f, self.gradient, 2),
-            gradients,
-            error,
-            rest,
-            _apply_to_samples(absolute, self.magnitude, 2),
-        )
+        gradient, magnitude = _apply_to_samples(f, self.gradient, 2), _apply_to_samples(absolute, self.magnitude, 2)
+        return Form(self.cells, center, gradient, gradients, error, rest, magnitude)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -304,15 +297,8 @@ def _bend(form: Form, below: Tensor | float, above: Tensor | float) -> Form:
         place = (cell[keep], own[keep], slice(None), *(index[keep] for index in unit))
         gradients[place] = (half_range.unsqueeze(1) * before[:, 0])[keep]
     steepest = torch.maximum(below.abs(), above.abs()).amax(0)
-    return Form(
-        cells,
-        form.center * slope + gap,
-        form.gradient * slope.unsqueeze(1),
-        gradients,
-        error,
-        rest,
-        form.magnitude * steepest,
-    )
+    center, gradient = form.center * slope + gap, form.gradient * slope.unsqueeze(1)
+    return Form(cells, center, gradient, gradients, error, rest, form.magnitude * steepest)
 
 
 def _clamp(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
