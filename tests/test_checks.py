@@ -283,6 +283,14 @@ def test_call_that_does_not_fit_the_forward_is_explained():
         gradient_norm(KeywordOnly(), X)
     with pytest.raises(ValueError, match=r"missing 1 required positional argument: 'y'. Pass labels as y"):
         gradient_norm(LabeledCritic((3,)), X)
+    for call in (
+        lambda critic: largest_quotient(critic, X),
+        lambda critic: steepest_slope(critic, X, steps=1),
+        lambda critic: certified_lipschitz(critic, (3,)),
+        lambda critic: lipschitz_on_box(critic, [-1.0] * 3, [1.0] * 3),
+    ):
+        with pytest.raises(ValueError, match=r"Where there is no y, wrap the critic, for example `lambda x: critic\(x"):
+            call(LabeledCritic((3,)))
     with pytest.raises(TypeError, match="unsupported operand"):  # an error inside of the critic is its own
         gradient_norm(lambda x: x.sum(1) + "1", X)
 

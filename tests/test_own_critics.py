@@ -336,6 +336,11 @@ REFUSED = {
         POINTS,
         CUT,
     ),
+    "`round()`, `floor()`, `sign()` in front of the layers": (
+        lambda: Critic(lambda self, x: self.body(x.round()), body=dense()),
+        POINTS,
+        "does not depend on any of its trainable weights",
+    ),
     "`checkpoint(use_reentrant=True)`": (lambda: with_checkpoint(True), POINTS, "no second derivative"),
     "`torch.autograd.Function`, once differentiable": (
         lambda: with_function(TanhOnce),
@@ -570,6 +575,46 @@ def test_compiled_loss_with_a_penalty_has_the_same_gradients(backend):
     critic, points = build(dense), draw_batch((6,))
     penalize = torch.compile(lambda *batch: gradient_penalty(critic, *batch[:2], eps=batch[2]), backend=backend)
     assert_penalty_is(penalize(*points), critic, compute_expected(dense), rtol=1e-9)
+
+
+NOT_COMPILED = {  # rows that work in eager mode only, as the page says
+    "packed sequences of several lengths": "data pointer",
+    "`nn.utils.spectral_norm`": "storage",
+    "`nn.utils.weight_norm`": "storage",
+    "`checkpoint(use_reentrant=False)`": "saved tensor hooks",
+    "hooks": "setup_context",
+    "`torch.autograd.Function`, differentiable": "Tensor-likes are not close",  # silently
+    "`torch.jit.script`": "double backward",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("row", WORKS)
+def test_critic_that_works_does_so_in_a_compiled_loss_if_the_page_says_so(row):
+    if row in NOT_COMPILED:
+        with pytest.raises((AssertionError, RuntimeError), match=NOT_COMPILED[row]):
+            assert_compiled_is_right(row)
+    else:
+        assert_compiled_is_right(row)
+    assert (
+        "in eager mode only" in dict(re.findall(r"^\| ([^|]+) \| works \| ([^|]*)\|$", PAGE, re.MULTILINE))[row]
+    ) == (row in NOT_COMPILED)
+
+
+def assert_compiled_is_right(row):
+    """Compare a loss that torch.compile made with the same loss in eager mode."""
+    function, shape, *y = WORKS[row]
+    real, fake, eps = draw_batch(shape)
+    torch._dynamo.reset()
+    critics, values = (build(function), build(function)), []
+    penalize = lambda critic, *batch: gradient_penalty(critic, *batch[:2], eps=batch[2], y=batch[3:])  # noqa: E731
+    for critic, call in zip(critics, (torch.compile(penalize, backend="aot_eager"), penalize), strict=True):
+        torch.manual_seed(0)
+        values.append(call(critic, real, fake, eps, *y))
+        values[-1].backward()
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-9)
+    assert_gradients_are_close(*map(gradients, critics))
 
 
 @pytest.mark.slow

@@ -342,6 +342,17 @@ def test_critic_that_keeps_the_labels_of_one_batch_is_explained():
         critic_step(critic, torch.optim.SGD(critic.parameters()), real, fake)
 
 
+def test_other_error_of_a_critic_is_its_own():
+    def fail(x, layer):
+        if x.requires_grad:
+            raise RuntimeError("the critic's own error")
+        return layer(x)
+
+    (real, fake), critic = draw_batch(4), Function(fail, nn.Linear(2, 1).double())
+    with pytest.raises(RuntimeError, match=r"^the critic's own error"):
+        gradient_penalty(critic, real, fake)
+
+
 def test_inference_mode_is_named_where_a_step_cannot_work():
     critic, (real, fake) = build_networks()[1], draw_batch(4)
     with torch.inference_mode(), pytest.raises(ValueError, match=r"remove no_grad\(\), inference_mode\(\)"):

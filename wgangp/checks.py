@@ -287,13 +287,18 @@ def _explain(error: RuntimeError, critic: Callable[..., Any], inputs: list[Tenso
             f"the critic gets {one}, and its weights are {other}: {error}. Convert real, fake, eps and y, for example"
             " real.float() for numbers from NumPy"
         )
-    half = len(inputs[0]) // 2
-    with suppress(Exception), torch.no_grad():
-        outputs = critic(*(x[:half] for x in inputs), **options)
-        if half and all(isinstance(out, Tensor) and len(out) == half for out in tree_leaves(outputs)):
-            return (
-                f"the critic works for {half} samples, and not for {len(inputs[0])}: {error}. A step passes real and"
-                " fake samples together. Let the critic take any number of samples, and pass labels as y"
-                " instead of keeping them in a function"
-            )
+    count = len(inputs[0])
+
+    def can_score(count: int) -> bool:
+        with suppress(Exception), torch.no_grad():
+            outputs = critic(*(x[:count].detach().clone() for x in inputs), **options)
+            return all(isinstance(out, Tensor) and len(out) == count for out in tree_leaves(outputs))
+        return False
+
+    if not can_score(count) and can_score(count // 2):
+        return (
+            f"the critic works for {count // 2} samples, and not for {count}: {error}. A step passes real and"
+            " fake samples together. Let the critic take any number of samples, and pass labels as y"
+            " instead of keeping them in a function"
+        )
     return ""
