@@ -11,11 +11,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from wgangp import config, plots
+from wgangp.config import CONF
 from wgangp.logs import read_lines
 
-FIGURES = tuple(
-    sorted(path.parent.name for path in (ROOT / "results").glob("*/records.jsonl") if path.parent.name != "scaling")
-)
+FIGURES = sorted(path.stem for path in (CONF / "figure").glob("*.yaml"))
+FIGURES = [name for name in FIGURES if (ROOT / "results" / name / "records.jsonl").exists()]
 PICTURES = ("curves", "surface", "lipschitz", *FIGURES)
 PAGE, COLUMN = 830, 400  # pixels: the widths of a picture on a page of GitHub, and in one of README's two columns
 
