@@ -222,7 +222,7 @@ def test_operation_in_place_changes_what_the_same_tensor_is_elsewhere():
         (nn.Linear(2, 1), 0.0, 1.0, "same length"),
         (nn.Linear(2, 3), -1.0, [1.0, 1.0], "one score per sample"),
         (nn.Linear(3, 1), -1.0, [1.0, 1.0], "do not fit"),
-        (lambda x: x, -1.0, [1.0], "pass the original module itself"),
+        (lambda x: x, -1.0, [1.0], "pass the original module, not a function"),
         (Function(lambda x: (x * x).sum(1)), -1.0, [1.0, 1.0], "mul is neither"),
         (Function(lambda x: x[:, 0] * (x.mean().item() > 0)), -1.0, [1.0, 1.0], "samples of a batch"),
         (Function(lambda x: x.mean(0, keepdim=True).expand(len(x), -1)[:, 0]), -1.0, [1.0, 1.0], "samples of a batch"),

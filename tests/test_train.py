@@ -500,11 +500,11 @@ def checkpoint_events(monkeypatch):
     These are the steps of the log lines, and the steps at which samples/STEP.png and curves.png were drawn.
     """
 
-    def spy(checkpoints, step, state):
+    def spy(checkpoints, step, state, buffers):
         folder = checkpoints.parent
         drawn = [read_step(folder / name) for name in (f"samples/{step:08d}.png", "curves.png")]
         events.append((step, [r["step"] for r in read_lines(folder / "metrics.jsonl")], *drawn))
-        return save(checkpoints, step, state)
+        return save(checkpoints, step, state, buffers)
 
     def read_step(path):
         """The step at which tests/helpers.py drew a picture, from its color; None if there is no picture."""

@@ -111,7 +111,7 @@ def open_network(critic: nn.Module, name: str, failure: str) -> Iterator[nn.Modu
     """
     if not isinstance(critic, nn.Module) or any(_is_program(module) for module in critic.modules()):
         raise ValueError(
-            f"{name} reads the operations of an nn.Module: pass the original module itself, not a function and not"
+            f"{name} reads the operations of an nn.Module: pass the original module, not a function and not"
             f" what torch.jit, torch.export or torch.compile made of it (got {type(critic).__name__})"
         )
     if isinstance(critic, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

@@ -311,7 +311,7 @@ def _explain_misfit(x: Tensor) -> Iterator[None]:
     except (RuntimeError, LookupError, AssertionError) as error:
         hint = ""
         if x.dtype == torch.float64:
-            hint = " (they are float64 here; tensors that it makes, or keeps outside of modules, may be float32)"
+            hint = " (they are float64 here; a tensor that it makes itself may be float32)"
         raise ValueError(f"points of shape {tuple(x.shape[1:])} do not fit this critic{hint}: {error}") from error
 
 
