@@ -89,7 +89,7 @@ class ValueSurfaces:
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
         seed = records[0]["seed"]
         drawn = [name for name in DRAWN if name in self.critics] or list(self.critics[:1])
-        with open_figure(path, 3.5 * len(self.data) + 0.5) as figure:
+        with open_figure(path, 3.1 * len(self.data) + 0.6) as figure:
             panels = figure.subplots(len(self.data), len(drawn), squeeze=False)
             for (row, name), (column, critic) in product(enumerate(self.data), enumerate(drawn)):
                 axes, runs, data = panels[row, column], select(records, data=name, critic=critic), DATA[name]()
