@@ -5,6 +5,7 @@ The text of these files is written by hand. Only the lines between two markers a
     python -m bench.page            renders all of them again, for example after an edit of this file
 """
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,8 @@ def peer_block(records: dict[str, list[Record]]) -> str:
         last = lines[-1]
         where = f"commit {_commit(last)}, {describe_hardware(last)}"
         rounds = f"medians over {last['rounds']} rounds, quartiles in parentheses"
-        parts += [markdown_table(peer_table(lines)), f"`{last['command']}`, {where}: {rounds}."]
+        text = f"`{last['command']}`, {where}: {rounds}."
+        parts += [markdown_table(peer_table(lines)), textwrap.fill(text, 150, break_on_hyphens=False)]
     return "\n\n".join(parts)
 
 

@@ -155,6 +155,7 @@ def test_images_that_are_neither_gray_nor_rgb_have_no_picture(channels, tmp_path
     run = labeled_run((channels, 4, 4))
     append_line(tmp_path / "metrics.jsonl", {"step": 0, **report(run, 0, 4)})
     picture(tmp_path, run, 0)
+    draw_curves(tmp_path, run)
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["00000000.png"] * (channels in (1, 3))
     assert (tmp_path / "curves.png").exists()
 

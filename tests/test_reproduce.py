@@ -137,6 +137,7 @@ class TestRecords:
         assert measured[2:] == [(1, "shift"), (1, "funnels")]
         assert (folder / "records.jsonl").read_text().startswith(first)
 
+    @pytest.mark.slow
     def test_jobs_measure_the_same_numbers_in_other_processes(self, build_figure, tmp_path, monkeypatch, capfd):
         figure, folders = build_figure(), [tmp_path / "one", tmp_path / "two"]
         for name, value in (("HELD_OUT", 20_000), ("STARTS", 200), ("ASCENT", 100)):  # as in a new process
