@@ -387,7 +387,8 @@ def test_committed_pages_are_rendered_from_the_committed_records():
 def test_all_pages_are_rendered_again_from_the_records(tmp_path):
     for folder in ("results/benchmark", "results/scaling", "docs"):
         (tmp_path / folder).mkdir(parents=True)
-    names = (f"{page.SPEED}/cpu.jsonl", f"{page.SCALING}/records.jsonl")
+    names = [f"{page.SPEED}/{name}.jsonl" for name in ("cpu", "peers-cpu", "peers-cuda")]
+    names.append(f"{page.SCALING}/records.jsonl")
     pages = (f"{page.SPEED}/README.md", f"{page.SCALING}/README.md", page.GUIDE)
     for name in (*names, *pages):
         (tmp_path / name).write_text((ROOT / name).read_text())
