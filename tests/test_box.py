@@ -156,6 +156,58 @@ def test_kink_at_the_center_of_a_cell_does_not_enter_the_lower_end():
     assert lower == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    "function, constant",
+    [
+        (lambda y, b: (y[:, :1] + b).sum(1), 4),
+        (lambda y, b: (b - y[:, :1]).sum(1), 4),
+        (lambda y, b: (y[:, :1] + b).abs().sum(1), 4),
+        (lambda y, b: (y[:, :, None] + b).sum((1, 2)), 4 * 2**0.5),
+        (lambda y, b: torch.maximum(y[:, :1], b.expand(1, 4)).sum(1), 4),
+        (lambda y, b: y[:, :1].clamp(min=b).sum(1), 4),
+    ],
+)
+def test_constant_that_makes_an_activation_larger_counts_every_entry(function, constant):
+    b = torch.tensor([-0.3, 0.2, 0.1, 0.4], dtype=torch.float64)
+    lower, upper = lipschitz_on_box(Function(lambda y: function(y, b.to(y.dtype))), [-1.0, -1.0], [1.0, 1.0])
+    assert lower == pytest.approx(constant) and upper == pytest.approx(constant)
+
+
+def test_constant_with_more_axes_or_samples_is_refused():
+    for shape in ((1, 1, 2), (3, 2)):
+        critic = Function(lambda y, shape=shape: (y + torch.ones(shape, dtype=y.dtype)).flatten(1).sum(1))
+        with pytest.raises(ValueError, match=r"mix|fit|one score"):
+            lipschitz_on_box(critic, [-1.0, -1.0], [1.0, 1.0])
+
+
+@pytest.mark.parametrize("scale", [1e103, 1e110, 1e150])
+def test_upper_end_is_infinite_where_numbers_are_too_large(scale):
+    critic = mlp(2, 8, 2).double()
+    with torch.no_grad():
+        for p in critic.parameters():
+            p.mul_(scale)
+    assert lipschitz_on_box(critic, [-1.0, -1.0], [1.0, 1.0], max_cells=2_000)[1] == math.inf
+
+
+@pytest.mark.parametrize(
+    "function, constant",
+    [
+        (lambda y: y[:, 1].relu() - (-y[:, 1]).relu() + 0.1 * y[:, 0], 1.01**0.5),
+        (lambda y: y[:, 1].abs() - (-y[:, 1]).abs() + 0.1 * y[:, 0], 0.1),
+        (lambda y: F.leaky_relu(y[:, 1], 0.5) + F.leaky_relu(-y[:, 1], 0.5) + 0.1 * y[:, 0], 0.26**0.5),
+    ],
+)
+def test_several_kinks_through_a_center_do_not_enter_the_lower_end(function, constant):
+    """The box is symmetric: after the first division, x2 of a center is exactly 0, where these units have a kink."""
+    lower, upper = lipschitz_on_box(Function(function), [-1.0, -1.0], [1.0, 1.0], max_cells=4_000)
+    assert lower <= constant * (1 + 1e-12) and upper >= constant * (1 - 1e-12)
+
+
+def test_conversion_to_float32_is_refused():
+    with pytest.raises(ValueError, match=r"conversion to torch\.float32"):
+        lipschitz_on_box(Function(lambda y: y.sum(1).float()), [-1.0, -1.0], [1.0, 1.0])
+
+
 def test_constant_critic_has_the_constant_0():
     critic = Function(lambda x: 3 * F.relu(x - 5) + F.relu(x + 5) - x)
     lower, upper = lipschitz_on_box(critic, [-1.0], [1.0], max_cells=10)

@@ -9,8 +9,8 @@ from helpers import ROOT
 
 LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
     {"piecewise", "seeds", "precision", "onednn", "accumulate", "tables", "schema", "version", "bounds", "state"},
-    {"affine", "checks", "compiler"},
-    {"gradients", "per_sample"},
+    {"form", "checks", "compiler"},
+    {"gradients", "per_sample", "affine"},
     {"penalty", "losses", "optim", "data", "networks", "transport", "certify"},
     {"step", "lipschitz", "box", "metrics", "checkpoint", "plots", "runs"},
     {"logs", "compiled"},

@@ -135,7 +135,7 @@ def measure(
         constant = report["lipschitz"]["certified"] = certified_lipschitz(critic, tuple(real.shape[1:]))
     except ValueError as error:
         report["lipschitz"]["not_certified"] = str(error)
-    if low_dimension:
+    if low_dimension and real.ndim == 2:
         box = find_box(real, fake)
         with suppress(ValueError):  # the critic is not piecewise linear
             low, constant = lipschitz_on_box(critic, *box)

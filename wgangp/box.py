@@ -2,7 +2,7 @@
 
     lower <= largest slope of D on the box <= upper          lipschitz_on_box(critic, low, high) -> (lower, upper)
 
-Branch and bound. The box is divided into cells, and affine forms (affine.py) tell which units are linear on a cell. If
+Branch and bound. The box is divided into cells, and affine forms (form.py) tell which units are linear on a cell. If
 all units are, the gradient of D is constant there. The gradient is affine in the derivative of each other unit (each
 kink), and the norm is convex, so the norm is largest where all these derivatives are at one of their two ends.
     up to CORNERS kinks       the gradients at all ends are computed: 2^k of them
@@ -77,7 +77,9 @@ def lipschitz_on_box(
         except (RuntimeError, LookupError, AssertionError) as error:
             raise ValueError(f"points of R^{d} do not fit the critic: {error}") from error
         try:
-            bound = torch.tensor([certified_lipschitz(critic, (d,))], dtype=torch.float64)
+            bound = torch.tensor([certified_lipschitz(critic, (d,))], dtype=torch.float64).nan_to_num(
+                nan=math.inf, posinf=math.inf
+            )
         except ValueError:
             bound = torch.tensor([math.inf], dtype=torch.float64)
         return _search(_replace_activations(network), low, high, bound, tolerance, max_cells)
@@ -91,6 +93,7 @@ def _search(
     half = ((high - low) / 2 + (low.abs() + high.abs()) * ROUNDING)[None]
     smallest = half.amax() * SMALLEST
     lower = upper = 0.0  # upper: the largest bound of the cells that are finished
+    bound = bound.nan_to_num(nan=math.inf, posinf=math.inf)
     negligible = NEGLIGIBLE * bound.item() if bound.isfinite() else 0.0
     count = 0
     while len(bound) and count < max_cells:
@@ -98,7 +101,8 @@ def _search(
         center, half, bound = center[order], half[order], bound[order]
         new_center, new_half = _divide(center[: BATCH // 2], half[: BATCH // 2])
         slope, new_bound = _bound_cells(network, new_center, new_half)
-        new_bound = torch.minimum(new_bound, bound[: BATCH // 2].repeat(2))
+        # A bound is not a number where numbers are too large: then nothing is known.
+        new_bound = torch.minimum(new_bound.nan_to_num(nan=math.inf, posinf=math.inf), bound[: BATCH // 2].repeat(2))
         lower, count = max(lower, slope), count + len(new_bound)
         center = torch.cat([center[BATCH // 2 :], new_center])
         half = torch.cat([half[BATCH // 2 :], new_half])
@@ -151,7 +155,8 @@ def _bound_cells(network: nn.Module, center: Tensor, half: Tensor) -> tuple[floa
     )
     form = _propagate(network, center, half, 0)
     kinks = form.cells.kinks
-    bound = _norm(form.gradients[:, 0]) + form.rest + form.bound_gradient_rounding()
+    rest = form.rest * (1 + form.cells.operations * ROUNDING)
+    bound = _norm(form.gradients[:, 0]) + rest + form.bound_gradient_rounding()
     fewest = 0
     for k in [*range(1, CORNERS + 1), *range(2 * CORNERS, GENERATORS + 1, CORNERS)]:
         (chosen,) = torch.nonzero((kinks > fewest) & (kinks <= k), as_tuple=True)
@@ -159,7 +164,8 @@ def _bound_cells(network: nn.Module, center: Tensor, half: Tensor) -> tuple[floa
         for some in chosen.split(4 * BATCH // (2**k if k <= CORNERS else k)) if len(chosen) else ():
             form = _propagate(network, center[some], half[some], k)
             better = _norm(form.gradients).amax(1) if k <= CORNERS else _bound_zonotope(form)
-            bound[some] = torch.minimum(bound[some], better + form.bound_gradient_rounding())
+            better = torch.where(form.cells.kinks <= k, better + form.bound_gradient_rounding(), math.inf)
+            bound[some] = torch.minimum(bound[some], better)
     return slope, bound
 
 

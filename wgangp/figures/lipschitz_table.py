@@ -5,7 +5,6 @@ Each critic is trained against a fixed generator, real + N(0, I), until its lear
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.figures.common import DEPTH, describe_range, format_spread, select, train_critic
-from wgangp.figures.fixed_generator import DATA, draw_batch, draw_held_out, evaluate, evaluate_grid
+from wgangp.figures.fixed_generator import DATA, draw_batch, draw_held_out, evaluate, evaluate_grid, measure_gap
 from wgangp.figures.value_surfaces import format_constant, mean_distance, proved_share, relative_error
 from wgangp.lipschitz import expected_slope
 from wgangp.networks.mlp import MLPCritic
@@ -113,12 +112,16 @@ class LipschitzTable:
         data, search = DATA[name](device), {"max_cells": self.max_cells}
         critic = initialize(lambda: constraint.build(data.shape, self.width, DEPTH), seed, "critic").to(device)
         samples, curve = draw_held_out(name, seed), []
-        box = find_box(*chain.from_iterable(samples))
+        together = [torch.cat(kind) for kind in zip(*samples, strict=True)]
+        box = find_box(*together)
         looks = {round(part * self.iterations) for part in LOOKS}
 
         def look(k: int) -> None:
             if k in looks:
-                point = {"iteration": k, "gap": measure_gap(critic, samples)}
+                point = {
+                    "iteration": k,
+                    "gap": measure_gap(critic, *together),
+                }
                 if name == self.data[0]:
                     point["constant"] = list(lipschitz_on_box(critic, *box, tolerance=0.1, **search))
                 curve.append(point)
@@ -162,14 +165,6 @@ class LipschitzTable:
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
         return [summarize_cell(cell, select(records, **cell)) for cell in self.cells()]
-
-
-def measure_gap(critic: nn.Module, samples: list[tuple[Tensor, Tensor]]) -> float:
-    """Compute E D(real) - E D(fake) over all samples together."""
-    device = next(critic.parameters()).device
-    with torch.no_grad():
-        real, fake = (critic(torch.cat(kind).to(device)).double().mean() for kind in zip(*samples, strict=True))
-    return (real - fake).item()
 
 
 def draw_slopes(axes: Any, record: dict[str, Any], data: Any, real: Tensor) -> Any:

@@ -144,7 +144,7 @@ def _call_in_processes(function: Callable[..., Any], work: list[tuple[Any, ...]]
         jobs: number of processes with one thread each; 1: everything is called in this process.
 
     Raises:
-        ValueError: a process was killed. The other results of that time are lost.
+        ValueError: a process was killed. Runs that were not finished are lost.
     """
     if jobs == 1:
         yield from (function(*arguments) for arguments in work)
@@ -161,10 +161,10 @@ def _call_in_processes(function: Callable[..., Any], work: list[tuple[Any, ...]]
 
 
 def _complete_seeds(figure: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Select the records of the seeds for which every cell is measured, in the order of the cells."""
+    """Select the records of the seeds for which every cell is measured, in the order of seeds and cells."""
     seeds, cells = [record["seed"] for record in records], figure.cells()
     complete = [record for record in records if seeds.count(record["seed"]) == len(cells)]
-    return sorted(complete, key=lambda r: (seeds.index(r["seed"]), cells.index({key: r[key] for key in cells[0]})))
+    return sorted(complete, key=lambda r: (r["seed"], cells.index({key: r[key] for key in cells[0]})))
 
 
 def _read_readme(folder: Path, name: str) -> str:

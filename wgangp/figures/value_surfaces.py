@@ -133,11 +133,11 @@ def summarize_cell(cell: dict[str, str], runs: list[dict[str, Any]]) -> dict[str
 
 
 def format_constant(records: list[dict[str, Any]]) -> str:
-    """Format the Lipschitz constants of a cell: the middle of each interval, and the widest interval if it is wide."""
+    """Format the Lipschitz constants of a cell: the middle of each interval, and by how much its ends differ."""
     ends = [run["constant"] for run in records]
     text = format_spread([(low + high) / 2 for low, high in ends], ".3g" if max(e[1] for e in ends) < 0.1 else ".2f")
-    width = max((high - low) / (high + low) if high else 0.0 for low, high in ends)
-    return f"{text} (to {width:.0%})" if width > 0.01 else text
+    width = max(high / low - 1 if low else 0.0 for low, high in ends)
+    return f"{text} (to {width:.0%})" if width > 0.0101 else text
 
 
 def mean_distance(record: dict[str, Any]) -> float:
