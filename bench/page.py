@@ -167,11 +167,9 @@ def peer_table(records: list[Record]) -> list[dict[str, str]]:
 def peer_block(records: dict[str, list[Record]]) -> str:
     """Return the block of docs/speed.md about other people's networks: one table per kind of device."""
     parts = []
-    for lines in records.values():
-        last = lines[-1]
-        where = f"commit {_commit(last)}, {describe_hardware(last)}"
-        rounds = f"medians over {last['rounds']} rounds, quartiles in parentheses"
-        text = f"`{last['command']}`, {where}: {rounds}."
+    for lines, last in ((lines, lines[-1]) for lines in records.values()):
+        text = f"`{last['command']}`, commit {_commit(last)}, {describe_hardware(last)}: medians over {last['rounds']}"
+        text += " rounds, quartiles in parentheses."
         parts += [markdown_table(peer_table(lines)), textwrap.fill(text, 150, break_on_hyphens=False)]
     return "\n\n".join(parts)
 

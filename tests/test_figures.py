@@ -380,6 +380,16 @@ class TestLipschitzTable:
                 critic(torch.randn(4, 2))
             assert 0 < lipschitz_on_box(critic, [-3.0, -3.0], [3.0, 3.0])[1] <= 1.02
 
+    def test_gap_is_that_of_eval_mode_and_changes_nothing(self):
+        critic = lipschitz_table.CONSTRAINTS["spectral norm"].build((2,), 16, 3)
+        before = {name: value.clone() for name, value in critic.state_dict().items()}
+        points = torch.randn(2, 50, 2)
+        gaps = {fixed_generator.measure_gap(critic, *points) for _ in range(3)}
+        assert all(value.equal(before[name]) for name, value in critic.state_dict().items()) and critic.training
+        critic.eval()
+        real, fake = (critic(x).double().mean().item() for x in points)
+        assert list(gaps) == pytest.approx([real - fake], abs=1e-12)
+
     def test_constant_is_computed_through_training(self, figures, tmp_path):
         figure = figures["lipschitz_table"]
         cell = {"data": "8 Gaussians", "constraint": "one-sided"}

@@ -77,9 +77,7 @@ def lipschitz_on_box(
         except (RuntimeError, LookupError, AssertionError) as error:
             raise ValueError(f"points of R^{d} do not fit the critic: {error}") from error
         try:
-            bound = torch.tensor([certified_lipschitz(critic, (d,))], dtype=torch.float64).nan_to_num(
-                nan=math.inf, posinf=math.inf
-            )
+            bound = torch.tensor([certified_lipschitz(critic, (d,))], dtype=torch.float64)
         except ValueError:
             bound = torch.tensor([math.inf], dtype=torch.float64)
         return _search(_replace_activations(network), low, high, bound, tolerance, max_cells)
