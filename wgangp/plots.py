@@ -259,7 +259,10 @@ def _draw_slopes(axes: Any, slopes: dict[str, Tensor], report: dict[str, Any]) -
 
 def _draw_constant(axes: Any, bounds: dict[str, Any]) -> None:
     """Draw the bounds of the Lipschitz constant, as lipschitz.json has them under "lipschitz"."""
-    labels = {"largest_quotient": "largest quotient of two points", "steepest": "largest slope that was found"}
+    labels = {
+        "largest_quotient": "largest quotient of two points",
+        "steepest": "largest slope that was found, anywhere",
+    }
     if "high" in bounds:
         labels |= {
             "low": "proved on the box of the points: at least",
@@ -271,7 +274,12 @@ def _draw_constant(axes: Any, bounds: dict[str, Any]) -> None:
     _draw_bars(axes, values, "Lipschitz constant: lower and upper bounds")
     positive = [value for value in values.values() if value > 0]
     axes.set_xscale("log")
-    axes.set_xlim(min([1.0, *positive]) / 2, max([1.0, *positive]) * 6)
+    low, high = min([1.0, *positive]) / 2, max([1.0, *positive]) * 6
+    axes.set_xlim(low, high)
+    if high < 100 * low:  # else matplotlib's ticks, the powers of ten, are enough
+        axes.set_xticks([t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= t <= high])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
     rows = torch.arange(len(values))
     axes.vlines([1] * len(rows), rows - 0.24, rows + 0.14, colors="black", linestyles=":", linewidth=1)
     certified = "slope, log scale; dotted: 1"
