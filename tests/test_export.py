@@ -27,8 +27,8 @@ def test_exported_program_is_equal_bit_for_bit(generator, tmp_path):
 
 def test_onnx_is_equal_to_rounding(generator, tmp_path):
     for package in ("onnx", "onnxscript"):
-        pytest.importorskip(package, reason=f"pip install {package}")
-    runtime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+        pytest.importorskip(package, reason=f"{package} is not a dependency")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not a dependency")
     names = {"input_names": ["z"], "output_names": ["x"], "verbose": False}
     z = torch.randn(4, generator.latent_dim)
     torch.onnx.export(generator, (z,), tmp_path / "generator.onnx", dynamic_shapes=BATCH, **names)
@@ -39,7 +39,7 @@ def test_onnx_is_equal_to_rounding(generator, tmp_path):
 
 
 def test_safetensors_have_the_same_weights(generator, tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not a dependency")
     path = tmp_path / "generator.safetensors"
     safetensors.save_file(generator.state_dict(), path)
     loaded = safetensors.load_file(path)

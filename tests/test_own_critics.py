@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
-from wgangp import check_per_sample, critic_step, gradient_penalty, slope_statistics
+from wgangp import check_per_sample, critic_step, gradient_norm, gradient_penalty, slope_statistics
 
 B = 4
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -686,6 +686,16 @@ def test_critic_that_is_wrapped_for_several_processes_is_refused(one_rank, row, 
         check_per_sample(critic, real)
     with pytest.raises(ValueError, match=reason):
         critic_step(critic, torch.optim.SGD(critic.parameters()), real, fake, eps)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_penalty_refuses_a_static_graph_of_distributed_data_parallel(one_rank):
+    real, fake, eps = draw_batch((6,))
+    critic = nn.parallel.DistributedDataParallel(build(dense), static_graph=True)
+    with pytest.raises(ValueError, match="static_graph=True does not average"):
+        gradient_penalty(critic, real, fake, eps=eps)
+    assert gradient_penalty(wrap_ddp(build(dense)), real, fake, eps=eps) > 0
+    assert gradient_norm(critic, real).shape == (len(real),)  # without a second derivative it is right
 
 
 def penalize_on_a_rank(rank, folder):

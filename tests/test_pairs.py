@@ -111,7 +111,7 @@ def test_korotin_distance_equals_exact_transport_and_potential_is_1_lipschitz(tm
 def test_korotin_distance_equals_the_published_one():
     root = os.environ.get("WGANGP_DATA")
     if not root or not (Path(root) / "korotin" / "pairs.npz").exists():
-        pytest.skip("WGANGP_DATA=FOLDER with FOLDER/korotin/pairs.npz")
+        pytest.skip("needs the files of the benchmark: set WGANGP_DATA=FOLDER, with FOLDER/korotin/pairs.npz")
     assert korotin(Path(root) / "korotin", 2, 4).distance == pytest.approx(0.817381, abs=0.01)
     assert korotin(Path(root) / "korotin", 8, 16).distance == pytest.approx(1.585009, abs=0.02)
 

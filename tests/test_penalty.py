@@ -38,9 +38,12 @@ class TestInterpolate:
         real, fake = draw_pair(3)
         with pytest.raises(ValueError, match="must have the same shape"):
             interpolate(real, fake[:3], torch.rand(6))
-        for eps in (torch.rand(()), torch.rand(1), torch.rand(6, 3), torch.rand(6, 1)):
+        for eps in (torch.rand(()), torch.rand(1), torch.rand(6, 3), torch.rand(6, 1), 0.5, [0.5] * 6, None):
             with pytest.raises(ValueError, match="one value per sample"):
                 interpolate(real, fake, eps)
+            if eps is not None:  # None: it is drawn
+                with pytest.raises(ValueError, match="one value per sample"):
+                    gradient_penalty(torch.nn.Linear(3, 1), real.float(), fake.float(), eps=eps)
 
 
 class TestGradientPenalty:

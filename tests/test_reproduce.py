@@ -242,7 +242,7 @@ class TestReadme:
         records = [
             {"seed": seed, **cell, **dict.fromkeys(names, 1.0), **origin} for seed in (4, 2) for cell in figure.cells()
         ]
-        text = study.render(study.new_readme("known_distance"), "known_distance", figure, records)
+        text = study.render(study.create_readme("known_distance"), "known_distance", figure, records)
         expected = f'python scripts/reproduce.py figure=known_distance{command} "seeds=[2, 4]" out=FOLDER'
         assert f"- **To run it again**: `{expected}`" in text
         assert "at commit unknown\n" in text and "**Time**: 16 min" in text

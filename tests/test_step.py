@@ -321,6 +321,13 @@ def test_loss_without_the_term_that_is_minimized_is_refused(loss, message):
         generator_objective(generator, critic, real, loss=loss)
 
 
+def test_noise_of_another_type_than_the_weights_of_the_generator_is_named():
+    generator, critic = build_networks()
+    z = draw_batch(4)[0].float()
+    with pytest.raises(ValueError, match=r"generator gets torch\.float32.*float64.*Use noise of the type"):
+        generator_step(generator, critic, torch.optim.SGD(generator.parameters()), z)
+
+
 GENERATORS = {  # wrong generators, and what the error says of their results
     "tuple": (lambda z: (z, z), "of type tuple"),
     "too few": (lambda z: z[1:], r"\(3, 2\), torch.float64 for 4 rows"),

@@ -148,7 +148,7 @@ def _bend(form: Form, below: Tensor | float, above: Tensor | float) -> Form:
         return _bend(form.map(lambda v: v.unsqueeze(-1)), below, above).map(lambda v: v.squeeze(-1))
     cells = form.cells
     below, above = (torch.as_tensor(x, dtype=torch.float64).expand(form.shape) for x in (below, above))
-    reach = form.radius() + form.bound_rounding()
+    reach = form.compute_radius() + form.bound_rounding()
     low, high = form.center - reach, form.center + reach
     kink = (low < 0) & (high > 0) & (below != above)
     # A cell that is one point may be on a kink. Units without a gradient are constant.

@@ -147,27 +147,27 @@ def _bound_cells(network: nn.Module, center: Tensor, half: Tensor) -> tuple[floa
     """Return the largest slope at the centers, and an upper bound of the slope on each cell (C,)."""
     points = _propagate(network, center, torch.zeros_like(half))
     slope = (
-        torch.where(points.cells.kinks == 0, _norm(points.gradient) - points.bound_gradient_rounding(), 0.0)
+        torch.where(points.cells.kinks == 0, _compute_norm(points.gradient) - points.bound_gradient_rounding(), 0.0)
         .max()
         .item()
     )
     form = _propagate(network, center, half, 0)
     kinks = form.cells.kinks
     rest = form.rest * (1 + form.cells.operations * ROUNDING)
-    bound = _norm(form.gradients[:, 0]) + rest + form.bound_gradient_rounding()
+    bound = _compute_norm(form.gradients[:, 0]) + rest + form.bound_gradient_rounding()
     fewest = 0
     for k in [*range(1, CORNERS + 1), *range(2 * CORNERS, GENERATORS + 1, CORNERS)]:
         (chosen,) = torch.nonzero((kinks > fewest) & (kinks <= k), as_tuple=True)
         fewest = k
         for some in chosen.split(4 * BATCH // (2**k if k <= CORNERS else k)) if len(chosen) else ():
             form = _propagate(network, center[some], half[some], k)
-            better = _norm(form.gradients).amax(1) if k <= CORNERS else _bound_zonotope(form)
+            better = _compute_norm(form.gradients).amax(1) if k <= CORNERS else _bound_zonotope(form)
             better = torch.where(form.cells.kinks <= k, better + form.bound_gradient_rounding(), math.inf)
             bound[some] = torch.minimum(bound[some], better)
     return slope, bound
 
 
-def _norm(gradients: Tensor) -> Tensor:
+def _compute_norm(gradients: Tensor) -> Tensor:
     """Return the norms of gradients of the score, (C, *, d) or (C, *, d, 1) -> (C, *)."""
     return gradients.norm(dim=-1)
 
@@ -175,7 +175,7 @@ def _norm(gradients: Tensor) -> Tensor:
 def _bound_zonotope(form: Form) -> Tensor:
     """Return an upper bound of ||middle + sum_j t_j generator_j|| + rest over |t_j| <= 1 (C,)."""
     if form.gradients.shape[2] != 2:
-        return _norm(form.gradients).sum(1) + form.rest
+        return _compute_norm(form.gradients).sum(1) + form.rest
     angle = torch.arange(DIRECTIONS).to(form.center) * (math.pi / DIRECTIONS)
     extent = (form.gradients @ torch.stack([angle.cos(), angle.sin()])).abs().sum(1).amax(1)  # the largest projection
     return extent / math.cos(math.pi / (2 * DIRECTIONS)) * (1 + ROUNDING) + form.rest

@@ -25,6 +25,7 @@ __all__ = [
     "call_critic",
     "call_derivative",
     "call_generator",
+    "check_eps",
     "check_graph",
     "check_not_random",
     "check_not_wrapped",
@@ -72,14 +73,23 @@ def call_critic(critic: Callable[..., Any], x: Tensor, *y: Tensor, **options: An
 def call_generator(generator: Callable[..., Any], z: Tensor, *y: Tensor) -> Tensor:
     """Return the samples (B, *) of a generator for a copy of noise z (B, *) and for labels. ValueError if wrong."""
     check_points(z, *y)
-    fake = generator(z.clone(), *y)
+    inputs = [z.clone(), *y]
+    fake = generator(*inputs) if torch.compiler.is_compiling() else _call_generator(generator, inputs)
     if not isinstance(fake, Tensor) or fake.shape[:1] != z.shape[:1] or not fake.is_floating_point():
-        got = f"{tuple(fake.shape)}, {fake.dtype}" if isinstance(fake, Tensor) else f"of type {type(fake).__name__}"
         raise ValueError(
-            f"a generator returns one sample per row of z, a tensor (B, *) in floating point: got {got} for {len(z)}"
-            " rows. Return the samples alone"
+            "a generator returns one sample per row of z, a tensor (B, *) in floating point: got"
+            f" {_describe(fake)} for {len(z)} rows. Return the samples alone"
         )
     return fake
+
+
+def check_eps(eps: Any, shape: tuple[int, ...], meaning: str) -> None:
+    """Raise ValueError unless eps is a tensor of this shape in floating point; meaning is what the message says."""
+    if not isinstance(eps, Tensor) or eps.shape != shape or not eps.is_floating_point():
+        raise ValueError(
+            f"eps must have {meaning}, {tuple(shape)}, in floating point: got {_describe(eps)}. Labels come after eps,"
+            " which may be None"
+        )
 
 
 def average_terms(terms: Any, minimized: str) -> dict[str, Tensor]:
@@ -171,7 +181,15 @@ def _refuse_cut(name: str, goal: str) -> None:
 
 
 def check_slope(slope: Tensor, critic: Callable[..., Any]) -> None:
-    """Raise ValueError if the slope has no graph although the critic has trainable weights: it would train nothing."""
+    """Raise ValueError if the slope has no graph although the critic has trainable weights: it would train nothing.
+
+    Also if its graph would not reach all ranks.
+    """
+    if getattr(critic, "static_graph", False) and _find_wrapper(type(critic)) == "DistributedDataParallel":
+        raise ValueError(
+            "DistributedDataParallel with static_graph=True does not average all gradients of a penalty: leave"
+            " static_graph out"
+        )
     if slope.requires_grad or not torch.is_grad_enabled():
         return
     if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
@@ -234,6 +252,10 @@ def is_random(critic: Callable[..., Tensor], *batch: Tensor) -> bool:
     return not same.all() or digest_random_state() != before
 
 
+def _describe(value: Any) -> str:
+    return f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
+
+
 def _refuse(outputs: Any, count: int | None) -> None:
     if not isinstance(outputs, Tensor):
         key = repr(next(iter(outputs), 0)) if isinstance(outputs, dict) else 0
@@ -272,21 +294,35 @@ def _call(critic: Callable[..., Any], inputs: list[Tensor], options: dict[str, A
         raise
 
 
+def _call_generator(generator: Callable[..., Any], inputs: list[Tensor]) -> Any:
+    try:
+        return generator(*inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if reason := _explain_dtype(error, generator, inputs, "generator"):
+            raise ValueError(f"{reason}. Use noise of the type of its weights") from error
+        raise
+
+
+def _explain_dtype(error: RuntimeError, network: Callable[..., Any], inputs: list[Tensor], name: str) -> str:
+    modules = [holder for holder in find_state(network) if isinstance(holder, nn.Module)]
+    weights = {p.dtype for module in modules for p in module.parameters() if p.is_floating_point()}
+    given = {x.dtype for x in inputs if x.is_floating_point()}
+    if weights and not given <= weights and "type" in str(error):  # of the many texts of torch all have this word
+        one, other = (" and ".join(sorted(map(str, types))) for types in (given, weights))
+        return f"the {name} gets {one}, and its weights are {other}: {error}"
+    return ""
+
+
 def _explain(error: RuntimeError, critic: Callable[..., Any], inputs: list[Tensor], options: dict[str, Any]) -> str:
     if "nference tensor" in str(error):
         return (
             "the critic has weights that were made under torch.inference_mode(), and so have no gradient: build, load"
             " and move the critic outside of it"
         )
-    modules = [holder for holder in find_state(critic) if isinstance(holder, nn.Module)]
-    weights = {p.dtype for module in modules for p in module.parameters() if p.is_floating_point()}
-    given = {x.dtype for x in inputs if x.is_floating_point()}
-    if weights and not given <= weights and "type" in str(error):  # of the many texts of torch all have this word
-        one, other = (" and ".join(sorted(map(str, types))) for types in (given, weights))
-        return (
-            f"the critic gets {one}, and its weights are {other}: {error}. Convert real, fake, eps and y, for example"
-            " real.float() for numbers from NumPy"
-        )
+    if reason := _explain_dtype(error, critic, inputs, "critic"):
+        return f"{reason}. Convert real, fake, eps and y, for example real.float() for numbers from NumPy"
     count = len(inputs[0])
 
     def can_score(count: int) -> bool:

@@ -79,14 +79,14 @@ class Form(Tensor):
         self.shared = False  # True: it is a view, or there is a view of it
         return self
 
-    def radius(self) -> Tensor:
+    def compute_radius(self) -> Tensor:
         """Return how far the activation can be from its center (C, *)."""
         half = self.cells.half.view(*self.cells.half.shape, *[1] * (self.ndim - 1))
         return (self.gradient.abs() * half).sum(1) + self.error
 
     def bound_rounding(self) -> Tensor:
         """Return a bound of the rounding of one operation on the activation (C, *)."""
-        return ROUNDING * (self.center.abs() + self.radius())
+        return ROUNDING * (self.center.abs() + self.compute_radius())
 
     def bound_gradient_rounding(self) -> float:
         """Return a bound of the rounding in a gradient of the score."""

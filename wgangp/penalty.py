@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wgangp.checks import check_pairs, check_points, check_positive, check_slope
+from wgangp.checks import check_eps, check_pairs, check_points, check_positive, check_slope
 from wgangp.gradients import gradient_norm
 
 __all__ = ["GradientPenalty", "clip_weights_", "gradient_penalty", "interpolate"]
@@ -32,9 +32,7 @@ def interpolate(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
     the same distribution.
     """
     check_pairs(real, fake)
-    if eps.shape != real.shape[:1] or not eps.is_floating_point():
-        got = f"got {tuple(eps.shape)}, {eps.dtype}. Labels come after eps, which may be None"
-        raise ValueError(f"eps must have one value per sample, ({len(real)},), in floating point: {got}")
+    check_eps(eps, real.shape[:1], "one value per sample")
     eps = eps.to(real.dtype).view(-1, *[1] * (real.ndim - 1))
     return eps * real + (1 - eps) * fake
 
@@ -96,8 +94,7 @@ class GradientPenalty:
         if self.points == "interpolates":
             return interpolate(real, fake, eps)
         if self.points == "perturbed":
-            if eps.shape != real.shape:
-                raise ValueError(f"eps must have the shape of the points, {tuple(real.shape)}: got {tuple(eps.shape)}")
+            check_eps(eps, real.shape, "the shape of the points")
             return real + eps.to(real.dtype)
         return real if self.points == "real" else fake
 

@@ -36,14 +36,14 @@ class DefaultRun:
     def cells(self) -> list[dict[str, str]]:
         return [{"variant": variant} for variant in VARIANTS]
 
-    def overrides(self, variant: str) -> list[str]:
+    def list_overrides(self, variant: str) -> list[str]:
         """Return what a variant adds to the command scripts/train.py."""
         return [override.format(self.ema_decay) for override in VARIANTS[variant]]
 
     def measure(self, cell: dict[str, str], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
         widths = [f"networks.{network}.width={self.width}" for network in ("generator", "critic")]
         sizes = [f"train.steps={self.steps}", f"train.batch_size={self.batch_size}", *widths]
-        own = [f"seed={seed}", f"device={device}", *self.overrides(cell["variant"])]
+        own = [f"seed={seed}", f"device={device}", *self.list_overrides(cell["variant"])]
         run = train_command(folder, [*sizes, *own])
         return score_samples(choose_generator(run), run.data, seed, device)
 
@@ -74,7 +74,7 @@ class DefaultRun:
             rows.append(
                 {
                     **cell,
-                    "command": f"`{' '.join(['scripts/train.py', *self.overrides(cell['variant'])])}`",
+                    "command": f"`{' '.join(['scripts/train.py', *self.list_overrides(cell['variant'])])}`",
                     "modes covered, median": f"{statistics.median(run['modes'] for run in runs):g} of 8",
                     "samples within 3 sd of a mode, median": f"{statistics.median(share):.0%}",
                     "mean +- sd": format_spread(share, ".0%"),

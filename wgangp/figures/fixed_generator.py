@@ -13,13 +13,27 @@ from torch import Tensor, nn
 
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.data.toy import SwissRoll, Toy, gaussians8, gaussians25
+from wgangp.figures.common import format_spread
 from wgangp.gradients import gradient_norm
 from wgangp.lipschitz import corrected_wasserstein, slope_statistics
 from wgangp.seeds import rng_for
 from wgangp.state import use_eval_mode
 from wgangp.transport import optimal_pairs, wasserstein1
 
-__all__ = ["DATA", "PAIRINGS", "count_peaks", "draw_batch", "draw_held_out", "evaluate", "evaluate_grid", "measure_gap"]
+__all__ = [
+    "DATA",
+    "PAIRINGS",
+    "compute_error",
+    "compute_mean_distance",
+    "compute_proved_share",
+    "count_peaks",
+    "draw_batch",
+    "draw_held_out",
+    "evaluate",
+    "evaluate_grid",
+    "format_constant",
+    "measure_gap",
+]
 
 DATA = {"8 Gaussians": gaussians8, "25 Gaussians": gaussians25, "Swiss roll": SwissRoll}
 PAIRINGS = ("paired", "independent", "coupled")
@@ -133,3 +147,26 @@ def evaluate_grid(
     with torch.no_grad():
         value = gradient_norm(critic, points) if slope else critic(points).flatten()
     return [[float(f"{v:.3g}") for v in row] for row in value.view(resolution, resolution).tolist()]
+
+
+def format_constant(records: list[dict[str, Any]]) -> str:
+    """Format the Lipschitz constants of a cell: the middle of each interval, and by how much its ends differ."""
+    ends = [run["constant"] for run in records]
+    text = format_spread([(low + high) / 2 for low, high in ends], ".3g" if max(e[1] for e in ends) < 0.1 else ".2f")
+    width = max(high / low - 1 if low else 0.0 for low, high in ends)
+    return f"{text} (to {width:.0%})" if width > 0.0101 else text
+
+
+def compute_mean_distance(record: dict[str, Any]) -> float:
+    """Compute the mean of the exact distances of a record."""
+    return sum(record["w1"]) / len(record["w1"])
+
+
+def compute_error(record: dict[str, Any], key: str) -> float:
+    """Compute estimate / W1 - 1, where key names the estimate."""
+    return record[key] / compute_mean_distance(record) - 1
+
+
+def compute_proved_share(record: dict[str, Any]) -> float:
+    """Compute the proved lower bound of W1, divided by W1: the mean over the held-out samples. It is at most 1."""
+    return sum(p / w for p, w in zip(record["proved"], record["w1"], strict=True)) / len(record["w1"])

@@ -14,8 +14,18 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.figures.common import DEPTH, describe_range, format_spread, select, train_critic
-from wgangp.figures.fixed_generator import DATA, draw_batch, draw_held_out, evaluate, evaluate_grid, measure_gap
-from wgangp.figures.value_surfaces import format_constant, mean_distance, proved_share, relative_error
+from wgangp.figures.fixed_generator import (
+    DATA,
+    compute_error,
+    compute_mean_distance,
+    compute_proved_share,
+    draw_batch,
+    draw_held_out,
+    evaluate,
+    evaluate_grid,
+    format_constant,
+    measure_gap,
+)
 from wgangp.lipschitz import expected_slope
 from wgangp.networks.mlp import MLPCritic
 from wgangp.networks.orthogonal import OrthogonalCritic
@@ -205,8 +215,8 @@ def summarize_cell(cell: dict[str, str], runs: list[dict[str, Any]]) -> dict[str
     """Return a row of the table: mean +- standard deviation over the seeds of a cell."""
     weight = CONSTRAINTS[cell["constraint"]].penalty.weight
     one_lipschitz = CONSTRAINTS[cell["constraint"]].penalty.target == 1 and weight
-    corrected = [relative_error(run, "corrected") for run in runs] if one_lipschitz else []
-    expected = [expected_slope(mean_distance(run), weight) for run in runs] if one_lipschitz else []
+    corrected = [compute_error(run, "corrected") for run in runs] if one_lipschitz else []
+    expected = [expected_slope(compute_mean_distance(run), weight) for run in runs] if one_lipschitz else []
     settled = [run["gap"] / run["curve"][-2]["gap"] - 1 for run in runs]
     return {
         **cell,
@@ -214,8 +224,8 @@ def summarize_cell(cell: dict[str, str], runs: list[dict[str, Any]]) -> dict[str
         "slope at interpolates": format_spread([run["slopes"]["interpolates"]["mean"] for run in runs]),
         "expected slope": format_spread(expected) if expected else "",
         "gap": format_spread([run["gap"] for run in runs]),
-        "exact W1": format_spread([mean_distance(run) for run in runs]),
+        "exact W1": format_spread([compute_mean_distance(run) for run in runs]),
         "corrected / W1 - 1": format_spread(corrected, "+.1%") if corrected else "",
-        "proved / W1": format_spread([proved_share(run) for run in runs], ".1%"),
+        "proved / W1": format_spread([compute_proved_share(run) for run in runs], ".1%"),
         f"change of the gap after {LOOKS[-1]:.0%} of the training": format_spread(settled, "+.1%"),
     }

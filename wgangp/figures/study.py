@@ -28,7 +28,7 @@ from wgangp.runs import Run, claim_folder, run_name
 from wgangp.tables import markdown_table, replace_block
 from wgangp.train import train
 
-__all__ = ["BEGIN", "END", "new_readme", "render", "render_folder", "reproduce", "train_command"]
+__all__ = ["BEGIN", "END", "create_readme", "render", "render_folder", "reproduce", "train_command"]
 
 BEGIN, END = "<!-- rendered by scripts/reproduce.py -->", "<!-- /rendered -->"
 
@@ -171,14 +171,14 @@ def _read_readme(folder: Path, name: str) -> str:
     """Return the README of a folder, or a new one. ValueError, before anything is measured, if it has no block."""
     path = folder / "README.md"
     if not path.exists():
-        return new_readme(name)
+        return create_readme(name)
     try:
         return replace_block(path.read_text(), BEGIN, END, "")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def new_readme(name: str) -> str:
+def create_readme(name: str) -> str:
     """Return a README for a figure that has none: a title and the place of the rendered block."""
     return f"# {name.replace('_', ' ').capitalize()}\n\n{BEGIN}\n{END}\n"
 
@@ -196,13 +196,13 @@ def render(readme: str, name: str, figure: Any, records: list[dict[str, Any]]) -
     seeds = sorted({record["seed"] for record in records})
     commands = [f"`{record['command']}`" for record in records]
     commits = [(record["commit"] or "unknown")[:7] + " with changes" * bool(record["dirty"]) for record in records]
-    settings = [f"{key} {value}" for key, value in _settings(figure).items()]
+    settings = [f"{key} {value}" for key, value in _list_settings(figure).items()]
     hardware = [describe_hardware(record) for record in records]
     minutes = sum(record["seconds"] for record in records) / 60
     block = f"""
 - **Runs**: {len(records)} with {count_seeds(records)}, by {_join(commands)} at commit {_join(commits)}
 - **Settings**: {_join(settings)}
-- **To run it again**: `{_command(name, figure, seeds)}`
+- **To run it again**: `{_format_command(name, figure, seeds)}`
 - **Time**: {minutes:.0f} min for all runs together, on {_join(hardware)}
 
 {markdown_table(figure.table(records))}
@@ -227,30 +227,30 @@ def render_folder(folder: Path, name: str) -> str:
     return render(_read_readme(folder, name), name, figure, records)
 
 
-def _command(name: str, figure: Any, seeds: list[int]) -> str:
-    """The command that measures these runs: a budget, and the settings that this budget does not have."""
+def _format_command(name: str, figure: Any, seeds: list[int]) -> str:
+    """Return the command that measures these runs: a budget, and the settings that this budget does not have."""
     changed = {}
     for budget in BUDGETS:
         cfg = OmegaConf.create({"budget": budget, "figure": OmegaConf.load(CONF / "figure" / f"{name}.yaml")})
         usual = OmegaConf.to_container(cfg, resolve=True)["figure"]
-        changed[budget] = [_override(key, v) for key, v in _settings(figure).items() if v != usual[key]]
+        changed[budget] = [_format_override(key, v) for key, v in _list_settings(figure).items() if v != usual[key]]
     budget = min(BUDGETS, key=lambda budget: len(changed[budget]))
     overrides = [*(["budget=paper"] if budget == "paper" else []), *changed[budget]]
     return " ".join(["python scripts/reproduce.py", f"figure={name}", *overrides, f'"seeds={seeds}"', "out=FOLDER"])
 
 
-def _override(key: str, value: Any) -> str:
-    """A setting as it is typed in a shell: texts in a list have quotes for Hydra, and all of it for the shell."""
+def _format_override(key: str, value: Any) -> str:
+    """Return a setting as it is typed in a shell: texts in a list are quoted for Hydra, and all of it for the shell."""
     if isinstance(value, list):
         value = "[" + ",".join(json.dumps(entry) for entry in value) + "]"
     return shlex.quote(f"figure.{key}={value}")
 
 
-def _settings(figure: Any) -> dict[str, Any]:
-    """The settings that change a number: all but the place of the data."""
+def _list_settings(figure: Any) -> dict[str, Any]:
+    """Return the settings that change a number: all but the place of the data."""
     return {key: value for key, value in asdict(figure).items() if key != "data_root"}
 
 
 def _join(values: list[str]) -> str:
-    """The different values, in the order of their first appearance."""
+    """Return the different values, joined, in the order of their first appearance."""
     return ", ".join(dict.fromkeys(values))

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from wgangp.figures.common import CLIP, describe_spread, format_spread, select, train_critic
-from wgangp.figures.fixed_generator import DATA, PAIRINGS, draw_batch, evaluate, evaluate_grid
+from wgangp.figures.fixed_generator import (
+    DATA,
+    PAIRINGS,
+    compute_error,
+    compute_mean_distance,
+    compute_proved_share,
+    draw_batch,
+    evaluate,
+    evaluate_grid,
+    format_constant,
+)
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
 from wgangp.plots import cut_colormap, draw_points, open_figure
@@ -100,7 +110,7 @@ class ValueSurfaces:
                     axes.contour(ticks, ticks, torch.tensor(run["surface"]), levels=16, cmap=LINES, linewidths=1)
                 draw_points(axes, real, size=1.8)
                 axes.set(xlim=data.span, ylim=data.span, aspect="equal", xticks=[], yticks=[])
-                axes.set(title=f"{name}\n{critic}", xlabel=caption(runs))
+                axes.set(title=f"{name}\n{critic}", xlabel=describe_panel(runs))
             figure.suptitle(
                 "Contours of D(x); generator fixed at real + N(0, I); dots: held-out real points"
                 f"\n{self.iterations:,} critic updates, batch {self.batch_size:,}, {self.depth} x {self.width} ReLU,"
@@ -116,49 +126,26 @@ def summarize_cell(cell: dict[str, str], runs: list[dict[str, Any]]) -> dict[str
     peaks = [run["peaks"] for run in runs]
     has_modes = None not in peaks
     modes = len(DATA[cell["data"]]().centers) if has_modes else 0
-    corrected = [relative_error(run, "corrected") for run in runs if run["corrected"] is not None]
+    corrected = [compute_error(run, "corrected") for run in runs if run["corrected"] is not None]
     return {
         **cell,
         "seeds": str(len(runs)),
         "seeds that show all modes": str(sum(p == modes for p in peaks)) if has_modes else "",
         "modes shown": f"{format_spread(peaks, '.1f')} of {modes}" if has_modes else "",
         "cosine to the transport direction": format_spread([run["slopes"]["coupled"]["cosine"] for run in runs], ".2f"),
-        "exact W1": format_spread([mean_distance(run) for run in runs]),
-        "gap / W1 - 1": format_spread([relative_error(run, "gap") for run in runs], "+.1%"),
+        "exact W1": format_spread([compute_mean_distance(run) for run in runs]),
+        "gap / W1 - 1": format_spread([compute_error(run, "gap") for run in runs], "+.1%"),
         "corrected / W1 - 1": format_spread(corrected, "+.1%") if corrected else "",
         "Lipschitz constant": format_constant(runs),
-        "proved / W1 - 1": format_spread([proved_share(run) - 1 for run in runs], "+.1%"),
+        "proved / W1 - 1": format_spread([compute_proved_share(run) - 1 for run in runs], "+.1%"),
         "slope at interpolates": format_spread([run["slopes"]["interpolates"]["mean"] for run in runs]),
     }
 
 
-def format_constant(records: list[dict[str, Any]]) -> str:
-    """Format the Lipschitz constants of a cell: the middle of each interval, and by how much its ends differ."""
-    ends = [run["constant"] for run in records]
-    text = format_spread([(low + high) / 2 for low, high in ends], ".3g" if max(e[1] for e in ends) < 0.1 else ".2f")
-    width = max(high / low - 1 if low else 0.0 for low, high in ends)
-    return f"{text} (to {width:.0%})" if width > 0.0101 else text
-
-
-def mean_distance(record: dict[str, Any]) -> float:
-    """Compute the mean of the exact distances of a record."""
-    return sum(record["w1"]) / len(record["w1"])
-
-
-def relative_error(record: dict[str, Any], key: str) -> float:
-    """Compute estimate / W1 - 1, where key names the estimate."""
-    return record[key] / mean_distance(record) - 1
-
-
-def proved_share(record: dict[str, Any]) -> float:
-    """Compute the proved lower bound of W1, divided by W1: the mean over the held-out samples. It is at most 1."""
-    return sum(p / w for p, w in zip(record["proved"], record["w1"], strict=True)) / len(record["w1"])
-
-
-def caption(records: list[dict[str, Any]]) -> str:
+def describe_panel(records: list[dict[str, Any]]) -> str:
     """Return the text under a panel: numbers over all seeds."""
     gap = format_spread([record["gap"] for record in records], ".2f")
-    distance = format_spread([mean_distance(record) for record in records], ".2f")
+    distance = format_spread([compute_mean_distance(record) for record in records], ".2f")
     cosine = format_spread([record["slopes"]["coupled"]["cosine"] for record in records], ".2f")
     return (
         f"gap {gap}\nexact W1 {distance}\nLipschitz constant {format_constant(records)}\ncosine to transport {cosine}"
