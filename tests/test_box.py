@@ -173,11 +173,10 @@ def test_constant_that_makes_an_activation_larger_counts_every_entry(function, c
     assert lower == pytest.approx(constant) and upper == pytest.approx(constant)
 
 
-def test_constant_with_more_axes_or_samples_is_refused():
-    for shape in ((1, 1, 2), (3, 2)):
-        critic = Function(lambda y, shape=shape: (y + torch.ones(shape, dtype=y.dtype)).flatten(1).sum(1))
-        with pytest.raises(ValueError, match=r"mix|fit|one score"):
-            lipschitz_on_box(critic, [-1.0, -1.0], [1.0, 1.0])
+def test_constant_with_more_axes_is_refused_by_name():
+    critic = Function(lambda y: (y + torch.ones(1, 1, 2, dtype=y.dtype)).squeeze(0).sum(1))
+    with pytest.raises(ValueError, match=r"a constant of shape \(1, 1, 2\)"):
+        lipschitz_on_box(critic, [-1.0, -1.0], [1.0, 1.0])
 
 
 @pytest.mark.parametrize("scale", [1e103, 1e110, 1e150])
