@@ -205,7 +205,9 @@ class TestEveryFigure:
                 assert isinstance(optimizer, torch.optim.Adam if clip is None else torch.optim.RMSprop)
             if name == "overfitting":
                 assert len(run.data.pictures["train"]) == 20 and len(run.data.pictures["heldout"]) == 20
-                assert any("Norm" in type(m).__name__ for m in run.critic.modules()) == (clip is not None)
+                for network in (run.generator, run.critic):  # the paper: "unregularized"
+                    assert not any("Norm" in type(m).__name__ for m in network.modules())
+                assert run.generator.width == 4 and run.critic.layers[0].out_channels == 4
             if name == "gradient_norms":
                 assert len(run.critic.layers) == 2 * 12 + 1
             if cell.get("penalty") == "zero-centered":
