@@ -120,7 +120,7 @@ def test_every_file_and_key_is_explained(path):
 def test_released_clipping_run_has_batch_norm_and_no_penalty(configure):
     cfg = configure("experiment=mnist_clip")
     assert cfg.networks.critic.norm and cfg.networks.generator.norm
-    assert cfg.penalty.weight == 0 and cfg.clip.weights == 0.01 and cfg.optim._target_ == "torch.optim.RMSprop"
+    assert cfg.penalty.weight == 0 and cfg.clip.weights == 0.01 and cfg.optim._target_ == "wgangp.optim.RMSProp"
 
 
 @pytest.mark.parametrize(

@@ -486,7 +486,7 @@ class TestKeys:
 
     def test_command_line_takes_precedence_over_the_experiment(self, configure):
         cfg = configure("experiment=mnist", "data=fashion_mnist", "optim=rmsprop")
-        assert cfg.data._target_.endswith("fashion_mnist") and cfg.optim._target_ == "torch.optim.RMSprop"
+        assert cfg.data._target_.endswith("fashion_mnist") and cfg.optim._target_ == "wgangp.optim.RMSProp"
         assert cfg.train.batch_size == 50  # the value of the experiment
 
     def test_defaults_are_those_of_the_paper(self, configure):

@@ -14,11 +14,12 @@ both are logged.
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from wgangp.checks import check_scores
 
-__all__ = ["Wasserstein", "merge_terms"]
+__all__ = ["ACGAN", "LeastSquares", "NonSaturating", "Wasserstein", "merge_terms"]
 
 
 class Wasserstein:
@@ -38,6 +39,102 @@ class Wasserstein:
     def generator(self, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
         """Return generator_loss (B,), from the scores of fake samples (B,) or (B, 1)."""
         return {"generator_loss": -check_scores(fake)}
+
+
+class NonSaturating:
+    """The loss of Goodfellow et al. 2014 in its non-saturating form. A score s means the probability sigmoid(s).
+
+    Terms, one value per sample:
+
+        critic_loss    = -(log sigmoid(D(x)) + log(1 - sigmoid(D(x~)))) / 2
+        generator_loss = -log sigmoid(D(x~))
+
+    Paper: released code in "dcgan" mode, with the factor 1 / 2 (gan_mnist.py, lines 163-188).
+    """
+
+    critic_options: dict[str, Any] = {}  # noqa: RUF012 - read only
+
+    def critic(self, real: Tensor, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
+        """Return critic_loss (B,), from the scores of real and fake samples (B,) or (B, 1)."""
+        return {"critic_loss": (F.softplus(-check_scores(real)) + F.softplus(check_scores(fake))) / 2}
+
+    def generator(self, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
+        """Return generator_loss (B,), from the scores of fake samples (B,) or (B, 1)."""
+        return {"generator_loss": F.softplus(-check_scores(fake))}
+
+
+class LeastSquares:
+    """The least-squares loss of Mao et al. 2017: the critic's target is 1 for real samples and 0 for fake ones.
+
+    Terms, one value per sample:
+
+        critic_loss    = ((D(x) - 1)^2 + D(x~)^2) / 2
+        generator_loss = (D(x~) - 1)^2
+
+    Paper: released code in "lsgan" mode (gan_64x64.py, lines 482-518), in which only the critic has the factor 1 / 2.
+    """
+
+    critic_options: dict[str, Any] = {}  # noqa: RUF012 - read only
+
+    def critic(self, real: Tensor, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
+        """Return critic_loss (B,), from the scores of real and fake samples (B,) or (B, 1)."""
+        return {"critic_loss": ((check_scores(real) - 1).square() + check_scores(fake).square()) / 2}
+
+    def generator(self, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
+        """Return generator_loss (B,), from the scores of fake samples (B,) or (B, 1)."""
+        return {"generator_loss": (check_scores(fake) - 1).square()}
+
+
+class ACGAN:
+    """Another loss and a classifier of the labels: AC-GAN, Odena et al. 2017. The networks have classes.
+
+    The critic returns (scores (B,), logits (B, classes)) from one pass. Terms, one value per sample, besides those of
+    the other loss:
+
+        class_loss_real = CE(logits(x), y)      critic_loss    gets critic_weight * class_loss_real
+        class_loss_fake = CE(logits(x~), y)     generator_loss gets generator_weight * class_loss_fake
+        accuracy_real, accuracy_fake: 1 if the largest logit is that of the label, else 0. Both are of the critic's step
+
+    Args:
+        loss: the other loss.
+        critic_weight, generator_weight: weights of the classifier in the losses of both networks, >= 0.
+
+    Paper: released gan_cifar_resnet.py (ACGAN_SCALE 1, ACGAN_SCALE_G 0.1). The critic learns from real samples alone.
+    """
+
+    critic_options: dict[str, Any] = {"logits": True}  # noqa: RUF012 - read only
+
+    def __init__(self, loss: Any, critic_weight: float = 1.0, generator_weight: float = 0.1) -> None:
+        for name, weight in (("critic_weight", critic_weight), ("generator_weight", generator_weight)):
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"{name} = {weight}: must be >= 0 and finite")
+        self.loss, self.critic_weight, self.generator_weight = loss, critic_weight, generator_weight
+
+    def critic(self, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor], *y: Tensor) -> dict[str, Tensor]:
+        """Return the critic's terms, each (B,), from scores and logits of real and fake samples, and labels (B,)."""
+        (labels,) = _check_labels(y)
+        terms = self.loss.critic(real[0], fake[0], labels)
+        entropy = F.cross_entropy(real[1], labels, reduction="none")
+        accuracy = {
+            f"accuracy_{kind}": (logits.argmax(1) == labels).to(entropy.dtype)
+            for kind, logits in (("real", real[1]), ("fake", fake[1]))
+        }
+        loss = terms.pop("critic_loss") + self.critic_weight * entropy
+        return terms | {"class_loss_real": entropy} | accuracy | {"critic_loss": loss}
+
+    def generator(self, fake: tuple[Tensor, Tensor], *y: Tensor) -> dict[str, Tensor]:
+        """Return the generator's terms, each (B,), from scores and logits of fake samples, and their labels (B,)."""
+        (labels,) = _check_labels(y)
+        terms = self.loss.generator(fake[0], labels)
+        entropy = F.cross_entropy(fake[1], labels, reduction="none")
+        loss = terms.pop("generator_loss") + self.generator_weight * entropy
+        return terms | {"class_loss_fake": entropy, "generator_loss": loss}
+
+
+def _check_labels(y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if len(y) != 1:
+        raise ValueError("loss=acgan needs networks with classes: choose networks= and data= that have labels")
+    return y
 
 
 def merge_terms(critic_terms: dict[str, Any], generator_terms: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from wgangp.checks import check_positive
 from wgangp.gradients import clip_by_norm_, total_norm
 
-__all__ = ["NormalizedGradientDescent", "build_average", "descend"]
+__all__ = ["NormalizedGradientDescent", "RMSProp", "build_average", "descend"]
 
 
 def descend(
@@ -114,4 +114,49 @@ class NormalizedGradientDescent(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     p.sub_(p.grad / norm.to(p.device) * group["lr"])
+        return loss
+
+
+class RMSProp(torch.optim.Optimizer):
+    """TensorFlow 1's RMSProp: the mean of squares starts at 1, and eps is inside of the root.
+
+        v <- alpha v + (1 - alpha) g^2,  v = 1 at the start
+        theta <- theta - lr g / sqrt(v + eps)
+
+    torch.optim.RMSprop starts at 0 and adds eps to the root. Its first steps are therefore longer: sqrt(1 / (1 -
+    alpha)) lr for every weight, however small its gradient.
+
+    Args:
+        params: as for any torch optimizer.
+        lr: learning rate, > 0.
+        alpha: decay of the mean of squares, >= 0 and < 1.
+        eps: added to the mean of squares, > 0.
+
+    Paper: released code, wgan and lsgan modes: tf.train.RMSPropOptimizer with the defaults of TensorFlow 1.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, alpha: float = 0.9, eps: float = 1e-10) -> None:
+        check_positive("lr", lr)
+        check_positive("eps", eps)
+        if not 0 <= alpha < 1:
+            raise ValueError(f"alpha = {alpha}: must be >= 0 and < 1")
+        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Take one step. A closure, if given, first computes the loss and its gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["square_mean"] = torch.ones_like(p)
+                square_mean = state["square_mean"]
+                square_mean.mul_(group["alpha"]).addcmul_(p.grad, p.grad, value=1 - group["alpha"])
+                p.addcdiv_(p.grad, (square_mean + group["eps"]).sqrt_(), value=-group["lr"])
         return loss

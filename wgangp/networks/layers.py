@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 __all__ = [
     "BatchNorm",
+    "ConditionalBatchNorm",
+    "Conv1d",
     "Conv2d",
     "ConvMeanPool",
     "ConvTranspose2d",
+    "LayerNorm",
     "LeakyReLU",
     "ReLU",
     "UpsampleConv",
@@ -121,6 +124,15 @@ class UpsampleConv(Conv2d):
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
+class Conv1d(nn.Conv1d):
+    """Convolution over a sequence (B, C, L) -> (B, out_channels, L), with SAME padding; the kernel is odd."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, gain: float = 2.0) -> None:
+        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
+        _uniform_(self.weight, math.sqrt(2 * gain / ((in_channels + out_channels) * kernel)))
+        nn.init.zeros_(self.bias)
+
+
 class ConvTranspose2d(nn.ConvTranspose2d):
     """TensorFlow's conv2d_transpose with SAME padding, 5x5, stride 2: output 2H x 2W.
 
@@ -155,16 +167,48 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._normalize(x, self.weight, self.bias)
+
+    def _normalize(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         if not self.synchronized:
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=1e-5)
+            return F.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5)
         # bf16 is computed in float32, as in torch's own batch norm.
         dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = (-1, *[1] * (x.ndim - 2))
         centered = x - _mean_over_ranks(x.mean(axes)).view(shape)
         variance = _mean_over_ranks(centered.square().mean(axes))
-        scale = self.weight * (variance + 1e-5).rsqrt()
-        return (centered * scale.view(shape) + self.bias.view(shape)).to(dtype)
+        normalized = centered * ((variance + 1e-5).rsqrt() * (1 if weight is None else weight)).view(shape)
+        return (normalized + (0 if bias is None else bias.view(shape))).to(dtype)
+
+
+class ConditionalBatchNorm(BatchNorm):
+    """Batch norm with a scale and an offset per class: (x (B, C, *), y (B,)) -> (B, C, *).
+
+    The statistics are those of all classes together. Scales begin at 1, offsets at 0.
+
+    Paper: released tflib/ops/cond_batchnorm.py.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__(features)
+        self.weight = nn.Parameter(torch.ones(classes, features))
+        self.bias = nn.Parameter(torch.zeros(classes, features))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        shape = (len(x), -1, *[1] * (x.ndim - 2))
+        scale, offset = (F.embedding(y, table).view(shape) for table in (self.weight, self.bias))
+        return self._normalize(x) * scale + offset
+
+
+class LayerNorm(nn.GroupNorm):
+    """Layer norm over all axes of a sample (C, *), with a scale and an offset per channel; eps 1e-5.
+
+    Paper: released tflib/ops/layernorm.py. nn.LayerNorm((C, H, W)) has a scale per element.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__(1, features)
 
 
 class _SumOverRanks(torch.autograd.Function):
