@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from wgangp import GradientPenalty, clip_weights_, critic_step, generator_step
 from wgangp.compiled import build_computation, verify
 from wgangp.data.toy import gaussians8
-from wgangp.losses import Wasserstein
+from wgangp.losses import ACGAN, LeastSquares, NonSaturating, Wasserstein
 from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.networks.resnet import ResNetCritic, ResNetGenerator
@@ -49,25 +49,29 @@ def build_mlp(width):
     return MLPGenerator((2,), width=width), MLPCritic((2,), width=width)
 
 
-def require_compiled_is_eager(pair, setting):
+def require_compiled_is_eager(pair, setting, loss=None, **options):
     """Compare the compiled terms and gradients of both networks with eager ones, in float64.
 
     A fallback to the eager ones would warn, and a warning fails a test.
+
+    Args:
+        options: of both networks, for example classes.
     """
     make_generator, make_critic, shape = PAIRS[pair]
     penalty, weight = SETTINGS[setting]
-    generator, critic = make_generator(shape, width=6).double(), make_critic(shape, width=6).double()
+    generator, critic = (make(shape, width=6, **options).double() for make in (make_generator, make_critic))
     real, z = torch.randn(4, *shape).double(), torch.randn(4, generator.latent_dim).double()
-    fake, eps, loss = generator(z).detach(), penalty.draw(real), Wasserstein()
+    y = (torch.tensor([0, 1, 2, 0]),) if options.get("classes") else ()
+    fake, eps, loss = generator(z, *y).detach(), penalty.draw(real), loss or Wasserstein()
     fast = build_computation(generator, critic, loss, penalty, weight, compile=True)
     for repeat in range(2):  # the first batch is also compared by build_computation; later ones are not
         for p in critic.parameters():
             p.data.mul_(1 + 0.1 * repeat)  # the compiled step must use the current parameters
         options = {"loss": loss, "regularize_gradient_norm": weight}
-        eager = critic_gradients(critic, real, fake, eps, penalty=penalty, **options)
-        require_close(fast.critic_gradients(real, fake, eps), eager)
-        require_close(fast.generator_gradients(z), generator_gradients(generator, critic, z, **options))
-        require_close(({}, [fast.sample(z)]), ({}, [generator(z).detach()]))
+        eager = critic_gradients(critic, real, fake, eps, *y, penalty=penalty, **options)
+        require_close(fast.critic_gradients(real, fake, eps, *y), eager)
+        require_close(fast.generator_gradients(z, *y), generator_gradients(generator, critic, z, *y, **options))
+        require_close(({}, [fast.sample(z, *y)]), ({}, [generator(z, *y).detach()]))
     assert all(p.grad is None for p in (*critic.parameters(), *generator.parameters()))
 
 
@@ -98,6 +102,17 @@ def test_compiled_gradients_are_the_eager_ones_for_every_penalty_and_network(pai
 @pytest.mark.slow
 def test_compiled_convolutions_are_the_eager_ones_with_the_whole_compiler():
     require_compiled_is_eager("mnist", "two")
+
+
+@pytest.mark.slow
+def test_compiled_gradients_are_the_eager_ones_for_labels_and_acgan(quick_compile):
+    require_compiled_is_eager("cifar_resnet", "two", ACGAN(Wasserstein()), classes=3)
+
+
+@pytest.mark.parametrize("loss", [NonSaturating(), LeastSquares()], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("setting", ["two", "none"])
+def test_traced_gradients_are_the_eager_ones_for_every_loss(loss, setting, quick_compile):
+    require_compiled_is_eager("mlp", setting, loss)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

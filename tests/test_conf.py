@@ -17,6 +17,7 @@ CHOICES = [
 ]
 SHORT = ("train.steps=1", "train.batch_size=4", "train.report_size=4", "train.critic_steps=2", "device=cpu")
 PARTNERS = {  # choice -> the choice that fits it
+    "loss=acgan": "experiment=cifar_resnet_conditional",
     "networks=mnist": "data=mnist",
     "networks=cifar_dcgan": "data=cifar10",
     "networks=cifar_resnet": "data=image_folder",
@@ -123,14 +124,58 @@ def test_released_clipping_run_has_batch_norm_and_no_penalty(configure):
     assert cfg.penalty.weight == 0 and cfg.clip.weights == 0.01 and cfg.optim._target_ == "wgangp.optim.RMSProp"
 
 
+ADAM_DCGAN = ("Adam", 2e-4, [0.5, 0.999])
+ADAM = ("Adam", 1e-4, [0.5, 0.9])
+RMSPROP = ("RMSProp", 5e-5, None)
+
+
+@pytest.mark.parametrize(
+    "experiment, loss, optimizer, critic_steps, weight, bound, norm",
+    [
+        ("mnist", "Wasserstein", ADAM, 5, 10, None, (False, False)),
+        ("mnist_clip", "Wasserstein", RMSPROP, 5, 0, 0.01, (True, True)),
+        ("mnist_dcgan", "NonSaturating", ADAM_DCGAN, 1, 0, None, (False, False)),
+        ("cifar_dcgan", "Wasserstein", ADAM, 5, 10, None, (True, False)),
+        ("cifar_dcgan_rmsprop", "Wasserstein", RMSPROP, 5, 10, None, (True, False)),
+        ("cifar_dcgan_clip", "Wasserstein", RMSPROP, 5, 0, 0.01, (True, True)),
+        ("cifar_dcgan_dcgan", "NonSaturating", ADAM_DCGAN, 1, 0, None, (True, True)),
+    ],
+)
+def test_modes_have_the_settings_of_the_released_code(
+    configure, experiment, loss, optimizer, critic_steps, weight, bound, norm
+):
+    """The norms are those of generator and critic."""
+    cfg = configure(f"experiment={experiment}")
+    assert cfg.loss._target_ == f"wgangp.losses.{loss}"
+    name, lr, betas = optimizer
+    assert (cfg.optim._target_.rpartition(".")[2], cfg.optim.lr, cfg.optim.get("betas")) == (name, lr, betas)
+    assert (cfg.train.critic_steps, cfg.penalty.weight, cfg.clip.weights) == (critic_steps, weight, bound)
+    assert (cfg.networks.generator.norm, cfg.networks.critic.norm) == norm
+    assert cfg.train.batch_size == (50 if experiment.startswith("mnist") else 64)
+
+
+def test_conditional_resnet_has_the_settings_of_the_released_code(configure):
+    cfg = configure("experiment=cifar_resnet_conditional")
+    unconditional = configure("experiment=cifar_resnet")
+    assert cfg.networks.generator.classes == cfg.networks.critic.classes == 10
+    assert (cfg.loss.critic_weight, cfg.loss.generator_weight) == (1.0, 0.1)
+    assert cfg.train == unconditional.train and cfg.optim == unconditional.optim and cfg.penalty.weight == 10
+    assert (cfg.train.batch_size, cfg.train.generator_batch_size) == (64, 128)
+
+
 @pytest.mark.parametrize(
     "experiment, cpu, paper",
     [
         ("toy_released", None, None),
         ("mnist", None, None),
         ("mnist_clip", None, None),
+        ("mnist_dcgan", None, None),
         ("cifar_dcgan", None, None),
+        ("cifar_dcgan_rmsprop", None, None),
+        ("cifar_dcgan_clip", None, None),
+        ("cifar_dcgan_dcgan", None, None),
         ("cifar_resnet", 300, 100_000),
+        ("cifar_resnet_conditional", 300, 100_000),
     ],
 )
 def test_experiments_have_the_decay_of_the_released_code_and_no_average(configure, experiment, cpu, paper):
@@ -141,8 +186,8 @@ def test_experiments_have_the_decay_of_the_released_code_and_no_average(configur
 
 
 def test_every_experiment_is_in_the_test_of_its_decay():
-    names = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
-    assert names == {"toy_released", "mnist", "mnist_clip", "cifar_dcgan", "cifar_resnet"}
+    (marker,) = (m for m in test_experiments_have_the_decay_of_the_released_code_and_no_average.pytestmark)
+    assert {row[0] for row in marker.args[1]} == {path.stem for path in (CONF / "experiment").glob("*.yaml")}
 
 
 def test_default_run_decays_until_its_last_update(configure):

@@ -600,6 +600,12 @@ class TestClasses:
         with pytest.raises(ValueError, match="the generator has 4 classes, the critic 4 and the data 3"):
             config.build_run(labeled_config)
 
+    def test_loss_that_needs_another_forward_is_refused(self, configure):
+        with pytest.raises(
+            ValueError, match=r"ACGAN calls the critic with logits=.*MLPCritic does not take.*networks="
+        ):
+            config.build_run(configure("loss=acgan"))
+
     def test_networks_without_classes_get_no_labels(self, configure, small_mnist):
         small = ("networks.generator.width=2", "networks.critic.width=2", "train.report_size=9", "device=cpu")
         data = config.build_run(configure("experiment=mnist", f"data.root={small_mnist}", *small)).data

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from wgangp import GradientPenalty, critic_step, generator_step
 from wgangp.compiled import build_computation
-from wgangp.losses import Wasserstein
+from wgangp.losses import ACGAN, LeastSquares, NonSaturating, Wasserstein
 from wgangp.report import report
 from wgangp.seeds import draw_latent, rng_for
 from wgangp.step import critic_gradients, critic_objective, generator_objective
@@ -49,6 +49,84 @@ def test_wasserstein_loss_is_equation_2_per_sample():
     assert torch.equal(terms["critic_loss"], fake - real) and torch.equal(terms["wasserstein"], real - fake)
     terms = Wasserstein().generator(fake)
     assert terms.keys() == {"generator_loss"} and torch.equal(terms["generator_loss"], -fake)
+
+
+def test_non_saturating_loss_is_the_cross_entropy_of_the_released_code():
+    """gan_mnist.py: sigmoid cross-entropy with targets 1 for real and 0 for fake, halved; 1 for the generator."""
+    real, fake = torch.randn(5).double() * 3, torch.randn(5).double() * 3
+    one, zero = torch.ones(5).double(), torch.zeros(5).double()
+
+    def entropy(scores, target):
+        return -(target * scores.sigmoid().log() + (1 - target) * (1 - scores.sigmoid()).log())
+
+    terms = NonSaturating().critic(real, fake[:, None])
+    assert terms.keys() == {"critic_loss"}
+    torch.testing.assert_close(terms["critic_loss"], (entropy(real, one) + entropy(fake, zero)) / 2)
+    terms = NonSaturating().generator(fake)
+    assert terms.keys() == {"generator_loss"}
+    torch.testing.assert_close(terms["generator_loss"], entropy(fake, one))
+
+
+def test_non_saturating_loss_and_its_gradient_are_finite_for_every_score():
+    for score in (-1e4, 0.0, 1e4):
+        x = torch.tensor([score], requires_grad=True)
+        for value in (NonSaturating().critic(x, x)["critic_loss"], NonSaturating().generator(x)["generator_loss"]):
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+            assert value.isfinite().all() and gradient.isfinite().all()
+    x = torch.tensor([-1e4], requires_grad=True)  # a fake that the critic is sure of: the generator still learns
+    assert torch.autograd.grad(NonSaturating().generator(x)["generator_loss"].sum(), x)[0].item() == -1
+
+
+def test_least_squares_loss_is_that_of_the_released_code():
+    real, fake = torch.randn(5), torch.randn(5)
+    terms = LeastSquares().critic(real, fake)
+    assert terms.keys() == {"critic_loss"}
+    torch.testing.assert_close(terms["critic_loss"], ((real - 1) ** 2 + fake**2) / 2)
+    terms = LeastSquares().generator(fake[:, None])
+    assert terms.keys() == {"generator_loss"}
+    torch.testing.assert_close(terms["generator_loss"], (fake - 1) ** 2)
+
+
+@pytest.mark.parametrize("loss", [Wasserstein(), NonSaturating(), LeastSquares()], ids=lambda loss: type(loss).__name__)
+def test_acgan_adds_a_classifier_to_every_loss(loss):
+    real, fake, y = torch.randn(6), torch.randn(6), torch.tensor([0, 1, 2, 0, 1, 2])
+    real_logits, fake_logits = torch.randn(6, 3), torch.randn(6, 3)
+    acgan = ACGAN(loss, critic_weight=0.7, generator_weight=0.3)
+
+    def entropy(logits):
+        return -logits.log_softmax(1)[torch.arange(6), y]
+
+    terms, plain = acgan.critic((real, real_logits), (fake, fake_logits), y), loss.critic(real, fake)
+    assert terms.keys() == plain.keys() | {"class_loss_real", "accuracy_real", "accuracy_fake"}
+    torch.testing.assert_close(terms["class_loss_real"], entropy(real_logits))
+    torch.testing.assert_close(terms["critic_loss"], plain["critic_loss"] + 0.7 * entropy(real_logits))
+    assert torch.equal(terms["accuracy_fake"], (fake_logits.argmax(1) == y).float())
+    assert torch.equal(terms["accuracy_real"], (real_logits.argmax(1) == y).float())
+    terms, plain = acgan.generator((fake, fake_logits), y), loss.generator(fake)
+    assert terms.keys() == {"generator_loss", "class_loss_fake"}
+    torch.testing.assert_close(terms["generator_loss"], plain["generator_loss"] + 0.3 * entropy(fake_logits))
+
+
+def test_critic_of_acgan_learns_nothing_from_the_logits_of_fake_samples():
+    """Released gan_cifar_resnet.py: the classifier learns from real images alone."""
+    score, y = torch.zeros(4), torch.tensor([0, 1, 2, 0])
+    real_logits, fake_logits = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    loss = ACGAN(Wasserstein()).critic((score, real_logits), (score, fake_logits), y)["critic_loss"].mean()
+    gradients = torch.autograd.grad(loss, [real_logits, fake_logits], allow_unused=True)
+    assert gradients[0].abs().sum() > 0 and gradients[1] is None
+
+
+def test_acgan_without_labels_and_with_weights_out_of_range_is_refused():
+    outputs = (torch.zeros(2), torch.zeros(2, 3))
+    for call in (
+        lambda: ACGAN(Wasserstein()).critic(outputs, outputs),
+        lambda: ACGAN(Wasserstein()).generator(outputs),
+    ):
+        with pytest.raises(ValueError, match="loss=acgan needs networks with classes"):
+            call()
+    for name in ("critic_weight", "generator_weight"):
+        with pytest.raises(ValueError, match=f"{name} = -1: must be >= 0 and finite"):
+            ACGAN(Wasserstein(), **{name: -1})
 
 
 def test_wasserstein_loss_does_not_depend_on_labels():
@@ -168,7 +246,11 @@ def train_by_hand(run, steps, critic_steps, size):
 
 
 @pytest.mark.usefixtures("_float64", "quick_compile")
-@pytest.mark.parametrize("loss", [Wasserstein(), WithClassifier()], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize(
+    "loss",
+    [Wasserstein(), WithClassifier(), ACGAN(NonSaturating(), 1.0, 0.1)],
+    ids=lambda loss: type(loss).__name__,
+)
 def test_update_trains_labeled_networks_the_same_eagerly_and_compiled(loss, recwarn):
     by_hand, eager, compiled = (labeled_run(loss=loss) for _ in range(3))
     untrained = copy.deepcopy(by_hand.critic.state_dict())
@@ -179,6 +261,7 @@ def test_update_trains_labeled_networks_the_same_eagerly_and_compiled(loss, recw
             terms = update(step, run, computation, critic_steps=2, batch_size=8)
         assert terms["generator_loss"].item() == pytest.approx(expected["generator_loss"].item(), rel=1e-9)
         assert ("wasserstein" in terms) == isinstance(loss, Wasserstein) and "penalty" in terms
+        assert ("accuracy_real" in terms) == isinstance(loss, ACGAN)
     assert not [w for w in recwarn if "not used" in str(w.message)]
     for name in ("generator", "critic"):
         states = [getattr(run, name).state_dict() for run in (by_hand, eager, compiled)]
@@ -188,7 +271,7 @@ def test_update_trains_labeled_networks_the_same_eagerly_and_compiled(loss, recw
     moved = {key: not torch.equal(value, untrained[key]) for key, value in by_hand.critic.state_dict().items()}
     classifier = {"classifier.weight", "classifier.bias"}
     assert all(moved[key] for key in moved.keys() - classifier)
-    assert all(moved[key] == (type(loss) is WithClassifier) for key in classifier)
+    assert all(moved[key] == (type(loss) is not Wasserstein) for key in classifier)
 
 
 @pytest.mark.parametrize("loss", [Wasserstein(), WithClassifier()], ids=lambda loss: type(loss).__name__)

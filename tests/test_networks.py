@@ -31,6 +31,8 @@ def count(module):
         (lambda: CIFARCritic(COLOR, norm=True), 4_116_225),
         (lambda: ResNetGenerator(COLOR), 1_204_483),
         (lambda: ResNetCritic(COLOR), 1_053_825),
+        (lambda: ResNetGenerator(COLOR, classes=10), 1_218_307),
+        (lambda: ResNetCritic(COLOR, classes=10), 1_055_115),
     ],
 )
 def test_parameter_counts_are_those_of_the_released_code(network, parameters):
@@ -113,6 +115,76 @@ def test_resnet_pair_equals_the_released_operations():
     reference = torch.autograd.grad(reference_critic(critic, x).square().sum(), list(critic.parameters()))
     for a, b in zip(ours, reference, strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def test_conditional_resnet_generator_equals_the_released_operations_class_by_class():
+    """With the scales and offsets of one class in plain batch norms it is the unconditional generator."""
+    conditional, plain = (ResNetGenerator(COLOR, width=6, classes=n).double() for n in (3, 0))
+    for p in conditional.parameters():
+        nn.init.normal_(p, std=0.3)
+    z, y = torch.randn(4, 128).double(), torch.tensor([2, 2, 2, 2])
+    tables = {f"blocks.{b}.main.{i}.{name}" for b in range(3) for i in (0, 3) for name in ("weight", "bias")}
+    state = {name: value[2] if name in tables else value for name, value in conditional.state_dict().items()}
+    plain.load_state_dict(state)
+    torch.testing.assert_close(conditional(z, y), reference_generator(plain, z), atol=1e-12, rtol=1e-12)
+    assert not torch.equal(conditional(z, y), conditional(z, y - 1))
+
+
+def test_scores_and_logits_come_from_the_same_features_and_not_from_the_labels():
+    critic = ResNetCritic(COLOR, width=4, classes=3)
+    x, y = torch.randn(5, *COLOR), torch.tensor([0, 1, 2, 0, 1])
+    scores, logits = critic(x, y, logits=True)
+    features = critic.blocks(x).relu().mean((2, 3))
+    torch.testing.assert_close(logits, critic.classifier(features))
+    assert torch.equal(scores, critic(x, y)) and torch.equal(scores, critic(x, (y + 1) % 3))
+
+
+def test_labels_without_classes_and_classes_without_labels_raise():
+    x, z, y = torch.randn(2, *COLOR), torch.randn(2, 128), torch.tensor([0, 1])
+    for classes, given in ((0, (y,)), (3, ())):
+        for network, points in ((ResNetGenerator, z), (ResNetCritic, x)):
+            with pytest.raises(ValueError, match=rf"has {classes} classes, got {len(given)} tensors of labels"):
+                network(COLOR, width=4, classes=classes)(points, *given)
+    with pytest.raises(ValueError, match=r"no classifier: loss=acgan needs networks\.critic\.classes"):
+        ResNetCritic(COLOR, width=4)(x, logits=True)
+    for classes in (-1, 1):
+        with pytest.raises(ValueError, match=f"classes = {classes}: must be 0"):
+            ResNetGenerator(COLOR, width=4, classes=classes)
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3, 2), (6, 4)])
+def test_conditional_batch_norm_has_the_statistics_of_the_batch_and_a_scale_per_class(shape):
+    norm, x, y = layers.ConditionalBatchNorm(4, 3).double(), torch.randn(shape).double() * 3 + 1, torch.arange(6) % 3
+    assert norm.weight.eq(1).all() and norm.bias.eq(0).all() and norm.weight.shape == norm.bias.shape == (3, 4)
+    for p in norm.parameters():
+        nn.init.normal_(p)
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    mean, var = x.mean(axes, keepdim=True), x.var(axes, keepdim=True, unbiased=False)
+    for i in range(6):
+        scale, offset = (p[y[i]].view(-1, *[1] * (x.ndim - 2)) for p in (norm.weight, norm.bias))
+        expected = ((x - mean) / (var + 1e-5).sqrt())[i] * scale + offset
+        torch.testing.assert_close(norm(x, y)[i], expected)
+
+
+def test_layer_norm_has_one_scale_per_channel():
+    norm, x = layers.LayerNorm(4).double(), torch.randn(3, 4, 5, 6).double() * 3 + 1
+    for p in norm.parameters():
+        nn.init.normal_(p)
+        assert p.shape == (4,)
+    mean, var = x.mean((1, 2, 3), keepdim=True), x.var((1, 2, 3), keepdim=True, unbiased=False)
+    expected = (x - mean) / (var + 1e-5).sqrt() * norm.weight.view(1, 4, 1, 1) + norm.bias.view(1, 4, 1, 1)
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_sequence_convolution_equals_a_direct_sum():
+    layer, x = layers.Conv1d(2, 3, 5).double(), torch.randn(2, 2, 7).double()
+    nn.init.normal_(layer.bias)
+    expected = layer.bias.view(1, 3, 1).expand(2, 3, 7).clone()
+    for i in range(7):
+        for k in range(5):
+            if 0 <= i + k - 2 < 7:
+                expected[:, :, i] += x[:, :, i + k - 2] @ layer.weight[:, :, k].T
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_activation_of_a_residual_block_does_not_change_its_skip_connection():
@@ -217,6 +289,7 @@ def test_transposed_convolution_is_the_adjoint_of_the_convolution():
         (lambda: layers.Conv2d(32, 64, 5, 2), math.sqrt(4 / (32 * 25 + 64 * 25 / 4))),
         (lambda: layers.Conv2d(32, 64, 3, gain=1.0), math.sqrt(2 / (32 * 9 + 64 * 9))),
         (lambda: layers.ConvTranspose2d(64, 32), math.sqrt(4 / (64 * 25 / 4 + 32 * 25))),
+        (lambda: layers.Conv1d(64, 32, 5), math.sqrt(4 / (64 * 5 + 32 * 5))),
     ],
 )
 def test_initial_weights_are_uniform_with_the_released_std_and_biases_are_zero(layer, std):
@@ -278,5 +351,11 @@ def test_synchronized_batch_norm_of_one_rank_equals_batch_norm():
             norm.synchronized = True
             assert norm(x).dtype == expected.dtype == dtype
             torch.testing.assert_close(norm(x), expected, atol=atol, rtol=0)
+        conditional, y = layers.ConditionalBatchNorm(8, 3).double(), torch.arange(64) % 3
+        for p in conditional.parameters():
+            nn.init.normal_(p)
+        expected = conditional(x.double(), y)
+        conditional.synchronized = True
+        torch.testing.assert_close(conditional(x.double(), y), expected, atol=1e-12, rtol=0)
     finally:
         torch.distributed.destroy_process_group()

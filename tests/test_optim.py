@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wgangp import NormalizedGradientDescent, total_norm
-from wgangp.optim import build_average
+from wgangp.optim import RMSProp, build_average
 
 
 def parameters_with_gradients(*shapes):
@@ -113,3 +113,53 @@ class TestBuildAverage:
     def test_decay_out_of_range_is_refused_with_its_key(self, decay):
         with pytest.raises(ValueError, match=rf"^ema\.decay = {decay}: must be > 0 and < 1, or null for no average$"):
             build_average(self.build(), decay)
+
+
+def test_rmsprop_is_that_of_tensorflow():
+    """Three steps with a scalar, by hand: the mean of squares begins at 1, eps is inside of the root."""
+    p = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+    optimizer = RMSProp([p], lr=0.1, alpha=0.9, eps=1e-2)
+    value, square_mean = 0.5, 1.0
+    for gradient in (2.0, -0.3, 1e-3):
+        p.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+        square_mean = 0.9 * square_mean + 0.1 * gradient**2
+        value -= 0.1 * gradient / (square_mean + 1e-2) ** 0.5
+        assert p.item() == pytest.approx(value, rel=1e-14)
+
+
+def test_first_step_of_rmsprop_depends_on_the_size_of_the_gradient():
+    """In torch.optim.RMSprop a small gradient moves a weight as far as a large one."""
+    moves = {}
+    for name, optimizer in (("ours", RMSProp), ("torch", torch.optim.RMSprop)):
+        p = nn.Parameter(torch.zeros(2))
+        p.grad = torch.tensor([1e-3, 1.0])
+        optimizer([p], lr=0.1, alpha=0.9, eps=1e-10).step()
+        moves[name] = (p.detach()[0] / p.detach()[1]).item()
+    assert moves["torch"] == pytest.approx(1, abs=1e-4) and moves["ours"] == pytest.approx(1e-3, rel=0.06)
+
+
+def test_rmsprop_resumes_from_its_state():
+    one, two = (parameters_with_gradients((3, 2), (4,)) for _ in range(2))
+    for a, b in zip(one, two, strict=True):
+        b.data, b.grad = a.detach().clone(), a.grad.clone()
+    first, second = RMSProp(one, lr=0.01), RMSProp(two, lr=0.01)
+    first.step()
+    second.step()
+    resumed = RMSProp(two, lr=0.01)
+    resumed.load_state_dict(copy.deepcopy(second.state_dict()))
+    first.step()
+    resumed.step()
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_rmsprop_leaves_parameters_without_a_gradient():
+    p = nn.Parameter(torch.ones(2))
+    RMSProp([p], lr=0.1).step()
+    assert torch.equal(p.detach(), torch.ones(2))
+
+
+@pytest.mark.parametrize("name, value", [("lr", 0.0), ("alpha", 1.0), ("alpha", -0.1), ("eps", 0.0)])
+def test_rmsprop_refuses_settings_outside_of_their_range(name, value):
+    with pytest.raises(ValueError, match=f"{name} = {value}"):
+        RMSProp([nn.Parameter(torch.ones(1))], **{"lr": 0.1, name: value})

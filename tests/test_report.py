@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY
@@ -147,7 +148,18 @@ def test_picture_of_a_labeled_run_shows_the_same_noise_and_labels_at_every_step(
     pictures = sorted((tmp_path / "samples").iterdir())
     assert [path.name for path in pictures] == ["00000000.png", "00000005.png"]
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
-    assert picture_size(pictures[0]) == (16 * 5 + 1, 8 * 5 + 1)  # 128 images of 4 x 4, one pixel between them
+    assert picture_size(pictures[0]) == (42 * 5 + 1, 3 * 5 + 1)  # 3 classes, 42 images of 4 x 4 each
+
+
+def test_picture_of_a_labeled_run_has_one_row_per_class(tmp_path):
+    run = labeled_run(IMAGE)
+    run.generator.forward = lambda z, y: y.view(-1, 1, 1, 1).expand(len(z), *IMAGE).float()
+    picture(tmp_path, run, 0)
+    with Image.open(tmp_path / "samples" / "00000000.png") as grid:
+        rows = np.asarray(grid)[1:, 1:].reshape(3, 5, 42, 5)[:, :4, :, :4]  # 4 pixels and one between, per image
+    low, high = run.data.span
+    expected = [round((y - low) * 255 / (high - low)) for y in range(3)]
+    assert [set(row.ravel().tolist()) for row in rows] == [{value} for value in expected]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])

@@ -286,3 +286,43 @@ def test_interpolation_goes_between_random_points_with_one_label_per_row(
     assert torch.equal(y.view(32, 8), labels[:64:2].unsqueeze(1).expand(32, 8))
     with np.load(sample(str(folder), "npz", n=3, device="cpu")) as file:
         assert file["y"].shape == (3,) and file["arr_0"].shape == (3, 8, 8, 3)
+
+
+def test_grid_of_a_labeled_run_has_one_row_per_class(labeled_config, tmp_path, monkeypatch, quick_pictures):
+    train_run(labeled_config, tmp_path / "run")
+    monkeypatch.setattr(mlp.LabeledGenerator, "forward", draw_label)
+    with Image.open(sample(str(tmp_path / "run"), n=7, device="cpu")) as grid:  # 2 samples per class
+        rows = np.asarray(grid)[1:, 1:, 0].reshape(3, 9, 2, 9)[:, :8, :, :8]
+    values = [np.unique(row) for row in rows]
+    assert all(len(value) == 1 for value in values) and values[0] < values[1] < values[2]
+    with Image.open(sample(str(tmp_path / "run"), n=2, device="cpu")) as grid:  # fewer samples than classes
+        assert grid.size == (10, 19)
+
+
+def draw_label(self, z, y):
+    """In place of a generator: every pixel shows the label."""
+    return y.view(-1, 1, 1, 1).expand(len(z), 3, 8, 8) / 4.0
+
+
+@pytest.mark.parametrize("what", ["grid", "images", "npz", "interpolation"])
+def test_all_samples_have_the_class_that_is_given(labeled_config, tmp_path, monkeypatch, quick_pictures, what):
+    train_run(labeled_config, tmp_path / "run")
+    calls = []
+    monkeypatch.setattr(mlp.LabeledGenerator, "forward", lambda self, z, y: calls.append(y) or draw_label(self, z, y))
+    path = sample(str(tmp_path / "run"), what, n=300, class_=2, device="cpu")
+    assert path.name.startswith(f"{what}_step1_seed0_n300_class2")
+    assert len(calls) == 2 and all(labels.eq(2).all() for labels in calls)
+    if what == "npz":
+        with np.load(path) as file:
+            assert (file["y"] == 2).all() and file["y"].shape == (300,)
+
+
+def test_class_that_the_generator_does_not_have_is_refused(toy, labeled_config, tmp_path, quick_pictures):
+    train_run(labeled_config, tmp_path / "labeled")
+    for class_ in (-1, 3):
+        with pytest.raises(ValueError, match=f"class = {class_}: must be one of 0 ... 2"):
+            sample(str(tmp_path / "labeled"), class_=class_, device="cpu")
+    with pytest.raises(ValueError, match="what=animation shows the pictures that the run saved: leave out class="):
+        sample(str(tmp_path / "labeled"), "animation", class_=0, device="cpu")
+    with pytest.raises(ValueError, match="class = 0: the generator has no classes: leave it out"):
+        sample(str(toy), class_=0, device="cpu")

@@ -14,12 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from wgangp.checkpoint import load_latest, load_step
-from wgangp.data.images import Images, Streamed
 from wgangp.data.stream import Unread
 from wgangp.distributed import World, join_ranks, local_device
 from wgangp.optim import build_average
 from wgangp.precision import check_precision
-from wgangp.runs import MOVED, Run, collect_stateful
+from wgangp.runs import MOVED, Run, collect_stateful, match_parts
 from wgangp.schema import call_target, check_keys, read_types, register_schema
 from wgangp.seeds import initialize
 from wgangp.train import ALONE, Clip, train
@@ -122,7 +121,7 @@ def build_run(
 
     def assemble() -> Run:
         generator, critic = build_networks(cfg, data.shape, device, trust)
-        _match_data(generator, critic, data)
+        match_parts(generator, critic, loss, data)
         if channels_last:
             for network in (generator, critic):
                 network.to(memory_format=torch.channels_last)
@@ -187,10 +186,9 @@ def restore(
                 " folder with the original data"
             )
     generator, critic = build_networks(cfg, tuple(state["shape"]), device, trust)
-    if not isinstance(data, Unread):
-        _match_data(generator, critic, data)
-    optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in (generator, critic)]
     loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))
+    match_parts(generator, critic, loss, data)
+    optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in (generator, critic)]
     average = build_average(generator, OmegaConf.select(cfg, "ema.decay"))
     run = Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed, average)
     for name, part in collect_stateful(run).items():
@@ -214,25 +212,6 @@ def build_networks(
         for name in ("generator", "critic")
     )
     return generator, critic
-
-
-def _match_data(generator: nn.Module, critic: nn.Module, data: Any) -> None:
-    """Let the data yield what the networks take: values in the generator's span, and labels if they have classes.
-
-    ValueError if the numbers of classes are not equal.
-    """
-    if isinstance(data, Images | Streamed):
-        data.span = getattr(generator, "span", data.span)
-    generator_classes, critic_classes = (getattr(network, "classes", 0) for network in (generator, critic))
-    if generator_classes == critic_classes == 0:
-        return
-    data_classes = getattr(data, "classes", 0)
-    if not generator_classes == critic_classes == data_classes:
-        raise ValueError(
-            f"the generator has {generator_classes} classes, the critic {critic_classes} and the data {data_classes}:"
-            " these numbers must be equal. Choose networks= and data= that belong together"
-        )
-    data.labeled = True
 
 
 def build(cfg: DictConfig, key: str, *arguments: Any, trust: Sequence[str] = (), **keywords: Any) -> Any:

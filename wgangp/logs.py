@@ -43,6 +43,8 @@ GROUPS = {  # metrics whose group in TensorBoard does not follow from their name
     "certified_lipschitz": "lipschitz",
     "corrected_wasserstein": "lipschitz",
     "expected_slope": "lipschitz",
+    "accuracy_real": "accuracy",
+    "accuracy_fake": "accuracy",
     "modes": "coverage",
     "high_quality": "coverage",
     "elapsed_s": "time",

@@ -24,7 +24,7 @@ from wgangp.losses import merge_terms
 from wgangp.metrics.modes import mode_coverage
 from wgangp.per_sample import check_per_sample
 from wgangp.runs import Run, choose_generator
-from wgangp.seeds import draw_latent, rng_for, seed_layers
+from wgangp.seeds import arrange_classes, draw_latent, rng_for, seed_layers
 from wgangp.state import use_eval_mode
 from wgangp.step import critic_objective, generator_objective
 
@@ -131,7 +131,7 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
 
 @leave_unchanged
 def picture(folder: Path, run: Run, step: int) -> None:
-    """Draw samples/STEP.png from noise that is the same at every step.
+    """Draw samples/STEP.png from noise that is the same at every step. With labels there is one row per class.
 
     The samples are of the averaged generator, if the run has one.
     """
@@ -140,6 +140,10 @@ def picture(folder: Path, run: Run, step: int) -> None:
     path.parent.mkdir(exist_ok=True)
     in_plane = tuple(run.data.shape) == (2,)
     latent = draw_latent(run.generator, POINTS if in_plane else IMAGES, run.seed, 0, "picture", device)
+    columns = None
+    if len(latent) > 1 and not in_plane:
+        labels = arrange_classes(run.generator.classes, IMAGES).to(device)
+        latent, columns = (latent[0][: len(labels)], labels), int((labels == 0).sum())
     with torch.no_grad():
         fake = choose_generator(run)(*latent)
     if in_plane and len(latent) == 1:
@@ -148,7 +152,7 @@ def picture(folder: Path, run: Run, step: int) -> None:
     elif in_plane:  # with labels there is one value surface per class, so that only the points are drawn
         plots.save_points(path, fake, run.data.span, f"{step} generator updates")
     elif len(run.data.shape) == 3 and run.data.shape[0] in plots.CHANNELS:
-        plots.save_image_grid(path, fake.cpu(), run.data.span)
+        plots.save_image_grid(path, fake.cpu(), run.data.span, columns=columns)
 
 
 def draw_curves(folder: Path, run: Run) -> None:

@@ -1,6 +1,7 @@
 """A run: the objects that it consists of, what of them is saved, the name of its folder, and the lock on its folder."""
 
 import hashlib
+import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from wgangp.data.images import Images, Streamed
+from wgangp.data.stream import Unread
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
 
@@ -24,6 +27,7 @@ __all__ = [
     "claim_folder",
     "collect_stateful",
     "find_folder",
+    "match_parts",
     "normalize_overrides",
     "run_name",
 ]
@@ -64,6 +68,37 @@ def collect_stateful(run: Run) -> dict[str, Any]:
     """Return what a checkpoint holds of a run, by name: objects with state_dict() and load_state_dict()."""
     names = ("generator", "critic", "optim_generator", "optim_critic", "average")
     return {name: getattr(run, name) for name in names if getattr(run, name) is not None}
+
+
+def match_parts(generator: nn.Module, critic: nn.Module, loss: Any, data: Any) -> None:
+    """Let the data yield what the networks take: values in the generator's span, and labels if they have classes.
+
+    Data that was not read (Unread) stays as it is.
+
+    Raises:
+        ValueError: the numbers of classes are not equal; the critic does not take the keyword arguments of the loss.
+    """
+    parameters = inspect.signature(critic.forward).parameters.values()
+    options = set() if any(p.kind is p.VAR_KEYWORD for p in parameters) else set(loss.critic_options)
+    if missing := sorted(options - {p.name for p in parameters}):
+        raise ValueError(
+            f"the loss {type(loss).__name__} calls the critic with {missing[0]}=, which the forward of"
+            f" {type(critic).__name__} does not take: choose networks= that do, or another loss="
+        )
+    if isinstance(data, Unread):
+        return
+    if isinstance(data, Images | Streamed):
+        data.span = getattr(generator, "span", data.span)
+    generator_classes, critic_classes = (getattr(network, "classes", 0) for network in (generator, critic))
+    if generator_classes == critic_classes == 0:
+        return
+    data_classes = getattr(data, "classes", 0)
+    if not generator_classes == critic_classes == data_classes:
+        raise ValueError(
+            f"the generator has {generator_classes} classes, the critic {critic_classes} and the data {data_classes}:"
+            " these numbers must be equal. Choose networks= and data= that belong together"
+        )
+    data.labeled = True
 
 
 NOT_COMPUTED = (  # keys that say where, how long and how often. They do not change a computed number

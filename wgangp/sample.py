@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wgangp import plots
 from wgangp.config import find_device, restore
 from wgangp.runs import Run, choose_generator
-from wgangp.seeds import draw_latent
+from wgangp.seeds import arrange_classes, draw_latent
 from wgangp.state import use_eval_mode
 
 __all__ = ["generate", "sample"]
@@ -29,6 +29,7 @@ def sample(
     n: int = 64,
     seed: int = 0,
     step: int | None = None,
+    class_: int | None = None,
     out: str | None = None,
     device: str = "auto",
     trust: Sequence[str] = (),
@@ -42,9 +43,12 @@ def sample(
         run: the run folder.
         what: grid (one picture); interpolation (between two random z); animation (a WebP of less than 1 MB of the
             pictures that the run saved); images (a folder with one file per sample); npz (numbers: docs/export.md).
-        n: the number of samples. An interpolation of images has n // 8 rows of 8.
+        n: the number of samples. An interpolation of images has n // 8 rows of 8. A grid of a generator with classes
+            has one row per class, with n // classes samples each.
         seed: the seed of the noise. An animation uses neither n nor seed.
         step: of the checkpoint that is used, and of the last picture of an animation. None: the newest checkpoint.
+        class_: the label of all samples, for a generator with classes. None: a grid has one row per class, other
+            samples have random labels.
         out: the file to write, or the folder for images. None: a file in the folder `made` of the run folder, with
             step, seed and n in its name.
         device: auto, cpu, cuda, ...
@@ -60,6 +64,12 @@ def sample(
         raise ValueError(f"n = {n}, seed = {seed}: n must be >= 1 and seed >= 0")
     trained, step = restore(Path(run), find_device(device), step=step, trust=trust)
     dimensions, images = tuple(trained.data.shape), len(trained.data.shape) == 3
+    classes = getattr(trained.generator, "classes", 0)
+    if class_ is not None and not 0 <= class_ < classes:
+        known = f"must be one of 0 ... {classes - 1}" if classes else "the generator has no classes: leave it out"
+        raise ValueError(f"class = {class_}: {known}")
+    if class_ is not None and what == "animation":
+        raise ValueError("what=animation shows the pictures that the run saved: leave out class=")
     if not images and what == "images":
         raise ValueError("points cannot be written as images: use what=npz for the numbers, what=grid for a picture")
     if images and dimensions[0] not in plots.CHANNELS and what != "npz":
@@ -68,6 +78,7 @@ def sample(
         raise ValueError(f"points in R^{dimensions[0]} have no picture: use what=npz for the numbers")
 
     name = f"{what}_step{step}" + ("" if what == "animation" else f"_seed{seed}_n{n}")
+    name += "" if class_ is None else f"_class{class_}"
     path = Path(out or Path(run, "made", name + SUFFIXES[what]))
     if path.exists():
         if out:
@@ -79,7 +90,7 @@ def sample(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
         unfinished = Path(folder, path.name)  # renamed at the end, so that a part is not taken for the whole
-        _write(unfinished, trained, Path(run), what, n, seed, step)
+        _write(unfinished, trained, Path(run), what, n, seed, step, class_)
         return unfinished.rename(path)
 
 
@@ -98,7 +109,9 @@ def generate(generator: nn.Module, n: int, draw: Callable[[int], tuple[Tensor, .
     return torch.cat(batches)[:n]
 
 
-def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int, step: int) -> None:
+def _write(
+    path: Path, run: Run, folder: Path, what: str, n: int, seed: int, step: int, class_: int | None = None
+) -> None:
     generator = choose_generator(run)
     device = next(generator.parameters()).device
     images = len(run.data.shape) == 3
@@ -112,20 +125,29 @@ def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int, ste
             if (count, (width, height)) != (len(pictures), last.size):
                 print(f"{count} of {len(pictures)} pictures, {width} x {height} px: the file has less than 1 MB")
         return
-    columns = None
+    columns, labels, classes = None, None, getattr(generator, "classes", 0)
     if what == "interpolation":
         columns = min(INTERPOLATION_COLUMNS, n) if images else n
         n = n // columns * columns
+    if class_ is not None:
+        labels = torch.full((n,), class_)
+    elif what == "grid" and classes and images:
+        labels = arrange_classes(classes, n)
+        n, columns = len(labels), int((labels == 0).sum())
 
     def draw(k: int) -> tuple[Tensor, ...]:
-        if columns is not None:
-            return _draw_interpolation(generator, columns, seed, k, device)
-        return draw_latent(generator, BATCH, seed, k, "sample", device)
+        if what == "interpolation":
+            z, *y = _draw_interpolation(generator, columns, seed, k, device)
+        else:
+            z, *y = draw_latent(generator, BATCH, seed, k, "sample", device)
+        if labels is not None:
+            y = [labels[torch.arange(k * BATCH, k * BATCH + len(z)) % n].to(device)]
+        return z, *y
 
     x = generate(generator, n, draw).cpu()
     if what == "npz":
         numbers = {"arr_0": plots.to_bytes(x, run.data.span) if images else x, "x": x, "span": run.data.span}
-        if getattr(generator, "classes", 0):
+        if classes:
             numbers["y"] = torch.cat([draw(k)[1] for k in range(math.ceil(n / BATCH))])[:n].cpu()
         numbers |= {"step": step, "seed": seed}
         np.savez_compressed(path, **{name: np.asarray(value) for name, value in numbers.items()})
@@ -136,7 +158,7 @@ def _write(path: Path, run: Run, folder: Path, what: str, n: int, seed: int, ste
     elif images:
         plots.save_image_grid(path, x, run.data.span, columns=columns)
     else:
-        plots.save_points(path, x, run.data.span, f"{what}, n = {len(x)}", columns is not None)
+        plots.save_points(path, x, run.data.span, f"{what}, n = {len(x)}", what == "interpolation")
 
 
 def _draw_interpolation(

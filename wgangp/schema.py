@@ -2,13 +2,14 @@
 
 import difflib
 import inspect
+import keyword
 import pkgutil
 import sys
 import types
 import typing
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import field, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -34,18 +35,22 @@ LARGEST = {int: 2**63 - 1, float: 3.4e38}  # what a 64-bit integer and a 32-bit 
 
 
 def read_types(function: Callable[..., Any], *names: str) -> dict[str, Any]:
-    """Return the annotated types of a function's parameters: of the named ones, or of all."""
+    """Return the annotated types of a function's parameters: of the named ones, or of all.
+
+    A key of a config can be a keyword of Python, such as class. The parameter is then called class_.
+    """
     hints = typing.get_type_hints(function)
-    return {name: hints[name] for name in names or inspect.signature(function).parameters}
+    return {name.rstrip("_"): hints[name] for name in names or inspect.signature(function).parameters}
 
 
 def register_schema(name: str, keys: dict[str, Any]) -> type:
     """Tell Hydra the keys and types of a config. A value that is itself a dict is a group of keys."""
-    fields = [
-        (key, register_schema(f"{name}_{key}", kind) if isinstance(kind, dict) else kind, field(default=MISSING))
-        for key, kind in keys.items()
-    ]
-    schema = make_dataclass(name, fields)
+    kinds = {
+        key: register_schema(f"{name}_{key}", kind) if isinstance(kind, dict) else kind for key, kind in keys.items()
+    }
+    # Not make_dataclass: it refuses keywords of Python as names. No code is generated from the names of these fields.
+    attributes = {"__annotations__": kinds} | {key: field(default=MISSING) for key in kinds}
+    schema = dataclass(init=False, repr=False, eq=False)(type(name, (), attributes))
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     return schema
 
@@ -69,7 +74,8 @@ def check_keys(cfg: DictConfig, schema: type) -> None:
 def to_arguments(cfg: DictConfig, schema: type) -> dict[str, Any]:
     """Check a config and return it as keyword arguments of the function that its schema was made from."""
     check_keys(cfg, schema)
-    return OmegaConf.to_container(cfg, resolve=True)
+    values = OmegaConf.to_container(cfg, resolve=True)
+    return {f"{key}_" if keyword.iskeyword(key) else key: value for key, value in values.items()}
 
 
 def suggest(name: str, names: list[str]) -> str:

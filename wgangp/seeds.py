@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["draw_latent", "initialize", "rng_for", "seed_layers"]
+__all__ = ["arrange_classes", "draw_latent", "initialize", "rng_for", "seed_layers"]
 
 
 def rng_for(seed: int, step: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -71,3 +71,12 @@ def draw_latent(
     if not classes:
         return (z,)
     return z, torch.randint(classes, (size,), generator=rng_for(seed, step, f"y/{purpose}", device), device=device)
+
+
+def arrange_classes(classes: int, n: int) -> Tensor:
+    """Return the labels (at most n,) of a grid that has one row per class, all rows with the same number of samples.
+
+    If there are more classes than samples, the grid has the first n classes, one sample each.
+    """
+    columns = max(n // classes, 1)
+    return torch.arange(classes).repeat_interleave(columns)[:n]

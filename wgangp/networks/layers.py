@@ -26,6 +26,8 @@ __all__ = [
     "LeakyReLU",
     "ReLU",
     "UpsampleConv",
+    "check_classes",
+    "check_labels",
     "check_shape",
     "check_sizes",
     "linear",
@@ -249,6 +251,21 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} = {size}: must be >= 1")
+
+
+def check_classes(classes: int) -> None:
+    """Raise ValueError for a number of classes that is negative, or 1: one class has nothing to tell apart."""
+    if classes < 0 or classes == 1:
+        raise ValueError(f"classes = {classes}: must be 0 for no labels, or >= 2")
+
+
+def check_labels(network: str, classes: int, y: tuple[Tensor, ...]) -> None:
+    """Raise ValueError if there are labels and no classes, or the reverse."""
+    if len(y) != (classes > 0):
+        raise ValueError(
+            f"{network} has {classes} classes, got {len(y)} tensors of labels: give labels (B,) if and only if it has"
+            " classes"
+        )
 
 
 def _uniform_(weight: Tensor, std: float) -> None:

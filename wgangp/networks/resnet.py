@@ -1,10 +1,12 @@
-"""The CIFAR-10 ResNet pair, without labels: images with values in [-1, 1].
+"""The CIFAR-10 ResNet pair, with labels or without: images with values in [-1, 1].
 
-Paper: released gan_cifar_resnet.py lines 66-179 with CONDITIONAL False, NORMALIZATION_D False; appendix F.
+Paper: released gan_cifar_resnet.py lines 66-179 with NORMALIZATION_D False; appendix F. classes=0 is the pair with
+CONDITIONAL False. With labels the generator has conditional batch norm in its blocks, and the critic has a classifier
+on the features of the score (AC-GAN).
 Differs: the paper upsamples before a block's second convolution, the code (followed here) before its first. A 1x1
 convolution commutes with mean pooling and with nearest-neighbor upsampling, so the shortcuts are computed at the lower
 resolution: the same function, in a quarter of the arithmetic. Batch norm uses the whole batch; in the released code
-each of two devices uses its half.
+each of two devices uses its half, as with train.accumulate=2.
 """
 
 import torch.nn.functional as F
@@ -12,10 +14,13 @@ from torch import Tensor, nn
 
 from wgangp.networks.layers import (
     BatchNorm,
+    ConditionalBatchNorm,
     Conv2d,
     ConvMeanPool,
     ReLU,
     UpsampleConv,
+    check_classes,
+    check_labels,
     check_shape,
     check_sizes,
     linear,
@@ -27,50 +32,82 @@ SHAPE = (3, 32, 32)
 
 
 class ResNetGenerator(nn.Module):
-    """z (B, latent_dim) -> images (B, 3, 32, 32) in [-1, 1]: three blocks, each doubles the resolution."""
+    """(z (B, latent_dim), *y) -> images (B, 3, 32, 32) in [-1, 1]: three blocks, each doubles the resolution.
 
-    def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 128) -> None:
+    Args:
+        classes: number of classes; y is (labels (B,),). 0: there are no labels.
+    """
+
+    def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 128, classes: int = 0) -> None:
         super().__init__()
         check_shape("the CIFAR ResNet generator", SHAPE, shape)
         check_sizes(latent_dim=latent_dim, width=width)
-        self.latent_dim, self.width = latent_dim, width
+        check_classes(classes)
+        self.latent_dim, self.width, self.classes = latent_dim, width, classes
         self.input = linear(latent_dim, width * 4 * 4)
-        self.blocks = nn.Sequential(*(_Up(width) for _ in range(3)))  # 8 x 8, 16 x 16, 32 x 32
+        self.blocks = nn.Sequential(*(_Up(width, classes) for _ in range(3)))  # 8 x 8, 16 x 16, 32 x 32
         self.output = nn.Sequential(BatchNorm(width), nn.ReLU(), Conv2d(width, 3, kernel=3, gain=1.0), nn.Tanh())
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.output(self.blocks(self.input(z).view(-1, self.width, 4, 4)))
+    def forward(self, z: Tensor, *y: Tensor) -> Tensor:
+        check_labels("the CIFAR ResNet generator", self.classes, y)
+        x = self.input(z).view(-1, self.width, 4, 4)
+        for block in self.blocks:
+            x = block(x, *y)
+        return self.output(x)
 
 
 class ResNetCritic(nn.Module):
-    """images (B, 3, 32, 32) -> scores (B,): four blocks, mean over all pixels, linear layer."""
+    """(images (B, 3, 32, 32), *y) -> scores (B,): four blocks, mean over all pixels, linear layer.
 
-    def __init__(self, shape: tuple[int, ...], width: int = 128) -> None:
+    With logits=True it returns (scores (B,), logits (B, classes)). Neither depends on y.
+
+    Args:
+        classes: number of classes; y is (labels (B,),). 0: there are no labels and no classifier.
+    """
+
+    def __init__(self, shape: tuple[int, ...], width: int = 128, classes: int = 0) -> None:
         super().__init__()
         check_shape("the CIFAR ResNet critic", SHAPE, shape)
         check_sizes(width=width)
+        check_classes(classes)
+        self.classes = classes
         self.blocks = nn.Sequential(_First(width), _Down(width), _Same(width), _Same(width))  # 16, 8, 8, 8
         self.activation = ReLU()
         self.output = linear(width, 1)
+        self.classifier = linear(width, classes) if classes else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *y: Tensor, logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         check_shape("the CIFAR ResNet critic", SHAPE, x.shape[1:])
-        return self.output(self.activation(self.blocks(x)).mean(dim=(2, 3))).squeeze(1)
+        check_labels("the CIFAR ResNet critic", self.classes, y)
+        features = self.activation(self.blocks(x)).mean(dim=(2, 3))
+        scores = self.output(features).squeeze(1)
+        if not logits:
+            return scores
+        if self.classifier is None:
+            raise ValueError("the CIFAR ResNet critic has no classifier: loss=acgan needs networks.critic.classes")
+        return scores, self.classifier(features)
 
 
 class _Up(nn.Module):
-    """x -> upsample(conv1(x)) + conv(relu(norm(conv(upsample(relu(norm(x)))))))."""
+    """x -> upsample(conv1(x)) + conv(relu(norm(conv(upsample(relu(norm(x))))))).
 
-    def __init__(self, width: int) -> None:
+    With classes its norms are conditional: they take labels, too.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
         super().__init__()
+        norms = [ConditionalBatchNorm(width, classes) if classes else BatchNorm(width) for _ in range(2)]
         self.main = nn.Sequential(
-            *(BatchNorm(width), nn.ReLU(), UpsampleConv(width, width)),
-            *(BatchNorm(width), nn.ReLU(), Conv2d(width, width, kernel=3)),
+            *(norms[0], nn.ReLU(), UpsampleConv(width, width)),
+            *(norms[1], nn.ReLU(), Conv2d(width, width, kernel=3)),
         )
         self.shortcut = Conv2d(width, width, kernel=1, gain=1.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(self.shortcut(x), scale_factor=2) + self.main(x)
+    def forward(self, x: Tensor, *y: Tensor) -> Tensor:
+        main = x
+        for layer in self.main:
+            main = layer(main, *y) if isinstance(layer, ConditionalBatchNorm) else layer(main)
+        return F.interpolate(self.shortcut(x), scale_factor=2) + main
 
 
 class _First(nn.Module):
