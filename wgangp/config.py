@@ -15,6 +15,7 @@ from torch import nn
 
 from wgangp.checkpoint import load_latest, load_step
 from wgangp.data.images import Images, Streamed
+from wgangp.data.stacked import StackedImages
 from wgangp.data.stream import Unread
 from wgangp.distributed import World, join_ranks, local_device
 from wgangp.optim import build_average
@@ -221,7 +222,7 @@ def _match_data(generator: nn.Module, critic: nn.Module, data: Any) -> None:
 
     ValueError if the numbers of classes are not equal.
     """
-    if isinstance(data, Images | Streamed):
+    if isinstance(data, Images | StackedImages | Streamed):
         data.span = getattr(generator, "span", data.span)
     generator_classes, critic_classes = (getattr(network, "classes", 0) for network in (generator, critic))
     if generator_classes == critic_classes == 0:
