@@ -20,10 +20,13 @@ PARTNERS = {  # choice -> the choice that fits it
     "networks=mnist": "data=mnist",
     "networks=cifar_dcgan": "data=cifar10",
     "networks=cifar_resnet": "data=image_folder",
+    "networks=deep_dcgan": "data=image_folder",
+    "networks=stacked_mnist": "data=stacked_mnist",
     "data=mnist": "networks=mnist",
     "data=fashion_mnist": "networks=mnist",
     "data=cifar10": "networks=cifar_dcgan",
     "data=image_folder": "networks=cifar_resnet",
+    "data=stacked_mnist": "networks=stacked_mnist",
 }
 OVERRIDES = [
     ("penalty.weight=0.1",),
@@ -131,6 +134,8 @@ def test_released_clipping_run_has_batch_norm_and_no_penalty(configure):
         ("mnist_clip", None, None),
         ("cifar_dcgan", None, None),
         ("cifar_resnet", 300, 100_000),
+        ("random_architectures", None, None),
+        ("stacked_mnist", None, None),
     ],
 )
 def test_experiments_have_the_decay_of_the_released_code_and_no_average(configure, experiment, cpu, paper):
@@ -142,7 +147,8 @@ def test_experiments_have_the_decay_of_the_released_code_and_no_average(configur
 
 def test_every_experiment_is_in_the_test_of_its_decay():
     names = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
-    assert names == {"toy_released", "mnist", "mnist_clip", "cifar_dcgan", "cifar_resnet"}
+    known = {"toy_released", "mnist", "mnist_clip", "cifar_dcgan", "cifar_resnet"}
+    assert names == known | {"random_architectures", "stacked_mnist"}
 
 
 def test_default_run_decays_until_its_last_update(configure):

@@ -136,6 +136,7 @@ class RandomArchitectures:
                 curves.step([*ratios[:1], *ratios], [0, *shares][: len(ratios) + 1], where="post", label=method)
                 points.scatter(draws, ratios, marker=marker, label=method)
             curves.set(xscale="log", xlabel="distance / floor", ylabel="share of the runs at or below", ylim=(0, 1.02))
+            points.xaxis.get_major_locator().set_params(integer=True)
             points.set(yscale="log", xlabel="draw", ylabel="distance / floor")
             for axes in (curves, points):
                 axes.grid(alpha=0.3)
