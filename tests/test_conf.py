@@ -21,10 +21,13 @@ PARTNERS = {  # choice -> the choice that fits it
     "networks=mnist": "data=mnist",
     "networks=cifar_dcgan": "data=cifar10",
     "networks=cifar_resnet": "data=image_folder",
+    "networks=deep_dcgan": "data=image_folder",
+    "networks=stacked_mnist": "data=stacked_mnist",
     "data=mnist": "networks=mnist",
     "data=fashion_mnist": "networks=mnist",
     "data=cifar10": "networks=cifar_dcgan",
     "data=image_folder": "networks=cifar_resnet",
+    "data=stacked_mnist": "networks=stacked_mnist",
 }
 OVERRIDES = [
     ("penalty.weight=0.1",),
@@ -176,6 +179,8 @@ def test_conditional_resnet_has_the_settings_of_the_released_code(configure):
         ("cifar_dcgan_dcgan", None, None),
         ("cifar_resnet", 300, 100_000),
         ("cifar_resnet_conditional", 300, 100_000),
+        ("random_architectures", None, None),
+        ("stacked_mnist", None, None),
     ],
 )
 def test_experiments_have_the_decay_of_the_released_code_and_no_average(configure, experiment, cpu, paper):

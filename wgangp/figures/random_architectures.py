@@ -1,0 +1,205 @@
+"""Tables 1 and 2: random architectures, each trained as GAN and as WGAN-GP, and how many of them succeed."""
+
+import json
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wgangp.checkpoint import write_atomic
+from wgangp.figures.common import count_seeds, format_spread, select
+from wgangp.figures.study import train_command
+from wgangp.metrics.sliced import sliced_wasserstein
+from wgangp.plots import open_figure
+from wgangp.runs import Run
+from wgangp.seeds import draw_latent, rng_for
+
+__all__ = ["RandomArchitectures", "draw_architecture"]
+
+ACTIVATIONS = ("relu", "leaky_relu", "softplus", "tanh")
+DEPTHS = (4, 8, 12, 20)
+WIDTHS = (32, 64, 128)
+WEIGHT_DECAY = 1e-3  # where the critic has a norm
+METHODS = {  # overrides of experiment=random_architectures; the norm that a critic may have
+    "GAN": (
+        {
+            "loss": "non_saturating",
+            "penalty.weight": 0,
+            "optim.lr": 2e-4,
+            "optim.betas": [0.5, 0.999],
+            "train.critic_steps": 1,
+        },
+        "batch",
+    ),
+    "WGAN-GP": ({}, "layer"),
+}
+FACTORS = (2, 3, 5, 10)  # a run succeeds if its distance is at most this often the floor
+NEVER = 10**9
+
+
+def draw_architecture(draw: int, method: str, widths: tuple[int, ...] | list[int] = WIDTHS) -> dict[str, Any]:
+    """Draw an architecture of both networks, uniformly from the set of the paper.
+
+    Args:
+        draw: the number of the draw. The architecture is a function of it.
+        method: GAN or WGAN-GP. Both have the same architecture, but for the norm of the critic: batch norm for a GAN,
+            layer norm for WGAN-GP.
+        widths: the numbers of channels to choose from.
+
+    Returns:
+        overrides of experiment=random_architectures, those of the method among them.
+
+    Paper: section 5.1: nonlinearity, depth and number of filters per network, batch norm in each; weight decay 1e-3 if
+    the critic has a norm. The slope of the leaky ReLU is not given; it is 0.2, as in the rest of the code. It is not
+    said either which network's weights decay: here both, as there is one optimizer for both.
+    """
+    rng = rng_for(draw, 0, "architecture")
+
+    def choose(values: Any) -> Any:
+        return values[torch.randint(len(values), (), generator=rng).item()]
+
+    own, norm = METHODS[method]
+    overrides = {}
+    for network, norms in (("generator", (False, True)), ("critic", (None, norm))):
+        for key, values in (("activation", ACTIVATIONS), ("depth", DEPTHS), ("width", widths), ("norm", norms)):
+            overrides[f"networks.{network}.{key}"] = choose(values)
+    decay = {"optim.weight_decay": WEIGHT_DECAY} if overrides["networks.critic.norm"] else {}
+    return overrides | decay | own
+
+
+@dataclass(frozen=True)
+class RandomArchitectures:
+    """Random architectures for 32 x 32 images. Draw k is the architecture `draw_architecture(k)`.
+
+    Paper: section 5.1, appendix B: 200 draws, ImageNet at 32 x 32, 100,000 generator updates; a run succeeds if its
+    Inception score is above a threshold. Differs: CIFAR-10, unless figure.data=image_folder; batches of 64, as in the
+    authors' working repository; no Inception score yet. The number is the sliced Wasserstein distance in pixels
+    between `samples` samples and as many held-out images (metrics/sliced.py), in units of the floor, the distance
+    between training images and held-out ones. It tells whether a run failed: divergence, collapse and noise are far
+    away. It does not tell good images from images with the right colors.
+
+    Args:
+        draws: number of architectures.
+        widths: the numbers of channels to choose from.
+        steps: generator updates.
+        batch_size: samples of each kind per update.
+        samples: samples of each kind for the distance, and per line of the log.
+        data: cifar10 or image_folder, whose images are resized to 32 x 32.
+    """
+
+    draws: int
+    widths: list[int]
+    steps: int
+    batch_size: int = 64
+    samples: int = 1_000
+    data: str = "cifar10"
+    data_root: str | None = None
+
+    def cells(self) -> list[dict[str, Any]]:
+        return [{"draw": draw, "method": method} for draw in range(self.draws) for method in METHODS]
+
+    def list_overrides(self, draw: int, method: str) -> list[str]:
+        """Return what a cell adds to the command scripts/train.py, without the data."""
+        overrides = draw_architecture(draw, method, self.widths) | {"train.steps": self.steps}
+        return ["experiment=random_architectures", *(f"{key}={_format_value(v)}" for key, v in overrides.items())]
+
+    def measure(self, cell: dict[str, Any], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
+        sizes = [f"train.batch_size={self.batch_size}", f"train.report_size={self.samples}"]
+        every = [f"train.{name}_every={self.steps}" for name in ("log", "sample", "checkpoint")]
+        data = [f"data={self.data}"] + ["data.size=32"] * (self.data == "image_folder")
+        data += [] if self.data_root is None else [f"data.root={self.data_root}"]
+        overrides = [*self.list_overrides(**cell), f"seed={seed}"]
+        folder.mkdir(parents=True, exist_ok=True)
+        # A list of overrides, as Hydra writes them. The folder has no config.yaml: see wgangp/figures/__init__.py
+        write_atomic(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides))
+        others = [*sizes, *every, f"train.lipschitz_every={NEVER}", f"device={device}"]
+        try:
+            run = train_command(folder, [*overrides, *data, *others])
+        except ValueError as error:
+            if "is not finite" not in str(error):
+                raise
+            return {"finite": False, "distance": None, "floor": None}
+        return {"finite": True} | score_images(run, self.samples, self.batch_size)
+
+    def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
+        with open_figure(path, 3.4) as figure:
+            curves, points = figure.subplots(1, 2)
+            for method, marker in zip(METHODS, "ox", strict=True):
+                runs = select(records, method=method)
+                finite = sorted((_compute_ratio(run), run["draw"]) for run in runs if run["finite"])
+                ratios, draws = ([pair[i] for pair in finite] for i in (0, 1))
+                shares = [(i + 1) / len(runs) for i in range(len(ratios))]
+                curves.step([*ratios[:1], *ratios], [0, *shares][: len(ratios) + 1], where="post", label=method)
+                points.scatter(draws, ratios, marker=marker, label=method)
+            curves.set(xscale="log", xlabel="distance / floor", ylabel="share of the runs at or below", ylim=(0, 1.02))
+            points.xaxis.get_major_locator().set_params(integer=True)
+            points.set(yscale="log", xlabel="draw", ylabel="distance / floor")
+            for axes in (curves, points):
+                axes.grid(alpha=0.3)
+                axes.legend()
+            figure.suptitle(
+                f"{self.draws} random architectures, width {min(self.widths)} to {max(self.widths)}, {self.steps:,}"
+                f" generator updates, {count_seeds(records)}. Sliced W1 to held-out images; floor: of training images"
+            )
+
+    def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
+        """Return one row per draw, with its two commands, and one row per factor, with the number of successes."""
+        rows = []
+        for draw in range(self.draws):
+            runs = {method: select(records, draw=draw, method=method) for method in METHODS}
+            commands = [f"`scripts/train.py {shlex.join(self.list_overrides(draw, method))}`" for method in METHODS]
+            ratios = {method: _format_ratios(runs[method]) for method in METHODS}
+            rows.append({"draw": f"{draw}", **ratios, "success": "", "command": "<br>".join(commands)})
+        pairs = _pair_ratios(records)
+        for factor in FACTORS:
+            won = [tuple(ratio <= factor for ratio in pair) for pair in pairs]
+            totals = {m: f"{sum(pair[i] for pair in won)} of {len(won)}" for i, m in enumerate(METHODS)}
+            counts = {"both": (True, True), "only GAN": (True, False), "only WGAN-GP": (False, True)}
+            counts["neither"] = (False, False)
+            text = ", ".join(f"{name} {won.count(outcome)}" for name, outcome in counts.items())
+            rows.append({"draw": f"distance <= {factor} floor", **totals, "success": text, "command": ""})
+        return rows
+
+
+def score_images(run: Run, count: int, batch_size: int) -> dict[str, float]:
+    """Compute the distance of `count` samples to held-out images, and the floor, that of training images to them.
+
+    Samples are drawn in batches of the training: batch norm uses the statistics of the batch.
+    """
+    device = next(run.generator.parameters()).device
+    with torch.no_grad():
+        parts = [
+            run.generator(*draw_latent(run.generator, batch_size, run.seed, k, "figure", device))
+            for k in range(math.ceil(count / batch_size))
+        ]
+    train, held_out = (run.data.batch(0, count, run.seed, split, purpose="figure")[0] for split in ("train", "heldout"))
+
+    def measure(x: Tensor) -> float:
+        return sliced_wasserstein(x, held_out, rng=rng_for(0, 0, "figure/directions", device))
+
+    return {"distance": measure(torch.cat(parts)[:count]), "floor": measure(train)}
+
+
+def _compute_ratio(record: dict[str, Any]) -> float:
+    """Return distance / floor of a run; inf if it was not finite."""
+    return record["distance"] / record["floor"] if record["finite"] else math.inf
+
+
+def _pair_ratios(records: list[dict[str, Any]]) -> list[tuple[float, ...]]:
+    """Return the ratios of both methods, in the order of METHODS, for every draw and seed."""
+    runs = {(r["draw"], r["seed"], r["method"]): _compute_ratio(r) for r in records}
+    return [tuple(runs[draw, seed, m] for m in METHODS) for draw, seed in dict.fromkeys(key[:2] for key in runs)]
+
+
+def _format_ratios(records: list[dict[str, Any]]) -> str:
+    ratios = [_compute_ratio(record) for record in records]
+    return format_spread(ratios, ".1f") if all(map(math.isfinite, ratios)) else "not finite"
+
+
+def _format_value(value: Any) -> str:
+    """Return a value as Hydra reads it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,137 @@
+"""A DCGAN pair for 32 x 32 images with a free depth, nonlinearity and norm: the random architectures of the paper.
+
+The networks have four weight layers, or more: further 3x3 convolutions, each with norm and nonlinearity, are inserted
+where the images are 8 x 8 and have 2 width channels.
+
+Paper: section 5.1 and appendix B, which do not say where layers are inserted. Layers and depth are those of the
+authors' working repository, igul222/nn (commit d54aafd), experiments/wgan/wgan_imagenet32_stab.py, lines 240-290, with
+EXTRA_DEPTH 0, 4, 8 and 16 for the depths 4, 8, 12 and 20. Differs: line 279 gives the convolutions of the critic the
+width of the generator; here it is that of the critic.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wgangp.networks.layers import (
+    BatchNorm,
+    Conv2d,
+    ConvTranspose2d,
+    LayerNorm,
+    LeakyReLU,
+    ReLU,
+    check_shape,
+    check_sizes,
+    linear,
+)
+
+__all__ = ["DeepCritic", "DeepGenerator", "ShiftedSoftplus"]
+
+SHAPE = (3, 32, 32)
+BASE = 4  # weight layers of the shallowest networks
+
+
+class ShiftedSoftplus(nn.Module):
+    """softplus(2 x + 2) / 2 - 1: smooth, and near to the ELU, with which the penalty does not train.
+
+    Paper: appendix D.
+    """
+
+    lipschitz = 1.0  # for certified_lipschitz: the derivative is sigmoid(2 x + 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softplus(x + 1, beta=2, threshold=40) - 1  # from 2 x + 2 = 40 on it is linear in float64, too
+
+
+# Critics need activations with a cheap second derivative; generators are never differentiated twice.
+COMMON: dict[str, Callable[[], nn.Module]] = {"softplus": ShiftedSoftplus, "tanh": nn.Tanh}
+OF_GENERATOR = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), **COMMON}
+OF_CRITIC = {"relu": ReLU, "leaky_relu": LeakyReLU, **COMMON}
+NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": BatchNorm, "layer": LayerNorm}
+
+
+class DeepGenerator(nn.Module):
+    """z (B, latent_dim) -> images (B, 3, 32, 32) in [-1, 1], with `depth` weight layers.
+
+    activation: relu, leaky_relu (slope 0.2), softplus (`ShiftedSoftplus`) or tanh. norm: batch norm.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        latent_dim: int = 128,
+        width: int = 64,
+        depth: int = 4,
+        activation: str = "relu",
+        norm: bool = True,
+    ) -> None:
+        super().__init__()
+        check_shape("this generator", SHAPE, shape)
+        check_sizes(latent_dim=latent_dim, width=width)
+        _check_options(depth, activation)
+        self.latent_dim, self.width = latent_dim, width
+
+        def follow(features: int) -> list[nn.Module]:
+            return [*([BatchNorm(features)] if norm else []), OF_GENERATOR[activation]()]
+
+        self.input = linear(latent_dim, 4 * width * 4 * 4)
+        self.layers = nn.Sequential(
+            *(*follow(4 * width), ConvTranspose2d(4 * width, 2 * width), *follow(2 * width)),  # 8 x 8
+            *_repeat(depth - BASE, 2 * width, follow),
+            *(ConvTranspose2d(2 * width, width), *follow(width)),  # 16 x 16
+            *(ConvTranspose2d(width, 3), nn.Tanh()),  # 32 x 32
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(self.input(z).view(-1, 4 * self.width, 4, 4))
+
+
+class DeepCritic(nn.Module):
+    """images (B, 3, 32, 32) -> scores (B,), with `depth` weight layers. The first layer has no norm.
+
+    activation: as in `DeepGenerator`. norm: "layer", "batch" (which is allowed only without a penalty), or None.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int = 64,
+        depth: int = 4,
+        activation: str = "leaky_relu",
+        norm: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_shape("this critic", SHAPE, shape)
+        check_sizes(width=width)
+        _check_options(depth, activation)
+        if norm is not None and norm not in NORMS:
+            raise ValueError(f"norm = {norm}: must be one of {', '.join(NORMS)}, or null for no norm")
+
+        def follow(features: int) -> list[nn.Module]:
+            return [*([NORMS[norm](features)] if norm else []), OF_CRITIC[activation]()]
+
+        self.layers = nn.Sequential(
+            *(Conv2d(3, width, kernel=5, stride=2), OF_CRITIC[activation]()),  # 16 x 16
+            *(Conv2d(width, 2 * width, kernel=5, stride=2), *follow(2 * width)),  # 8 x 8
+            *_repeat(depth - BASE, 2 * width, follow),
+            *(Conv2d(2 * width, 4 * width, kernel=5, stride=2), *follow(4 * width)),  # 4 x 4
+            nn.Flatten(),
+            linear(4 * width * 4 * 4, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_shape("this critic", SHAPE, x.shape[1:])
+        return self.layers(x).squeeze(1)
+
+
+def _repeat(count: int, features: int, follow: Callable[[int], list[nn.Module]]) -> list[nn.Module]:
+    """Return `count` 3x3 convolutions, each with what follows it."""
+    return [layer for _ in range(count) for layer in (Conv2d(features, features, kernel=3), *follow(features))]
+
+
+def _check_options(depth: int, activation: str) -> None:
+    if depth < BASE:
+        raise ValueError(f"depth = {depth}: must be >= {BASE}, the number of weight layers without further ones")
+    if activation not in OF_CRITIC:
+        raise ValueError(f"activation = {activation}: must be one of {', '.join(OF_CRITIC)}")
