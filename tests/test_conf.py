@@ -10,20 +10,23 @@ from omegaconf import OmegaConf
 from wgangp import NormalizedGradientDescent
 from wgangp.config import CONF, TRUSTED
 
-CHOICES = [
-    f"{p.parent.relative_to(CONF)}={p.stem}"
-    for p in sorted(CONF.rglob("*.yaml"))
-    if p.parent != CONF and p.parent.name != "figure"  # these are in tests/test_figures.py
+PATHS = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
+CHOICES = [  # networks=mlp, networks=zoo/good; the figures are in tests/test_figures.py
+    f"{path.parts[0]}={'/'.join(path.parts[1:])}" for path in PATHS if path.parts[0] != "figure"
 ]
 SHORT = ("train.steps=1", "train.batch_size=4", "train.report_size=4", "train.critic_steps=2", "device=cpu")
-PARTNERS = {  # choice -> the choice that fits it
+PARTNERS = {  # choice -> the choice that fits it, and its settings
     "networks=mnist": "data=mnist",
     "networks=cifar_dcgan": "data=cifar10",
     "networks=cifar_resnet": "data=image_folder",
+    "networks=resnet128": "data=image_folder data.size=128",
     "data=mnist": "networks=mnist",
     "data=fashion_mnist": "networks=mnist",
     "data=cifar10": "networks=cifar_dcgan",
     "data=image_folder": "networks=cifar_resnet",
+    "experiment=architectures": "data=image_folder",
+    "experiment=resnet128": "data=image_folder",
+    **{choice: "data=image_folder data.size=64" for choice in CHOICES if choice.startswith("networks=zoo/")},
 }
 OVERRIDES = [
     ("penalty.weight=0.1",),
@@ -53,7 +56,7 @@ def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, smal
     else:
         use_quick_pictures(monkeypatch)
     partner = PARTNERS.get(choice, "")
-    cfg = configure(*SHORT, choice, *filter(None, [partner]))
+    cfg = configure(*SHORT, choice, *partner.split())
     if "root" in cfg.data or OmegaConf.is_missing(cfg.data, "root"):
         cfg.data.root = str(small_pictures if "image_folder" in choice + partner else small_mnist)
     if choice == "data=korotin":
@@ -131,6 +134,8 @@ def test_released_clipping_run_has_batch_norm_and_no_penalty(configure):
         ("mnist_clip", None, None),
         ("cifar_dcgan", None, None),
         ("cifar_resnet", 300, 100_000),
+        ("architectures", None, None),
+        ("resnet128", 300, 200_000),
     ],
 )
 def test_experiments_have_the_decay_of_the_released_code_and_no_average(configure, experiment, cpu, paper):
@@ -142,7 +147,10 @@ def test_experiments_have_the_decay_of_the_released_code_and_no_average(configur
 
 def test_every_experiment_is_in_the_test_of_its_decay():
     names = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
-    assert names == {"toy_released", "mnist", "mnist_clip", "cifar_dcgan", "cifar_resnet"}
+    assert names == {
+        *("toy_released", "mnist", "mnist_clip", "cifar_dcgan", "cifar_resnet"),
+        *("architectures", "resnet128"),
+    }
 
 
 def test_default_run_decays_until_its_last_update(configure):
