@@ -14,6 +14,7 @@ PATHS = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.rglob("*
 CHOICES = [  # networks=mlp, networks=zoo/good; the figures are in tests/test_figures.py
     f"{path.parts[0]}={'/'.join(path.parts[1:])}" for path in PATHS if path.parts[0] != "figure"
 ]
+SLOW = ("networks=zoo/resnet101",)
 SHORT = ("train.steps=1", "train.batch_size=4", "train.report_size=4", "train.critic_steps=2", "device=cpu")
 PARTNERS = {  # choice -> the choice that fits it, and its settings
     "networks=mnist": "data=mnist",
@@ -48,7 +49,7 @@ def no_curves(path, records, target):
     pass
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CHOICES])
 def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, small_pictures, small_cifar, choice):
     # Every kind of data is drawn. The curves of the log, which take most of the time, are not.
     if choice.startswith("data="):

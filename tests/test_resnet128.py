@@ -1,10 +1,7 @@
 """The ResNet pair for 128 x 128 images: its layers against plain torch functions, and one update."""
 
-import math
-
 import pytest
 import torch
-import torch.nn.functional as F
 from test_zoo import SMALL, conv, count, find, linear, norm, pool, randomize, require_uniform, std_of, upsample
 from torch import nn
 
@@ -78,15 +75,6 @@ def test_initial_weights_behind_an_upsampling_are_halved():
     for name, layer in ResNet128Critic(SHAPE, width=8).named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             require_uniform(name, layer, std_of(layer, 1 if name == "output" or name.endswith("shortcut") else 2))
-
-
-def test_halved_weights_keep_the_variance_of_an_upsampled_image():
-    """A pixel of the upsampled image has four equal values, so that a 5x5 kernel sees about nine different pixels."""
-    x = upsample(torch.randn(4, 32, 16, 16))
-    layer = layers.UpsampleConv(32, 3, kernel=5, gain=0.25)
-    fans = 25 * (32 + 3)
-    assert layer.weight.std().item() == pytest.approx(0.5 * math.sqrt(2 / fans), rel=0.05)
-    assert F.conv2d(x, layer.weight, padding=2).std() < F.conv2d(x, 2 * layer.weight, padding=2).std()
 
 
 def test_critic_scores_every_sample_by_itself():

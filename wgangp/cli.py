@@ -213,12 +213,7 @@ def explain_keys(command: str) -> str:
         header, body = re.match(r"((?:# .*\n)+)((?s:.*))", path.read_text()).groups()
         titles, prefix = header.replace("# ", "").splitlines(), ""
         if path is root:
-            lines += [
-                *titles,
-                "",
-                "Keys and choices. A choice lists the keys that are new or have another default:",
-                "",
-            ]
+            lines += [*titles, "", "Keys and choices. A choice lists keys that are new or have another default:", ""]
         else:
             title = next(line for line in titles if not line.startswith(("@package", "python ")))
             lines.append(f"{f'{group}={name}':<36} {title}")

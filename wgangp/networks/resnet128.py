@@ -1,7 +1,7 @@
 """The ResNet pair for 128 x 128 images in [-1, 1].
 
-Paper: figure 4, LSUN bedrooms; the paper does not give the layers, and the released code does not have them. They are in
-the authors' working repository, igul222/nn (commit d54aafd), experiments/wgan/wgan_imagenet128.py lines 33-43 and
+Paper: figure 4, LSUN bedrooms. The paper does not give the layers, and the released code does not have them. They are
+in the authors' working repository, igul222/nn (commit d54aafd), experiments/wgan/wgan_imagenet128.py lines 33-43 and
 66-202, for ImageNet. Differs: batch norm uses the whole batch; there each of eight devices uses its eighth. Nearest-
 neighbor upsampling and a convolution are computed as one transposed convolution, and a 1x1 convolution at the lower
 resolution: the same function, in less arithmetic.
@@ -96,7 +96,7 @@ class _Up(nn.Module):
 
 
 class _Down(nn.Module):
-    """x -> conv1(pool(x)) + conv(relu(norm(conv(relu(norm(x)))))), with layer norm. The last convolution has stride 2."""
+    """x -> conv1(pool(x)) + conv(relu(norm(conv(relu(norm(x)))))), with layer norm. The second conv has stride 2."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
