@@ -165,6 +165,9 @@ class TestTrain:
             (["optim.lr=-1"], "optim.lr = -1: must be >= 0"),
             (["experiment=mnist", "data.root=nowhere"], "data.root=FOLDER, where FOLDER/MNIST/raw has"),
             (["networks=mnist"], "choose data= and networks= that belong together"),
+            (["networks=zoo/nope"], "networks=zoo/nope: networks is one of cifar_dcgan"),
+            (["networks=nope"], "zoo/dcgan, zoo/gated, zoo/good"),
+            (["experiment=nope"], "experiment=nope: experiment is one of"),
             (["data._target_=os.system"], "only names under"),
             (["run_dir=kept"], "not empty and not a run folder"),
             (["experiment=cifar_dcgan", "budget=huge"], "budget = huge: must be one of cpu, paper"),
@@ -427,8 +430,8 @@ class TestHelp:
         groups = [key for group in groups for key in group if (CONF / key).is_dir()]
         assert bool(groups) == (name in ("train", "reproduce"))
         for group in groups:
-            for file in (CONF / group).glob("*.yaml"):
-                assert f"{group}={file.stem}" in choices
+            for file in (CONF / group).rglob("*.yaml"):
+                assert f"{group}={file.relative_to(CONF / group).with_suffix('')}" in choices
                 if group != "experiment":
                     keys = cli._flatten_keys(OmegaConf.to_container(OmegaConf.load(file)), f"{group}.")
                     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}

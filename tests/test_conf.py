@@ -10,24 +10,28 @@ from omegaconf import OmegaConf
 from wgangp import NormalizedGradientDescent
 from wgangp.config import CONF, TRUSTED
 
-CHOICES = [
-    f"{p.parent.relative_to(CONF)}={p.stem}"
-    for p in sorted(CONF.rglob("*.yaml"))
-    if p.parent != CONF and p.parent.name != "figure"  # these are in tests/test_figures.py
+PATHS = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
+CHOICES = [  # networks=mlp, networks=zoo/good; the figures are in tests/test_figures.py
+    f"{path.parts[0]}={'/'.join(path.parts[1:])}" for path in PATHS if path.parts[0] != "figure"
 ]
+SLOW = ("networks=zoo/resnet101",)
 SHORT = ("train.steps=1", "train.batch_size=4", "train.report_size=4", "train.critic_steps=2", "device=cpu")
-PARTNERS = {  # choice -> the choice that fits it
+PARTNERS = {  # choice -> the choice that fits it, and its settings
     "loss=acgan": "experiment=cifar_resnet_conditional",
     "networks=mnist": "data=mnist",
     "networks=cifar_dcgan": "data=cifar10",
     "networks=cifar_resnet": "data=image_folder",
     "networks=deep_dcgan": "data=image_folder",
     "networks=stacked_mnist": "data=stacked_mnist",
+    "networks=resnet128": "data=image_folder data.size=128",
     "data=mnist": "networks=mnist",
     "data=fashion_mnist": "networks=mnist",
     "data=cifar10": "networks=cifar_dcgan",
     "data=image_folder": "networks=cifar_resnet",
     "data=stacked_mnist": "networks=stacked_mnist",
+    "experiment=architectures": "data=image_folder",
+    "experiment=resnet128": "data=image_folder",
+    **{choice: "data=image_folder data.size=64" for choice in CHOICES if choice.startswith("networks=zoo/")},
 }
 OVERRIDES = [
     ("penalty.weight=0.1",),
@@ -49,7 +53,7 @@ def no_curves(path, records, target):
     pass
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CHOICES])
 def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, small_pictures, small_cifar, choice):
     # Every kind of data is drawn. The curves of the log, which take most of the time, are not.
     if choice.startswith("data="):
@@ -57,7 +61,7 @@ def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, smal
     else:
         use_quick_pictures(monkeypatch)
     partner = PARTNERS.get(choice, "")
-    cfg = configure(*SHORT, choice, *filter(None, [partner]))
+    cfg = configure(*SHORT, choice, *partner.split())
     if "root" in cfg.data or OmegaConf.is_missing(cfg.data, "root"):
         cfg.data.root = str(small_pictures if "image_folder" in choice + partner else small_mnist)
     if choice == "data=korotin":
@@ -181,6 +185,8 @@ def test_conditional_resnet_has_the_settings_of_the_released_code(configure):
         ("cifar_resnet_conditional", 300, 100_000),
         ("random_architectures", None, None),
         ("stacked_mnist", None, None),
+        ("architectures", None, None),
+        ("resnet128", 300, 200_000),
     ],
 )
 def test_experiments_have_the_decay_of_the_released_code_and_no_average(configure, experiment, cpu, paper):

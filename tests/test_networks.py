@@ -1,10 +1,13 @@
+import importlib
 import math
+import pkgutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from wgangp import networks
 from wgangp.networks import layers
 from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
@@ -359,3 +362,44 @@ def test_synchronized_batch_norm_of_one_rank_equals_batch_norm():
         torch.testing.assert_close(conditional(x.double(), y), expected, atol=1e-12, rtol=0)
     finally:
         torch.distributed.destroy_process_group()
+
+
+NETWORKS = [
+    getattr(module, name)
+    for info in pkgutil.iter_modules(networks.__path__)
+    for module in [importlib.import_module(f"wgangp.networks.{info.name}")]
+    for name in module.__all__
+    if name.endswith(("Generator", "Critic"))
+]
+SHAPES = ((2,), IMAGE, COLOR, (3, 64, 64), (3, 128, 128))  # a network takes one of them
+
+
+def build_any(network):
+    for shape in SHAPES:
+        try:
+            return network(shape, width=4).double(), shape
+        except ValueError:
+            continue
+    raise AssertionError(f"no shape fits {network.__name__}: add its shape to SHAPES")
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
+def test_no_module_of_a_network_changes_its_input_in_place(network):
+    """An activation in place would overwrite the skip of a residual block."""
+    module, shape = build_any(network)
+    before, changed = {}, []
+
+    def remember(part, inputs):
+        before[part] = [x.clone() for x in inputs]
+
+    def compare(part, inputs, output):
+        if not all(torch.equal(x, old) for x, old in zip(inputs, before[part], strict=True)):
+            changed.append(part)
+
+    for part in module.modules():
+        part.register_forward_pre_hook(remember)
+        part.register_forward_hook(compare)
+    x = torch.randn(3, getattr(module, "latent_dim", 0)) if hasattr(module, "latent_dim") else torch.randn(3, *shape)
+    y = [torch.arange(3)] * bool(getattr(module, "classes", 0))
+    module(x.double(), *y)
+    assert len(before) > 3 and not changed

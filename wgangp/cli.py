@@ -208,19 +208,15 @@ def explain_keys(command: str) -> str:
     root = config.CONF / f"{COMMANDS[command][0]}.yaml"
     groups = re.findall(r"^  - (\w+):", root.read_text(), re.MULTILINE)
     lines: list[str] = []
-    for path in (root, *(path for group in groups for path in sorted((config.CONF / group).glob("*.yaml")))):
+    choices = [(group, name, path) for group in groups for name, path in _list_choices(group).items()]
+    for group, name, path in (("", "", root), *choices):
         header, body = re.match(r"((?:# .*\n)+)((?s:.*))", path.read_text()).groups()
-        titles, group, prefix = header.replace("# ", "").splitlines(), path.parent.name, ""
+        titles, prefix = header.replace("# ", "").splitlines(), ""
         if path is root:
-            lines += [
-                *titles,
-                "",
-                "Keys and choices. A choice lists the keys that are new or have another default:",
-                "",
-            ]
+            lines += [*titles, "", "Keys and choices. A choice lists keys that are new or have another default:", ""]
         else:
             title = next(line for line in titles if not line.startswith(("@package", "python ")))
-            lines.append(f"{f'{group}={path.stem}':<36} {title}")
+            lines.append(f"{f'{group}={name}':<36} {title}")
             prefix = f"  {group}."
         block = ""
         for indent, key, value, comment in re.findall(r"^( *)(\w+):(?: (.*?))??(?: # (.*))?$", body, re.MULTILINE):
@@ -234,6 +230,12 @@ def explain_keys(command: str) -> str:
         "-m: one job per value of key=1,2. --cfg job: prints the config, runs nothing. --hydra-help: Hydra's help",
     ]
     return "\n".join(lines)
+
+
+def _list_choices(group: str) -> dict[str, Path]:
+    """Return the choices of a group with their files. A choice in a folder of the group is called FOLDER/NAME."""
+    folder = config.CONF / group
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 @contextmanager
@@ -262,7 +264,7 @@ def _check_overrides(overrides: list[str]) -> None:
         for value in values if key in FOLDERS else ():
             _check_folder(key, value)
         group, _, name = key.partition(".")
-        choices = sorted(path.stem for path in (config.CONF / key).glob("*.yaml")) if key else []
+        choices = list(_list_choices(key)) if key else []
         instead = f"; for none, write {NONE[group]}" if group in NONE else ""
         can_delete = key == "experiment" or group.startswith("hydra") or (group in config.TRUSTED and name)
         if not key:
@@ -298,6 +300,9 @@ def _explain(error: Exception, config_name: str) -> str:
         return text
     schema = SCHEMAS[config_name]
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    absent = re.match("Could not find '([a-z]+)/(.*)'", text)
+    if absent and (choices := _list_choices(absent[1])):
+        return f"{absent[1]}={absent[2]}: {absent[1]} is one of {', '.join(choices)}"
     key = str(cause.full_key) if cause else "".join(re.findall(r"full_key: (\S+)", text)[:1])
     merged, unknown = re.match("Error merging override (.*)", text), re.match("Could not override '(.*)'", text)
     if unknown:
@@ -317,7 +322,7 @@ def _explain_unknown(key: str, schema: type, config_name: str) -> str:
         return f"the config has no key {key}: begin a config of your own with defaults: [{config_name}, _self_]"
     if siblings is not None:
         return explain_key(schema, key)
-    choices = [path.stem for path in sorted((config.CONF / group).glob("*.yaml")) if f"\n{name}:" in path.read_text()]
+    choices = [choice for choice, path in _list_choices(group).items() if f"\n{name}:" in path.read_text()]
     if choices:
         return f"the config has no key {key}. Choices that have it: {', '.join(f'{group}={c}' for c in choices)}"
     return f"the config has no key {key}. An option of no config file needs a plus: +{key}=VALUE"

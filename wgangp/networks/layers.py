@@ -22,15 +22,19 @@ __all__ = [
     "Conv2d",
     "ConvMeanPool",
     "ConvTranspose2d",
+    "Gate",
     "LayerNorm",
     "LeakyReLU",
     "ReLU",
+    "SubpixelConv",
     "UpsampleConv",
     "check_classes",
     "check_labels",
+    "build_norm",
     "check_shape",
     "check_sizes",
     "linear",
+    "set_std_",
 ]
 
 
@@ -66,6 +70,16 @@ class ReLU(LeakyReLU):
         super().__init__(slope=0.0)
 
 
+class Gate(nn.Module):
+    """x (B, 2C, *) -> sigmoid(x_0, x_2, ...) * tanh(x_1, x_3, ...), (B, C, *): even channels gate the odd ones.
+
+    Paper: released gan_64x64.py, pixcnn_gated_nonlinearity (line 92), and the slices with which it is called.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, ::2].sigmoid() * x[:, 1::2].tanh()
+
+
 def linear(fan_in: int, fan_out: int, init: str = "glorot") -> nn.Linear:
     """Return nn.Linear with the initial weights of the released code: init "glorot" or "he"."""
     layer = nn.Linear(fan_in, fan_out)
@@ -80,11 +94,20 @@ class Conv2d(nn.Conv2d):
     nn.Conv2d(k=5, stride=2, padding=2) has the same output shape, but its grid is shifted by one pixel.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, gain: float = 2.0) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        gain: float = 2.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, bias=bias)
         fans = in_channels * kernel**2 + out_channels * kernel**2 / stride**2
         _uniform_(self.weight, math.sqrt(2 * gain / fans))
-        nn.init.zeros_(self.bias)
+        if bias:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         (top, bottom), (left, right) = (self._same(size) for size in x.shape[-2:])
@@ -116,14 +139,33 @@ class ConvMeanPool(Conv2d):
 
 
 class UpsampleConv(Conv2d):
-    """Nearest-neighbor upsampling to 2H x 2W followed by a 3x3 convolution, computed as one transposed convolution."""
+    """Nearest-neighbor upsampling to 2H x 2W followed by a k x k convolution, computed as one transposed convolution.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel=3)
+    Every pixel of the output is then a sum over (k + 1)^2 / 4 pixels in place of k^2. The kernel is odd.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 3, gain: float = 2.0, bias: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, gain=gain, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = _four_shifts(self.weight).flip(2, 3).transpose(0, 1)
-        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=self.kernel_size[0] // 2)
+
+
+class SubpixelConv(Conv2d):
+    """A convolution to 4 out_channels, of which each group of four is a 2x2 square of the output: (.., 2H, 2W).
+
+    Paper: released gan_64x64.py, SubpixelConv2D (line 95). Differs: torch has the four filters of an output channel
+    next to each other, TensorFlow has them out_channels apart. The initial values have the same distribution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, gain: float = 2.0) -> None:
+        super().__init__(in_channels, 4 * out_channels, kernel, gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(super().forward(x), 2)
 
 
 class Conv1d(nn.Conv1d):
@@ -136,14 +178,15 @@ class Conv1d(nn.Conv1d):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """TensorFlow's conv2d_transpose with SAME padding, 5x5, stride 2: output 2H x 2W.
+    """TensorFlow's conv2d_transpose with SAME padding and stride 2: output 2H x 2W. The kernel is odd.
 
-    It is the gradient of the SAME convolution above. padding=2, output_padding=1 has the same shape, but other values.
+    It is the gradient of the SAME convolution above. 5x5 with padding=2, output_padding=1 has the same shape, but other
+    values.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, gain: float = 2.0) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=5, stride=2, padding=1)
-        fans = in_channels * 5**2 / 2**2 + out_channels * 5**2
+    def __init__(self, in_channels: int, out_channels: int, gain: float = 2.0, kernel: int = 5) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride=2, padding=(kernel - 2) // 2)
+        fans = in_channels * kernel**2 / 2**2 + out_channels * kernel**2
         _uniform_(self.weight, math.sqrt(2 * gain / fans))
         nn.init.zeros_(self.bias)
 
@@ -213,6 +256,14 @@ class LayerNorm(nn.GroupNorm):
         super().__init__(1, features)
 
 
+def build_norm(kind: str, features: int) -> list[nn.Module]:
+    """Return the modules of a norm: "batch" or "layer", or an empty list for "none"."""
+    kinds = {"batch": BatchNorm, "layer": LayerNorm, "none": None}
+    if kind not in kinds:
+        raise ValueError(f"norm = {kind}: must be one of {', '.join(kinds)}")
+    return [kinds[kind](features)] if kinds[kind] else []
+
+
 class _SumOverRanks(torch.autograd.Function):
     """The sum over ranks. Its gradient is the sum of the gradients of the ranks."""
 
@@ -232,7 +283,7 @@ def _mean_over_ranks(x: Tensor) -> Tensor:
 
 
 def _four_shifts(kernel: Tensor) -> Tensor:
-    """Sum a kernel (.., 3, 3) at its four possible positions in a 4x4 kernel (.., 4, 4)."""
+    """Sum a kernel (.., k, k) at its four possible positions in a larger kernel (.., k + 1, k + 1)."""
     wide = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))
     return F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
 
@@ -266,6 +317,16 @@ def check_labels(network: str, classes: int, y: tuple[Tensor, ...]) -> None:
             f"{network} has {classes} classes, got {len(y)} tensors of labels: give labels (B,) if and only if it has"
             " classes"
         )
+
+
+def set_std_(network: nn.Module, std: float) -> None:
+    """Draw the weights of all linear layers and convolutions anew: uniform, with this standard deviation.
+
+    Paper: released code, set_weights_stdev.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
+            _uniform_(module.weight, std)
 
 
 def _uniform_(weight: Tensor, std: float) -> None:
