@@ -285,7 +285,7 @@ class TestFigure:
     def test_digits_survive_the_record(self, figure, tmp_path):
         x = torch.rand(16, 1, 28, 28)
         axes = AxesDouble()
-        runs = [{"samples": mistakes.encode_pictures(tmp_path, x), "slope": 1.0, "distance": 2.0}]
+        runs = [{"samples": mistakes.encode_pictures(tmp_path, x, (0, 1)), "slope": 1.0, "distance": 2.0}]
         mistakes.draw_panel(axes, DIGITS, "right", runs)
         assert (axes.image[1:29, 1:29] == to_bytes(x, (0, 1))[0, :, :, 0].numpy()).all()
         assert axes.label == "slope 1\ndistance 2"

@@ -18,7 +18,7 @@ from torch import nn
 from wgangp import GradientPenalty, check_per_sample
 from wgangp.compiled import build_computation
 from wgangp.config import build
-from wgangp.figures import random_architectures
+from wgangp.figures import image_runs, random_architectures
 from wgangp.figures.random_architectures import METHODS, RandomArchitectures, draw_architecture
 from wgangp.losses import Wasserstein
 from wgangp.metrics.sliced import sliced_wasserstein
@@ -257,7 +257,7 @@ class TestFigure:
             def fail(folder, overrides, message=message):
                 raise ValueError(message)
 
-            monkeypatch.setattr(random_architectures, "train_command", fail)
+            monkeypatch.setattr(image_runs, "train_command", fail)
             if "finite" in message:
                 numbers = figure.measure({"draw": 0, "method": "GAN"}, 0, tmp_path, CPU)
                 assert numbers == {"finite": False, "distance": None, "floor": None}

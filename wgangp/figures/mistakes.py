@@ -3,8 +3,6 @@
 textbook.py has the code with the mistakes.
 """
 
-import base64
-import io
 import math
 import statistics
 import textwrap
@@ -12,21 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from wgangp.box import lipschitz_on_box
 from wgangp.data.images import Images, mnist
 from wgangp.data.toy import Toy, gaussians8
 from wgangp.figures.common import DEPTH, count_seeds, select, train_critic
+from wgangp.figures.image_runs import draw_pictures, encode_pictures
 from wgangp.figures.textbook import LAMBDA, VERSIONS, Version, insert_batch_norm, penalize, to_pictures, train_pair
 from wgangp.lipschitz import corrected_wasserstein, slope_statistics
 from wgangp.networks.dcgan import MNISTCritic, MNISTGenerator
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import GradientPenalty
-from wgangp.plots import draw_points, open_figure, save_image_grid
+from wgangp.plots import draw_points, open_figure
 from wgangp.seeds import draw_latent, initialize, rng_for
 from wgangp.transport import wasserstein1
 
@@ -86,7 +83,7 @@ class Mistakes:
         else:
             new_critic = initialize(lambda: build_critic(data, width), seed, "new critic").to(device)
             record["distance"] = measure_distance(new_critic, generator, data, real, fake, self.lr, size, seed)
-            record["samples"] = encode_pictures(folder, fake[:16])
+            record["samples"] = encode_pictures(folder, fake[:16], (0.0, 1.0))
         return record
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
@@ -205,13 +202,6 @@ def measure_distance(
     return corrected_wasserstein(max(gap, 0.0), LAMBDA)
 
 
-def encode_pictures(folder: Path, x: Tensor) -> str:
-    """Save pictures as one PNG in the folder, and return the file as text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_image_grid(folder / "samples.png", x, (0.0, 1.0))
-    return base64.b64encode((folder / "samples.png").read_bytes()).decode()
-
-
 def draw_panel(axes: Any, data: str, mistake: str, runs: list[dict[str, Any]]) -> None:
     """Draw the samples of the first run, with the slope and the distance of all runs under them."""
     samples = runs[0]["samples"]
@@ -220,7 +210,7 @@ def draw_panel(axes: Any, data: str, mistake: str, runs: list[dict[str, Any]]) -
         axes.text(0.5, 0.5, f"not finite\nafter {runs[0]['stopped']:,}\nupdates", ha="center", va="center")
         axes.set_box_aspect(1)
     elif data == DIGITS:
-        axes.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(samples)))), "gray", vmin=0, vmax=255)
+        draw_pictures(axes, samples)
     else:
         (real,) = gaussians8().batch(0, DRAWN, runs[0]["seed"], "heldout")
         draw_points(axes, real, torch.tensor(samples), size=2)

@@ -1,22 +1,25 @@
 """Tables 1 and 2: random architectures, each trained as GAN and as WGAN-GP, and how many of them succeed."""
 
 import json
-import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from wgangp.checkpoint import write_atomic
-from wgangp.figures.common import count_seeds, format_spread, select
-from wgangp.figures.study import train_command
-from wgangp.metrics.sliced import sliced_wasserstein
+from wgangp.figures.common import count_seeds, select
+from wgangp.figures.image_runs import (
+    NEVER,
+    compute_ratio,
+    format_ratios,
+    list_data_options,
+    score_images,
+    train_finite,
+)
 from wgangp.plots import open_figure
-from wgangp.runs import Run
-from wgangp.seeds import draw_latent, rng_for
+from wgangp.seeds import rng_for
 
 __all__ = ["RandomArchitectures", "draw_architecture"]
 
@@ -38,7 +41,6 @@ METHODS = {  # overrides of experiment=random_architectures; the norm that a cri
     "WGAN-GP": ({}, "layer"),
 }
 FACTORS = (2, 3, 5, 10)  # a run succeeds if its distance is at most this often the floor
-NEVER = 10**9
 
 
 def draw_architecture(draw: int, method: str, widths: tuple[int, ...] | list[int] = WIDTHS) -> dict[str, Any]:
@@ -110,18 +112,14 @@ class RandomArchitectures:
     def measure(self, cell: dict[str, Any], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
         sizes = [f"train.batch_size={self.batch_size}", f"train.report_size={self.samples}"]
         every = [f"train.{name}_every={self.steps}" for name in ("log", "sample", "checkpoint")]
-        data = [f"data={self.data}"] + ["data.size=32"] * (self.data == "image_folder")
-        data += [] if self.data_root is None else [f"data.root={self.data_root}"]
+        data = list_data_options(self.data, self.data_root, 32)
         overrides = [*self.list_overrides(**cell), f"seed={seed}"]
         folder.mkdir(parents=True, exist_ok=True)
         # A list of overrides, as Hydra writes them. The folder has no config.yaml: see wgangp/figures/__init__.py
         write_atomic(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides))
         others = [*sizes, *every, f"train.lipschitz_every={NEVER}", f"device={device}"]
-        try:
-            run = train_command(folder, [*overrides, *data, *others])
-        except ValueError as error:
-            if "is not finite" not in str(error):
-                raise
+        run = train_finite(folder, [*overrides, *data, *others])
+        if run is None:
             return {"finite": False, "distance": None, "floor": None}
         return {"finite": True} | score_images(run, self.samples, self.batch_size)
 
@@ -130,7 +128,7 @@ class RandomArchitectures:
             curves, points = figure.subplots(1, 2)
             for method, marker in zip(METHODS, "ox", strict=True):
                 runs = select(records, method=method)
-                finite = sorted((_compute_ratio(run), run["draw"]) for run in runs if run["finite"])
+                finite = sorted((compute_ratio(run), run["draw"]) for run in runs if run["finite"])
                 ratios, draws = ([pair[i] for pair in finite] for i in (0, 1))
                 shares = [(i + 1) / len(runs) for i in range(len(ratios))]
                 curves.step([*ratios[:1], *ratios], [0, *shares][: len(ratios) + 1], where="post", label=method)
@@ -152,7 +150,7 @@ class RandomArchitectures:
         for draw in range(self.draws):
             runs = {method: select(records, draw=draw, method=method) for method in METHODS}
             commands = [f"`scripts/train.py {shlex.join(self.list_overrides(draw, method))}`" for method in METHODS]
-            ratios = {method: _format_ratios(runs[method]) for method in METHODS}
+            ratios = {method: format_ratios(runs[method]) for method in METHODS}
             rows.append({"draw": f"{draw}", **ratios, "success": "", "command": "<br>".join(commands)})
         pairs = _pair_ratios(records)
         for factor in FACTORS:
@@ -165,39 +163,10 @@ class RandomArchitectures:
         return rows
 
 
-def score_images(run: Run, count: int, batch_size: int) -> dict[str, float]:
-    """Compute the distance of `count` samples to held-out images, and the floor, that of training images to them.
-
-    Samples are drawn in batches of the training: batch norm uses the statistics of the batch.
-    """
-    device = next(run.generator.parameters()).device
-    with torch.no_grad():
-        parts = [
-            run.generator(*draw_latent(run.generator, batch_size, run.seed, k, "figure", device))
-            for k in range(math.ceil(count / batch_size))
-        ]
-    train, held_out = (run.data.batch(0, count, run.seed, split, purpose="figure")[0] for split in ("train", "heldout"))
-
-    def measure(x: Tensor) -> float:
-        return sliced_wasserstein(x, held_out, rng=rng_for(0, 0, "figure/directions", device))
-
-    return {"distance": measure(torch.cat(parts)[:count]), "floor": measure(train)}
-
-
-def _compute_ratio(record: dict[str, Any]) -> float:
-    """Return distance / floor of a run; inf if it was not finite."""
-    return record["distance"] / record["floor"] if record["finite"] else math.inf
-
-
 def _pair_ratios(records: list[dict[str, Any]]) -> list[tuple[float, ...]]:
     """Return the ratios of both methods, in the order of METHODS, for every draw and seed."""
-    runs = {(r["draw"], r["seed"], r["method"]): _compute_ratio(r) for r in records}
+    runs = {(r["draw"], r["seed"], r["method"]): compute_ratio(r) for r in records}
     return [tuple(runs[draw, seed, m] for m in METHODS) for draw, seed in dict.fromkeys(key[:2] for key in runs)]
-
-
-def _format_ratios(records: list[dict[str, Any]]) -> str:
-    ratios = [_compute_ratio(record) for record in records]
-    return format_spread(ratios, ".1f") if all(map(math.isfinite, ratios)) else "not finite"
 
 
 def _format_value(value: Any) -> str:

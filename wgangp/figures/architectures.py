@@ -1,0 +1,132 @@
+"""Figure 2: eight pairs of networks for 64 x 64 images, each trained with four losses."""
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wgangp.figures.common import count_seeds, select
+from wgangp.figures.image_runs import (
+    NEVER,
+    draw_pictures,
+    draw_samples,
+    encode_pictures,
+    format_ratios,
+    list_data_options,
+    score_images,
+    train_finite,
+)
+from wgangp.plots import open_figure
+
+__all__ = ["Architectures"]
+
+PAIRS = {  # title in the picture -> networks=zoo/NAME. Paper: the rows of figure 2, and the pair "Good" of gan_64x64.py
+    "released default": "good",
+    "DCGAN": "dcgan",
+    "generator without batch norm, constant number of filters": "constant_filters",
+    "generator: MLP of 4 layers of 512": "mlp",
+    "no normalization": "no_norm",
+    "gated nonlinearities": "gated",
+    "tanh": "tanh",
+    "101-layer ResNet": "resnet101",
+}
+BATCH_NORM = "networks.critic.norm=batch"  # of critics without a penalty. zoo/no_norm has none
+LOSSES = {  # column -> overrides of experiment=architectures
+    "DCGAN": ["loss=non_saturating", "optim=adam_dcgan", "train.critic_steps=1", "penalty.weight=0", BATCH_NORM],
+    "LSGAN": [
+        *("loss=least_squares", "optim=rmsprop", "optim.lr=1e-4"),
+        *("train.critic_steps=1", "penalty.weight=0", BATCH_NORM),
+    ],
+    "WGAN, clipping": ["optim=rmsprop", "clip.weights=0.01", "penalty.weight=0", BATCH_NORM],
+    "WGAN-GP": [],
+}
+SHOWN, COLUMNS = 8, 4  # samples per panel
+
+
+@dataclass(frozen=True)
+class Architectures:
+    """Every pair of networks with every loss, with one set of hyperparameters per loss.
+
+    Paper: figure 2 shows seven pairs, LSUN bedrooms, 200,000 generator updates; the released gan_64x64.py has ImageNet.
+    Differs: any folder of images.
+
+    Args:
+        pairs, losses: names from PAIRS and LOSSES.
+        width: of both networks.
+        steps: generator updates.
+        batch_size: samples of each kind per update.
+        samples: samples of each kind for the distance, and per line of the log.
+        data_root: a folder of images. They are resized to 64 x 64; every tenth is held out.
+    """
+
+    pairs: list[str]
+    losses: list[str]
+    width: int
+    steps: int
+    batch_size: int
+    samples: int
+    data_root: str
+
+    def __post_init__(self) -> None:
+        for key, known in (("pairs", PAIRS), ("losses", LOSSES)):
+            names = getattr(self, key)
+            if not names or not set(names) <= set(known) or len(set(names)) < len(names):
+                raise ValueError(
+                    f"figure.{key} = {list(names)}: one or more of {', '.join(map(repr, known))}, once each"
+                )
+
+    def cells(self) -> list[dict[str, str]]:
+        return [{"pair": pair, "loss": loss} for pair in self.pairs for loss in self.losses]
+
+    def list_overrides(self, pair: str, loss: str) -> list[str]:
+        """Return what a cell adds to the command scripts/train.py experiment=architectures, without sizes and data."""
+        own = [override for override in LOSSES[loss] if (pair, override) != ("no normalization", BATCH_NORM)]
+        return [f"networks=zoo/{PAIRS[pair]}", *own]
+
+    def measure(self, cell: dict[str, str], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
+        widths = [f"networks.{network}.width={self.width}" for network in ("generator", "critic")]
+        sizes = {"steps": self.steps, "batch_size": self.batch_size, "report_size": self.samples}
+        every = [f"train.{name}_every={max(1, self.steps // 4)}" for name in ("log", "sample", "checkpoint")]
+        data = list_data_options("image_folder", self.data_root, 64)
+        others = [*widths, *(f"train.{name}={size}" for name, size in sizes.items()), *every]
+        others += [f"train.lipschitz_every={NEVER}", f"seed={seed}", f"device={device}"]
+        run = train_finite(folder, ["experiment=architectures", *self.list_overrides(**cell), *data, *others])
+        if run is None:
+            return {"finite": False, "distance": None, "floor": None, "pictures": None}
+        shown = draw_samples(run, SHOWN, self.batch_size)
+        pictures = encode_pictures(folder, shown, run.data.span, COLUMNS)
+        return {"finite": True, **score_images(run, self.samples, self.batch_size), "pictures": pictures}
+
+    def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
+        with open_figure(path, 1.25 * len(self.pairs) + 0.7) as figure:
+            panels = figure.subplots(len(self.pairs), len(self.losses), squeeze=False)
+            for row, pair in zip(panels, self.pairs, strict=True):
+                for axes, loss in zip(row, self.losses, strict=True):
+                    runs = select(records, pair=pair, loss=loss)
+                    if runs[0]["pictures"] is None:
+                        axes.text(0.5, 0.5, "not finite", ha="center", va="center")
+                        axes.set(xticks=[], yticks=[])
+                        axes.set_box_aspect(SHOWN / COLUMNS / COLUMNS)
+                    else:
+                        draw_pictures(axes, runs[0]["pictures"])
+                    axes.set_xlabel(f"distance / floor {format_ratios(runs)}", labelpad=2)
+                row[0].set_ylabel("\n".join(textwrap.wrap(pair, 18)), rotation=0, ha="right", va="center")
+            for axes, loss in zip(panels[0], self.losses, strict=True):
+                axes.set_title(loss)
+            figure.suptitle(
+                f"Samples after {self.steps:,} generator updates, width {self.width}, batch {self.batch_size}"
+                f" ({count_seeds(records)})\ndistance: sliced W1 to held-out images; floor: of training images to them"
+            )
+
+    def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
+        rows = [
+            {
+                "networks": f"{pair} (`networks=zoo/{PAIRS[pair]}`)",
+                **{loss: format_ratios(select(records, pair=pair, loss=loss)) for loss in self.losses},
+            }
+            for pair in self.pairs
+        ]
+        commands = {loss: f"`{' '.join(LOSSES[loss])}`" if LOSSES[loss] else "" for loss in self.losses}
+        return [*rows, {"networks": "added to `experiment=architectures`", **commands}]
