@@ -32,7 +32,8 @@ GENERATORS = (
     *(GatedGenerator, GoodGenerator, ResNet101Generator),
 )
 HEADER = (ROOT / "conf" / "experiment" / "architectures.yaml").read_text().split("defaults:")[0]
-COMMANDS = re.findall(
+COMMAND = "python scripts/train.py experiment=architectures data.root=FOLDER"
+COMMANDS = re.findall(rf"^# (\w+):\n# {COMMAND} (.*)$", HEADER, re.MULTILINE)
     r"^# (\w+):\n# python scripts/train.py experiment=architectures data.root=FOLDER (.*)$", HEADER, re.M
 )
 LOSSES = {"wgan-gp": [], **{name: shlex.split(overrides) for name, overrides in COMMANDS}}
