@@ -300,7 +300,7 @@ def _explain(error: Exception, config_name: str) -> str:
         return text
     schema = SCHEMAS[config_name]
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
-    absent = re.match("Could not find '([a-z]+)/(.*)'", text)
+    absent = re.search("Could not find '([a-z]+)/(.*)'", text)
     if absent and (choices := _list_choices(absent[1])):
         return f"{absent[1]}={absent[2]}: {absent[1]} is one of {', '.join(choices)}"
     key = str(cause.full_key) if cause else "".join(re.findall(r"full_key: (\S+)", text)[:1])
