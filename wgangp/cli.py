@@ -99,7 +99,7 @@ def run_train(cfg: DictConfig) -> float | None:
     if not world.first:
         return None
     print(f"finished: {step} generator updates")
-    newest = max((folder / "samples").glob("*.png"), default=None)
+    newest = max((folder / "samples").glob("[0-9]*"), default=None)
     if newest is not None:
         print(f"pictures: {newest}\n          {folder / 'curves.png'}")
     if cfg.objective is None:

@@ -167,6 +167,7 @@ def save_curves(path: Path, records: list[dict[str, Any]], target: float) -> Non
         "mean slope ||grad D||": {k: f"slope_{k}_mean" for k in ("real", "fake", "interpolates")},
         "Lipschitz constant, lower bound": {"largest quotient": "largest_quotient"},
         "covered modes": {"modes": "modes"},
+        "Jensen-Shannon divergence of n-grams (bits)": {f"n = {n}": f"js{n}" for n in range(1, 5)},
     }
     logged = {title: {k: v for k, v in lines.items() if v in records[0]} for title, lines in panels.items()}
     panels = {title: lines for title, lines in logged.items() if lines}
