@@ -17,7 +17,7 @@ from wgangp import plots
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz
 from wgangp.checks import compute_scores, is_random
-from wgangp.data.text import decode
+from wgangp.data.text import write_lines
 from wgangp.gradients import total_norm
 from wgangp.lipschitz import corrected_wasserstein, expected_slope, largest_quotient, slope_statistics
 from wgangp.logs import read_metrics
@@ -155,8 +155,7 @@ def picture(folder: Path, run: Run, step: int) -> None:
     elif in_plane:  # with labels there is one value surface per class, so that only the points are drawn
         plots.save_points(path, fake, run.data.span, f"{step} generator updates")
     elif hasattr(run.data, "symbols"):
-        lines = decode(fake.argmax(1), run.data.symbols)
-        path.with_suffix(".txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_lines(path.with_suffix(".txt"), fake, run.data.symbols)
     elif len(run.data.shape) == 3 and run.data.shape[0] in plots.CHANNELS:
         plots.save_image_grid(path, fake.cpu(), run.data.span)
 
