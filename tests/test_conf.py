@@ -20,10 +20,12 @@ PARTNERS = {  # choice -> the choice that fits it
     "networks=mnist": "data=mnist",
     "networks=cifar_dcgan": "data=cifar10",
     "networks=cifar_resnet": "data=image_folder",
+    "networks=language": "data=text",
     "data=mnist": "networks=mnist",
     "data=fashion_mnist": "networks=mnist",
     "data=cifar10": "networks=cifar_dcgan",
     "data=image_folder": "networks=cifar_resnet",
+    "data=text": "networks=language",
 }
 OVERRIDES = [
     ("penalty.weight=0.1",),
@@ -56,6 +58,9 @@ def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, smal
     cfg = configure(*SHORT, choice, *filter(None, [partner]))
     if "root" in cfg.data or OmegaConf.is_missing(cfg.data, "root"):
         cfg.data.root = str(small_pictures if "image_folder" in choice + partner else small_mnist)
+    if OmegaConf.is_missing(cfg.data, "path"):
+        cfg.data.path = str(tmp_path / "text.txt")
+        (tmp_path / "text.txt").write_text("".join(f"line {i}\n" for i in range(40)))
     if choice == "data=korotin":
         np.savez(tmp_path / "pairs.npz", d2_n4_centers=np.eye(4, 2, dtype="f4"), d2_n4_bias=np.zeros(4, dtype="f4"))
         cfg.data.root = str(tmp_path)
@@ -64,7 +69,8 @@ def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, smal
     train_run(cfg, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
     if choice.startswith("data="):
-        assert {p.name for p in (tmp_path / "samples").iterdir()} == {"00000000.png", "00000001.png"}
+        kind = "txt" if choice == "data=text" else "png"
+        assert {p.name for p in (tmp_path / "samples").iterdir()} == {f"00000000.{kind}", f"00000001.{kind}"}
 
 
 @pytest.mark.parametrize("overrides", OVERRIDES, ids=" ".join)
@@ -131,6 +137,7 @@ def test_released_clipping_run_has_batch_norm_and_no_penalty(configure):
         ("mnist_clip", None, None),
         ("cifar_dcgan", None, None),
         ("cifar_resnet", 300, 100_000),
+        ("language", None, None),
     ],
 )
 def test_experiments_have_the_decay_of_the_released_code_and_no_average(configure, experiment, cpu, paper):
@@ -142,7 +149,7 @@ def test_experiments_have_the_decay_of_the_released_code_and_no_average(configur
 
 def test_every_experiment_is_in_the_test_of_its_decay():
     names = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
-    assert names == {"toy_released", "mnist", "mnist_clip", "cifar_dcgan", "cifar_resnet"}
+    assert names == {"toy_released", "mnist", "mnist_clip", "cifar_dcgan", "cifar_resnet", "language"}
 
 
 def test_default_run_decays_until_its_last_update(configure):

@@ -236,4 +236,4 @@ def _tensorboard(folder: Path, start: int) -> Any:
 
 def _format_code(text: str) -> str:
     """Return a text as a code block of Markdown, which TensorBoard shows as it is."""
-    return "".join(f"    {line}\n" for line in text.split("\n"))
+    return "".join(f"    {line}\n" for line in text.removesuffix("\n").split("\n"))
