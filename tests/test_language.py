@@ -186,6 +186,16 @@ def test_samples_are_text_without_the_data_file(trained, settings, text_file, tm
     )
 
 
+def test_experiment_has_the_numbers_of_the_released_code(configure, text_file):
+    for budget, width, rate, critic_steps in (("paper", 512, 1e-4, 10), ("cpu", 64, 5e-4, 5)):
+        cfg = configure("experiment=language", f"data.path={text_file}", f"budget={budget}")
+        assert (cfg.networks.generator.width, cfg.networks.critic.width) == (width, width)
+        assert (cfg.optim.lr, cfg.optim.betas, cfg.train.critic_steps) == (rate, [0.5, 0.9], critic_steps)
+    cfg = configure("experiment=language")
+    assert (cfg.train.steps, cfg.train.batch_size, cfg.penalty.weight, cfg.data.length) == (200_000, 64, 10, 32)
+    assert cfg.networks.generator.latent_dim == 128 and cfg.data.symbols == 257 and not cfg.data.wrap
+
+
 @pytest.mark.parametrize("what", ["interpolation", "animation", "images"])
 def test_text_is_not_drawn(trained, settings, what):
     folder = trained(*settings)
