@@ -71,12 +71,21 @@ def run_folder(output):
 
 
 class TestTrain:
+    def test_prints_the_newest_text(self, command, tmp_path):
+        (tmp_path / "lines.txt").write_text("".join(f"line {i}\n" for i in range(40)))
+        text = ("experiment=language", f"data.path={tmp_path / 'lines.txt'}", "data.length=8", "train.critic_steps=1")
+        output = command("train", *TINY, *text, "train.batch_size=4", "train.report_size=4", "train.steps=1")
+        (folder,) = (command.folder / "runs").iterdir()
+        assert f"samples: runs/{folder.name}/samples/00000001.txt" in output and "data: 36 lines to train on" in output
+        assert folder.name.startswith("language+") and "lines.txt" not in folder.name
+
     def test_creates_a_run_finds_it_and_continues_it(self, command):
         output = command("train", *TINY, "train.steps=2")
         (folder,) = (command.folder / "runs").iterdir()
         assert f"runs/{folder.name}" in output and "finished: 2 generator updates" in output
         assert "00000002.png" in output and (folder / "samples" / "00000002.png").exists()
         assert f"{folder.relative_to(command.folder)}/curves.png" in output and (folder / "curves.png").exists()
+        assert "samples: " in output and "curves: " in output
         assert "%|" not in output  # no progress bar if the output is not a terminal
         assert "finished: 2 generator updates" in command("train", *TINY, "train.steps=2")
         assert "finished: 3 generator updates" in command("train", *TINY[::-1], "train.steps=3", "train.log_every=1")

@@ -24,6 +24,7 @@ PARTNERS = {  # choice -> the choice that fits it, and its settings
     "networks=deep_dcgan": "data=image_folder",
     "networks=stacked_mnist": "data=stacked_mnist",
     "networks=resnet128": "data=image_folder data.size=128",
+    "networks=language": "data=text",
     "data=mnist": "networks=mnist",
     "data=fashion_mnist": "networks=mnist",
     "data=cifar10": "networks=cifar_dcgan",
@@ -32,6 +33,7 @@ PARTNERS = {  # choice -> the choice that fits it, and its settings
     "experiment=architectures": "data=image_folder",
     "experiment=resnet128": "data=image_folder",
     **{choice: "data=image_folder data.size=64" for choice in CHOICES if choice.startswith("networks=zoo/")},
+    "data=text": "networks=language",
 }
 OVERRIDES = [
     ("penalty.weight=0.1",),
@@ -64,6 +66,9 @@ def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, smal
     cfg = configure(*SHORT, choice, *partner.split())
     if "root" in cfg.data or OmegaConf.is_missing(cfg.data, "root"):
         cfg.data.root = str(small_pictures if "image_folder" in choice + partner else small_mnist)
+    if OmegaConf.is_missing(cfg.data, "path"):
+        cfg.data.path = str(tmp_path / "text.txt")
+        (tmp_path / "text.txt").write_text("".join(f"line {i}\n" for i in range(40)))
     if choice == "data=korotin":
         np.savez(tmp_path / "pairs.npz", d2_n4_centers=np.eye(4, 2, dtype="f4"), d2_n4_bias=np.zeros(4, dtype="f4"))
         cfg.data.root = str(tmp_path)
@@ -72,7 +77,8 @@ def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, smal
     train_run(cfg, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
     if choice.startswith("data="):
-        assert {p.name for p in (tmp_path / "samples").iterdir()} == {"00000000.png", "00000001.png"}
+        kind = "txt" if choice == "data=text" else "png"
+        assert {p.name for p in (tmp_path / "samples").iterdir()} == {f"00000000.{kind}", f"00000001.{kind}"}
 
 
 @pytest.mark.parametrize("overrides", OVERRIDES, ids=" ".join)
@@ -187,6 +193,7 @@ def test_conditional_resnet_has_the_settings_of_the_released_code(configure):
         ("stacked_mnist", None, None),
         ("architectures", None, None),
         ("resnet128", 300, 200_000),
+        ("language", None, None),
     ],
 )
 def test_experiments_have_the_decay_of_the_released_code_and_no_average(configure, experiment, cpu, paper):

@@ -108,6 +108,8 @@ NAMES = {
     "largest_quotient": "lipschitz/largest_quotient",
     "expected_slope": "lipschitz/expected_slope",
     "modes": "coverage/modes",
+    "js1": "ngrams/js1",
+    "reference_js4": "ngrams/reference_js4",
     "elapsed_s": "time/elapsed_s",
 }
 
@@ -229,6 +231,22 @@ def test_other_ranks_show_nothing(monkeypatch, terminal):
     progress.update()
     progress.close()
     assert screen.getvalue() == ""
+
+
+def test_tensorboard_shows_samples_of_text_line_by_line(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra is not installed: pip install -e '.[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "00000010.txt").write_text("# one\ntwo\u2028\u00e9\n", encoding="utf-8")
+    log = logs.Log(tmp_path, 0)
+    log.write_picture(10)
+    log.write_picture(20)  # of which there is no file
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (event,) = board.Tensors("samples/text_summary")
+    expected = "    # one\n    two\u2028\u00e9\n"  # a code block of Markdown
+    assert event.step == 10 and event.tensor_proto.string_val[0].decode() == expected
 
 
 def test_log_works_without_tensorboard(tmp_path, monkeypatch):

@@ -99,9 +99,9 @@ def run_train(cfg: DictConfig) -> float | None:
     if not world.first:
         return None
     print(f"finished: {step} generator updates")
-    newest = max((folder / "samples").glob("*.png"), default=None)
+    newest = max((folder / "samples").glob("[0-9]*"), default=None)
     if newest is not None:
-        print(f"pictures: {newest}\n          {folder / 'curves.png'}")
+        print(f"samples: {newest}\ncurves:  {folder / 'curves.png'}")
     if cfg.objective is None:
         return None
     last = read_metrics(folder / "metrics.jsonl")[-1]

@@ -156,7 +156,7 @@ def restore(
     Args:
         step: as in `load_run`.
         read_data, trust: as in `load_run`. The config in the folder cannot change them.
-        data_root: the folder where the data is now; None: where it was during training.
+        data_root: the folder (for text, the file) where the data is now; None: where it was during training.
 
     Raises:
         ValueError: the folder is not a run folder, has no checkpoint yet, or its checkpoint does not fit its config;
@@ -169,21 +169,21 @@ def restore(
     if state is None:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     cfg = OmegaConf.load(folder / "config.yaml")
-    from_files = "root" in cfg.data
+    place = next((name for name in ("root", "path") if name in cfg.data), None)
     if data_root is not None:
-        if not from_files:
+        if place is None:
             raise ValueError(
                 f"data_root = {data_root}: the data of this run is drawn, not read from files. Leave out data_root="
             )
-        cfg.data.root = data_root
-    if from_files and not read_data:
+        cfg.data[place] = data_root
+    if place is not None and not read_data:
         data = Unread(state)
     else:
         data = build(cfg, "data", trust=trust, device=device)
         if state.get("data") != getattr(data, "fingerprint", ""):
             raise ValueError(
                 f"the data is not the data that {folder} was trained on (its sha256 differs): set data_root= to the"
-                " folder with the original data"
+                " folder (for text, the file) with the original data"
             )
     generator, critic = build_networks(cfg, tuple(state["shape"]), device, trust)
     loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))

@@ -47,6 +47,7 @@ GROUPS = {  # metrics whose group in TensorBoard does not follow from their name
     "accuracy_fake": "accuracy",
     "modes": "coverage",
     "high_quality": "coverage",
+    **{f"{kind}js{n}": "ngrams" for kind in ("", "reference_") for n in range(1, 5)},
     "elapsed_s": "time",
 }
 
@@ -82,11 +83,13 @@ class Log:
                 self.board.add_scalar(tensorboard_name(name), value, step)
 
     def write_picture(self, step: int) -> None:
-        """Add samples/STEP.png to TensorBoard. Nothing is done if there is no such picture."""
+        """Add samples/STEP.png or samples/STEP.txt to TensorBoard. Nothing is done if there is neither."""
         path = self.folder / "samples" / f"{step:08d}.png"
         if self.board is not None and path.exists():
             with Image.open(path) as image:
                 self.board.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        if self.board is not None and (path := path.with_suffix(".txt")).exists():
+            self.board.add_text("samples", _format_code(path.read_text(encoding="utf-8")), step)
 
     def close(self) -> None:
         if self.board is not None:
@@ -208,7 +211,7 @@ def describe_hardware(record: dict[str, Any]) -> str:
 def _summarize(values: dict[str, float]) -> dict[str, str]:
     """Return the most important numbers of a line of the log, with names for a person."""
     names = ["wasserstein" if "wasserstein" in values else "critic_loss", "penalty", "slope_interpolates_mean"]
-    names.append("modes" if "modes" in values else "generator_loss")
+    names.append(next((name for name in ("modes", "js4") if name in values), "generator_loss"))
     labels = {"slope_interpolates_mean": "slope"}
     return {labels.get(n, n.replace("_", " ")): f"{values[n]:.4g}" for n in names if n in values}
 
@@ -229,6 +232,10 @@ def _tensorboard(folder: Path, start: int) -> Any:
         return None
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
     if (folder / "config.yaml").exists():
-        config = (folder / "config.yaml").read_text()
-        board.add_text("config", "".join(f"    {line}" for line in config.splitlines(keepends=True)), start)
+        board.add_text("config", _format_code((folder / "config.yaml").read_text()), start)
     return board
+
+
+def _format_code(text: str) -> str:
+    """Return a text as a code block of Markdown, which TensorBoard shows as it is."""
+    return "".join(f"    {line}\n" for line in text.removesuffix("\n").split("\n"))

@@ -168,6 +168,7 @@ def save_curves(path: Path, records: list[dict[str, Any]], target: float) -> Non
         "Lipschitz constant, lower bound": {"largest quotient": "largest_quotient"},
         "covered modes": {"modes": "modes"},
         "accuracy of the critic's classifier": {"real": "accuracy_real", "generated": "accuracy_fake"},
+        "Jensen-Shannon divergence of n-grams (bits)": {f"n = {n}": f"js{n}" for n in range(1, 5)},
     }
     logged = {title: {k: v for k, v in lines.items() if v in records[0]} for title, lines in panels.items()}
     panels = {title: lines for title, lines in logged.items() if lines}

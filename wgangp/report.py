@@ -17,11 +17,13 @@ from wgangp import plots
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz
 from wgangp.checks import compute_scores, is_random
+from wgangp.data.text import write_lines
 from wgangp.gradients import total_norm
 from wgangp.lipschitz import corrected_wasserstein, expected_slope, largest_quotient, slope_statistics
 from wgangp.logs import read_metrics
 from wgangp.losses import merge_terms
 from wgangp.metrics.modes import mode_coverage
+from wgangp.metrics.ngrams import ngram_divergence
 from wgangp.per_sample import check_per_sample
 from wgangp.runs import Run, choose_generator
 from wgangp.seeds import arrange_classes, draw_latent, rng_for, seed_layers
@@ -30,10 +32,10 @@ from wgangp.step import critic_objective, generator_objective
 
 __all__ = ["draw_curves", "leave_unchanged", "lipschitz_report", "picture", "report"]
 
-IMAGES, POINTS = 128, 512  # samples in a picture, all from the same noise at every step
+IMAGES, POINTS = 128, 512  # samples (images or lines of text, points) in a picture, all from the same noise
 QUOTIENT_POINTS = 256  # points of each kind for the Lipschitz report, at most
 LOW_DIMENSION, BOX_TOLERANCE, BOX_CELLS = 3, 0.05, 20_000  # for the interval of the Lipschitz constant: seconds
-COVERAGE_SAMPLES = 10_000  # samples for the mode coverage
+COVERAGE_SAMPLES, NGRAM_SAMPLES = 10_000, 640  # samples for the mode coverage; lines for the n-grams, as released
 
 
 def leave_unchanged(measure: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,8 +63,8 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
     are of both networks after the update, on batches that are drawn for the report. Held-out numbers are of one batch
     here, and of the whole set there.
 
-    Losses, slopes and gradients are of the generator that the critic is trained against. The mode coverage is of the
-    averaged generator, if the run has one.
+    Losses, slopes and gradients are of the generator that the critic is trained against. The mode coverage and the
+    n-grams are of the averaged generator, if the run has one.
     """
     device = next(run.critic.parameters()).device
     values: dict[str, float] = {}
@@ -87,6 +89,11 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
             latent = draw_latent(run.generator, COVERAGE_SAMPLES, run.seed, 0, "coverage", device)
             samples = choose_generator(run)(*latent)
         values |= mode_coverage(samples, run.data.centers, run.data.sd)
+    if hasattr(run.data, "symbols"):
+        with torch.no_grad():
+            latent = draw_latent(run.generator, NGRAM_SAMPLES, run.seed, 0, "ngrams", device)
+            samples = choose_generator(run)(*latent)
+        values |= ngram_divergence(samples.argmax(1), run.data)
     return values
 
 
@@ -131,7 +138,9 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
 
 @leave_unchanged
 def picture(folder: Path, run: Run, step: int) -> None:
-    """Draw samples/STEP.png from noise that is the same at every step. With labels there is one row per class.
+    """Draw samples/STEP.png, or write samples/STEP.txt for text, from noise that is the same at every step.
+
+    With labels there is one row per class.
 
     The samples are of the averaged generator, if the run has one.
     """
@@ -151,6 +160,8 @@ def picture(folder: Path, run: Run, step: int) -> None:
         plots.save_value_surface(path, run.critic, real, fake, run.data.span, f"{step} generator updates")
     elif in_plane:  # with labels there is one value surface per class, so that only the points are drawn
         plots.save_points(path, fake, run.data.span, f"{step} generator updates")
+    elif hasattr(run.data, "symbols"):
+        write_lines(path.with_suffix(".txt"), fake, run.data.symbols)
     elif len(run.data.shape) == 3 and run.data.shape[0] in plots.CHANNELS:
         plots.save_image_grid(path, fake.cpu(), run.data.span, columns=columns)
 

@@ -108,6 +108,7 @@ NOT_COMPUTED = (  # keys that say where, how long and how often. They do not cha
     "trust",
     "device",
     "data.root",
+    "data.path",
     "data.heldout_root",
     "data.memory_gb",
     "data.workers",

@@ -1,4 +1,4 @@
-"""Samples of a trained generator, as a picture, an animation, image files or numbers."""
+"""Samples of a trained generator, as a picture, an animation, image files, text or numbers."""
 
 import math
 import tempfile
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wgangp import plots
 from wgangp.config import find_device, restore
+from wgangp.data.text import write_lines
 from wgangp.runs import Run, choose_generator
 from wgangp.seeds import arrange_classes, draw_latent
 from wgangp.state import use_eval_mode
@@ -41,8 +42,9 @@ def sample(
 
     Args:
         run: the run folder.
-        what: grid (one picture); interpolation (between two random z); animation (a WebP of less than 1 MB of the
-            pictures that the run saved); images (a folder with one file per sample); npz (numbers: docs/export.md).
+        what: grid (one picture; for text a file with one sample per line); interpolation (between two random z);
+            animation (a WebP of less than 1 MB of the pictures that the run saved); images (a folder with one file per
+            sample); npz (numbers: docs/export.md). Text has grid and npz.
         n: the number of samples. An interpolation of images has n // 8 rows of 8. A grid of a generator with classes
             has one row per class, with n // classes samples each.
         seed: the seed of the noise. An animation uses neither n nor seed.
@@ -70,22 +72,27 @@ def sample(
         raise ValueError(f"class = {class_}: {known}")
     if class_ is not None and what == "animation":
         raise ValueError("what=animation shows the pictures that the run saved: leave out class=")
-    if not images and what == "images":
+    suffixes, is_text = SUFFIXES, hasattr(trained.data, "symbols")
+    if is_text:
+        suffixes = {"grid": ".txt", "npz": ".npz"}
+        if what not in suffixes:
+            raise ValueError(f"what = {what}: text is written as lines with what=grid, or as numbers with what=npz")
+    elif not images and what == "images":
         raise ValueError("points cannot be written as images: use what=npz for the numbers, what=grid for a picture")
     if images and dimensions[0] not in plots.CHANNELS and what != "npz":
         raise ValueError(f"images with {dimensions[0]} channels cannot be drawn: use what=npz for the numbers")
-    if not images and dimensions != (2,) and what != "npz":
+    if not images and not is_text and dimensions != (2,) and what != "npz":
         raise ValueError(f"points in R^{dimensions[0]} have no picture: use what=npz for the numbers")
 
     name = f"{what}_step{step}" + ("" if what == "animation" else f"_seed{seed}_n{n}")
     name += "" if class_ is None else f"_class{class_}"
-    path = Path(out or Path(run, "made", name + SUFFIXES[what]))
+    path = Path(out or Path(run, "made", name + suffixes[what]))
     if path.exists():
         if out:
             raise ValueError(f"{path} exists and is not overwritten: choose another out=")
         return path  # it has the same run, step, seed and n
-    if out and path.suffix != SUFFIXES[what]:
-        expected = SUFFIXES[what] or "a folder, a name without a suffix"
+    if out and path.suffix != suffixes[what]:
+        expected = suffixes[what] or "a folder, a name without a suffix"
         raise ValueError(f"out = {path}: what={what} writes {expected}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
@@ -144,9 +151,11 @@ def _write(
             y = [labels[torch.arange(k * BATCH, k * BATCH + len(z)) % n].to(device)]
         return z, *y
 
-    x = generate(generator, n, draw).cpu()
+    x, symbols = generate(generator, n, draw).cpu(), getattr(run.data, "symbols", None)
     if what == "npz":
         numbers = {"arr_0": plots.to_bytes(x, run.data.span) if images else x, "x": x, "span": run.data.span}
+        if symbols is not None:
+            numbers |= {"arr_0": x.argmax(1), "symbols": symbols}
         if classes:
             numbers["y"] = torch.cat([draw(k)[1] for k in range(math.ceil(n / BATCH))])[:n].cpu()
         numbers |= {"step": step, "seed": seed}
@@ -155,6 +164,8 @@ def _write(
         path.mkdir()
         for i, pixels in enumerate(plots.to_bytes(x, run.data.span)):
             plots.save_image(path / f"{i:06d}.png", pixels)
+    elif symbols is not None:
+        write_lines(path, x, symbols)
     elif images:
         plots.save_image_grid(path, x, run.data.span, columns=columns)
     else:

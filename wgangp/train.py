@@ -229,6 +229,7 @@ def collect_state(run: Run, step: int) -> tuple[dict[str, Any], set[str]]:
     networks = {"generator": run.generator, "critic": run.critic}
     networks |= {} if run.average is None else {"average": run.average}
     buffers = {f"state[{key!r}][{name!r}]" for key, network in networks.items() for name, _ in network.named_buffers()}
+    data |= {"symbols": run.data.symbols} if hasattr(run.data, "symbols") else {}
     return {"step": step, **data, **{name: part.state_dict() for name, part in collect_stateful(run).items()}}, buffers
 
 
@@ -250,7 +251,7 @@ def _restore(run: Run, folder: Path, device: torch.device) -> int:
     if state.get("data") != getattr(run.data, "fingerprint", ""):
         raise ValueError(
             f"the data is not the data that {folder} was trained on (its sha256 differs, or an early version wrote the"
-            " checkpoint): set data.root and data.memory_gb back, or choose another run_dir="
+            " checkpoint): set data.root or data.path, and data.memory_gb, back, or choose another run_dir="
         )
     if (run.average is None) == ("average" in state):
         raise ValueError(

@@ -31,10 +31,12 @@ def _permutation(count: int, seed: int, epoch: int, stream: str, device: torch.d
 
 
 class Unread:
-    """A placeholder for data that was not read: only its shape and span are known."""
+    """A placeholder for data that was not read: only its shape, its span and the symbols of text are known."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.shape, self.span, self.fingerprint = tuple(state["shape"]), tuple(state["span"]), state.get("data", "")
+        if "symbols" in state:
+            self.symbols = state["symbols"]
 
     def batch(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         raise ValueError("this run was loaded without its data: use load_run(folder, read_data=True)")
