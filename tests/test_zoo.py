@@ -34,8 +34,6 @@ GENERATORS = (
 HEADER = (ROOT / "conf" / "experiment" / "architectures.yaml").read_text().split("defaults:")[0]
 COMMAND = "python scripts/train.py experiment=architectures data.root=FOLDER"
 COMMANDS = re.findall(rf"^# (\w+):\n# {COMMAND} (.*)$", HEADER, re.MULTILINE)
-    r"^# (\w+):\n# python scripts/train.py experiment=architectures data.root=FOLDER (.*)$", HEADER, re.M
-)
 LOSSES = {"wgan-gp": [], **{name: shlex.split(overrides) for name, overrides in COMMANDS}}
 SMALL = (
     *("networks.generator.width=4", "networks.critic.width=4", "train.batch_size=4", "train.report_size=4"),
