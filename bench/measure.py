@@ -17,19 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.contestants import CRITIC_STEPS, Case, Ours, Textbook
+from bench.contestants import LATENT_DIM, Case, Ours, Textbook
 from bench.floor import build_floor, count_gflop, time_calls
 from wgangp.compiled import TOLERANCE, build_computation
 from wgangp.gradients import total_norm
-from wgangp.losses import Wasserstein
 from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
+from wgangp.networks.language import LanguageCritic, LanguageGenerator
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.networks.resnet import ResNetCritic, ResNetGenerator
+from wgangp.networks.zoo import GatedCritic, GatedGenerator
+from wgangp.networks.zoo_resnet import GoodCritic, GoodGenerator
 from wgangp.penalty import GradientPenalty
 from wgangp.precision import product_precision
 
 __all__ = [
     "CASES",
+    "SMALLER",
     "VARIANTS",
     "measure",
     "measure_growth",
@@ -39,12 +42,17 @@ __all__ = [
     "with_precision",
 ]
 
-CASES = {  # the widths of the released code. With the budget cpu the CIFAR pairs have a quarter of it
+CASES = {  # the widths of the released code. With the budget cpu they are divided by SMALLER
     "toy MLP": Case(MLPGenerator, MLPCritic, (2,), 256, 512),
     "MNIST DCGAN": Case(MNISTGenerator, MNISTCritic, (1, 28, 28), 50, 64),
     "CIFAR DCGAN": Case(CIFARGenerator, CIFARCritic, (3, 32, 32), 64, 128),
     "CIFAR ResNet": Case(ResNetGenerator, ResNetCritic, (3, 32, 32), 64, 128, 128, (0.0, 0.9), True),
+    "CIFAR ResNet, AC-GAN": Case(ResNetGenerator, ResNetCritic, (3, 32, 32), 64, 128, 128, (0.0, 0.9), True, 10),
+    "64 x 64 ResNet, layer norm": Case(GoodGenerator, GoodCritic, (3, 64, 64), 64, 64, None, (0.0, 0.9)),
+    "64 x 64 gated, layer norm": Case(GatedGenerator, GatedCritic, (3, 64, 64), 64, 64, None, (0.0, 0.9)),
+    "text": Case(LanguageGenerator, LanguageCritic, (100, 32), 64, 512, critic_steps=10),
 }
+SMALLER = {name: 8 if name.startswith("64 x 64") else 4 for name in list(CASES)[2:]}  # divisor of the width on a CPU
 VARIANTS: dict[str, dict[str, Any]] = {  # arguments of Ours. The variant "textbook" comes before them
     "eager": {},
     "eager, channels last": {"channels_last": True},
@@ -85,7 +93,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any
     timed: dict[tuple[str, str], Callable[[], None]] = {}
     for name, options in {"textbook": {}, **VARIANTS}.items():
         precision = options.get("precision", "fp32")
-        no_channels = options.get("channels_last") and len(case.shape) == 1
+        no_channels = options.get("channels_last") and len(case.shape) < 3
         if no_channels or (precision == "tf32" and device.type != "cuda"):
             continue
         with product_precision(precision), require_compiled(name):
@@ -126,7 +134,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any
                 **{f"{part}_quartiles_s": quartiles(values) for part, values in times.items()},
                 **{f"{part}_ratio": value for part, value in ratio.items()},
                 "penalty_share": 1 - _median_ratio(times["unpenalised_step"], times["critic_step"]),
-                "samples_per_s": CRITIC_STEPS * case.batch / statistics.median(times["iteration"]),
+                "samples_per_s": case.critic_steps * case.batch / statistics.median(times["iteration"]),
                 "critic_step_share_of_floor": _median_ratio(floor["critic_step"], times["critic_step"]),
                 "iteration_share_of_floor": _median_ratio(floor["iteration"], times["iteration"]),
                 "floor_of_critic_step_s": statistics.median(floor["critic_step"]),
@@ -217,14 +225,14 @@ def _compare_with_float64(
 ) -> float:
     """Return ||g - g64|| / ||g64|| on one batch, the larger one of critic and generator. ValueError if it is large."""
     networks = (network.double() for network in case.build_networks(device))
-    reference = build_computation(*networks, Wasserstein(), GradientPenalty())
-    real, z, eps = case.draw_batch(device)
-    fake = reference.sample(z.double())
+    reference = build_computation(*networks, case.loss, GradientPenalty())
+    real, z, eps, *y = case.draw_batch(device)
+    fake = reference.sample(z.double(), *y)
     expected = (
-        reference.critic_gradients(real.double(), fake, eps.double())[1],
-        reference.generator_gradients(z.double())[1],
+        reference.critic_gradients(real.double(), fake, eps.double(), *y)[1],
+        reference.generator_gradients(z.double(), *y)[1],
     )
-    actual = (variant.critic_gradients(real, fake.float(), eps), variant.generator_gradients(z))
+    actual = (variant.critic_gradients(real, fake.float(), eps, *y), variant.generator_gradients(z, *y))
     errors = []
     for gradients, exact in zip(actual, expected, strict=True):
         difference = [a.double() - b for a, b in zip(gradients, exact, strict=True)]
@@ -308,8 +316,8 @@ class _LinearGenerator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.latent_dim = 8
-        self.layers = nn.Sequential(nn.Linear(8, math.prod(shape)), nn.Unflatten(1, shape))
+        self.latent_dim = LATENT_DIM
+        self.layers = nn.Sequential(nn.Linear(LATENT_DIM, math.prod(shape)), nn.Unflatten(1, shape))
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)
