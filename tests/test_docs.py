@@ -6,12 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from helpers import ROOT
 from omegaconf import OmegaConf
 
 import wgangp
-from wgangp.config import CONF, TRAIN_KEYS, build_run, train_options
+from wgangp.config import CONF, TRAIN_KEYS, build, build_run, train_options
 from wgangp.logs import read_metrics
 from wgangp.results import render_origins, render_summary
 from wgangp.train import train
@@ -99,6 +100,20 @@ def test_every_choice_and_key_is_documented():
     for name in ("sample", "lipschitz", "reproduce"):
         for key in OmegaConf.load(CONF / f"{name}.yaml"):
             assert key in ("defaults", "hydra") or f"`{key}`" in page, f"{name}: {key}"
+
+
+def test_every_experiment_is_in_the_table_with_its_parameters_and_updates(configure):
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) / ([\d,]+) \| ([\d,]+) \|$", DOCS["experiments.md"], re.MULTILINE)
+    assert {row[0] for row in rows} == {path.stem for path in (CONF / "experiment").glob("*.yaml")}
+    shapes = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "stacked_mnist": (3, 28, 28), "text": (257, 32)}
+    for name, *numbers in rows:
+        cfg = configure(f"experiment={name}", "budget=paper")
+        data = cfg.data._target_.rpartition(".")[2]
+        shape = shapes.get(data, (3, cfg.data.size, cfg.data.size) if "size" in cfg.data else (2,))
+        with torch.device("meta"):
+            networks = [build(cfg, f"networks.{network}", shape) for network in ("generator", "critic")]
+        counts = [sum(p.numel() for p in network.parameters()) for network in networks]
+        assert [f"{number:,}" for number in (*counts, cfg.train.steps)] == numbers, name
 
 
 def test_defaults_in_the_documentation_are_those_of_the_configs(configure):
