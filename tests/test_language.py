@@ -1,7 +1,5 @@
 """The character model: layers, a run from a text file to samples as text, and that it learns."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -242,11 +240,9 @@ def test_compiled_gradients_are_the_eager_ones(backend, request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_tiny_run_learns_the_letters_and_words_of_its_text(configure, settings, tmp_path, seed):
+def test_tiny_run_learns_the_letters_and_words_of_its_text(configure, settings, tmp_path, quick_pictures, seed):
     sizes = ("networks.generator.width=16", "networks.critic.width=16", "train.batch_size=32", "train.critic_steps=5")
-    train_run(
-        configure(*settings, *sizes, "train.steps=300", "train.sample_every=300", "optim.lr=1e-3", f"seed={seed}"),
-        tmp_path,
-    )
+    train_run(configure(*settings, *sizes, "train.steps=100", "optim.lr=1e-3", f"seed={seed}"), tmp_path)
     first, *_, last = read_metrics(tmp_path / "metrics.jsonl")
-    assert last["js1"] < 0.1 < 0.3 < first["js1"] and last["js4"] < 0.6 < 0.9 < first["js4"], json.dumps(last)
+    assert last["js1"] < 0.75 * first["js1"] and last["js2"] < 0.4 < 0.7 < first["js2"]
+    assert last["js4"] < 0.65 < 0.95 < first["js4"]
