@@ -84,6 +84,12 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, param
     optimizer.zero_grad()  # zeros are not None: momentum would move the parameters of another network
 
 
+def _compute_loss(closure: Callable[[], Tensor] | None) -> Tensor | None:
+    """Call the closure of a step, if there is one, with gradients."""
+    with torch.enable_grad():
+        return None if closure is None else closure()
+
+
 class NormalizedGradientDescent(torch.optim.Optimizer):
     """theta <- theta - lr * g / ||g||_2: every step has the length lr. A zero gradient moves nothing.
 
@@ -104,10 +110,7 @@ class NormalizedGradientDescent(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Take one step. A closure, if given, first computes the loss and its gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _compute_loss(closure)
         norm = total_norm(p.grad for group in self.param_groups for p in group["params"])
         norm = torch.where(norm > 0, norm, torch.ones_like(norm))
         for group in self.param_groups:
@@ -145,10 +148,7 @@ class RMSProp(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Take one step. A closure, if given, first computes the loss and its gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _compute_loss(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from wgangp.figures.common import count_seeds, select
+from wgangp.figures.common import check_names, count_seeds, select
 from wgangp.figures.image_runs import (
     NEVER,
     draw_pictures,
@@ -70,12 +70,7 @@ class Architectures:
     data_root: str
 
     def __post_init__(self) -> None:
-        for key, known in (("pairs", PAIRS), ("losses", LOSSES)):
-            names = getattr(self, key)
-            if not names or not set(names) <= set(known) or len(set(names)) < len(names):
-                raise ValueError(
-                    f"figure.{key} = {list(names)}: one or more of {', '.join(map(repr, known))}, once each"
-                )
+        check_names(self, pairs=PAIRS, losses=LOSSES)
 
     def cells(self) -> list[dict[str, str]]:
         return [{"pair": pair, "loss": loss} for pair in self.pairs for loss in self.losses]

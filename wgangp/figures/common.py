@@ -24,6 +24,7 @@ __all__ = [
     "CLIP",
     "DEPTH",
     "build_optimizer",
+    "check_names",
     "count_seeds",
     "describe_range",
     "describe_spread",
@@ -158,6 +159,14 @@ def score_samples(generator: nn.Module, data: Any, seed: int, device: torch.devi
         **mode_coverage(samples, data.centers, data.sd),
         "samples": [[round(v, 3) for v in point] for point in samples[:DRAWN].tolist()],
     }
+
+
+def check_names(figure: Any, **known: Any) -> None:
+    """Raise ValueError unless the settings with these keys are lists of known names, one or more, each once."""
+    for key, names in known.items():
+        chosen = list(getattr(figure, key))
+        if not chosen or not set(chosen) <= set(names) or len(set(chosen)) < len(chosen):
+            raise ValueError(f"figure.{key} = {chosen}: one or more of {', '.join(map(repr, names))}, once each")
 
 
 def select(records: list[dict[str, Any]], **cell: Any) -> list[dict[str, Any]]:

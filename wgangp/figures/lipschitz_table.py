@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from wgangp.box import find_box, lipschitz_on_box
-from wgangp.figures.common import DEPTH, describe_range, format_spread, select, train_critic
+from wgangp.figures.common import DEPTH, check_names, describe_range, format_spread, select, train_critic
 from wgangp.figures.fixed_generator import (
     DATA,
     compute_error,
@@ -111,8 +111,7 @@ class LipschitzTable:
     max_cells: int = 200_000
 
     def __post_init__(self) -> None:
-        if not self.data or not set(self.data) <= set(DATA) or len(set(self.data)) < len(self.data):
-            raise ValueError(f"figure.data = {list(self.data)}: one or more of {', '.join(map(repr, DATA))}, once each")
+        check_names(self, data=DATA)
 
     def cells(self) -> list[dict[str, str]]:
         return [{"data": data, "constraint": name} for data in self.data for name in CONSTRAINTS]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wgangp.figures.common import CLIP, describe_spread, format_spread, select, train_critic
+from wgangp.figures.common import CLIP, check_names, describe_spread, format_spread, select, train_critic
 from wgangp.figures.fixed_generator import (
     DATA,
     PAIRINGS,
@@ -68,12 +68,7 @@ class ValueSurfaces:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for key, known in (("data", DATA), ("critics", CRITICS)):
-            names = getattr(self, key)
-            if not names or not set(names) <= set(known) or len(set(names)) < len(names):
-                raise ValueError(
-                    f"figure.{key} = {list(names)}: one or more of {', '.join(map(repr, known))}, once each"
-                )
+        check_names(self, data=DATA, critics=CRITICS)
         if self.repeat < 1:
             raise ValueError(f"figure.repeat = {self.repeat}: must be >= 1")
 
