@@ -122,7 +122,7 @@ def speed_block(records: dict[str, list[Record]]) -> str:
     """
     parts = []
     for kind, lines in records.items():
-        parts += [f"## Measured on {kind}", _source(lines[-1])]
+        parts += [f"## Measured on {kind}", *_list_sources(lines)]
         parts += ["### Time", markdown_table(time_table(lines))]
         parts += ["### Time, divided by the time of the textbook", markdown_table(ratio_table(lines))]
         parts += ["### Accuracy, arithmetic and memory", markdown_table(arithmetic_table(lines))]
@@ -140,7 +140,7 @@ def ratio_block(records: dict[str, list[Record]]) -> str:
             ratios.setdefault(record["variant"], {})[record["case"]] = both
         cases = list(dict.fromkeys(record["case"] for record in _of_cases(lines)))
         rows = [{kind: name, **{case: row.get(case, "") for case in cases}} for name, row in ratios.items()]
-        parts += [markdown_table(rows), _source(lines[0])]
+        parts += [markdown_table(rows), *_list_sources(lines)]
     return "\n\n".join(parts)
 
 
@@ -184,16 +184,15 @@ def _digits(value: float) -> str:
     return f"{float(f'{value:.3g}'):,g}"
 
 
-def _source(record: Record) -> str:
-    """Return a line that tells where a record comes from."""
-    if record["budget"] == "paper":
-        width = "The widths are those of the released code."
-    else:
-        width = "The CIFAR pairs have a quarter of the released width."
-    return (
-        f"`{record['command']}`, commit {_commit(record)}, {describe_hardware(record)}:"
-        f" medians over {record['rounds']} rounds. {width}"
+def _list_sources(records: list[Record]) -> list[str]:
+    """Return a line per measurement that tells where its records come from."""
+    small = "CIFAR and text have a quarter of the released width, 64 x 64 an eighth"
+    widths = small if records[0]["budget"] == "cpu" else "The widths are those of the released code"
+    sources = dict.fromkeys(
+        f"`{r['command']}`, commit {_commit(r)}, {describe_hardware(r)}: medians over {r['rounds']} rounds. {widths}."
+        for r in records
     )
+    return [textwrap.fill(source, 150, break_on_hyphens=False) for source in sources]
 
 
 def _commit(record: Record) -> str:
