@@ -371,7 +371,7 @@ NETWORKS = [
     for name in module.__all__
     if name.endswith(("Generator", "Critic"))
 ]
-SHAPES = ((2,), IMAGE, (3, 28, 28), COLOR, (3, 64, 64), (3, 128, 128))  # a network takes one of them
+SHAPES = ((2,), IMAGE, (3, 28, 28), COLOR, (3, 64, 64), (3, 128, 128), (5, 8))  # a network takes one of them
 
 
 def build_any(network):
