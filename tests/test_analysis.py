@@ -143,7 +143,7 @@ def test_analysis_of_a_run_without_penalty_has_no_expected_slope(trained):
 
 def test_critic_with_labels_is_refused(labeled_config, tmp_path, quick_pictures):
     train_run(labeled_config, tmp_path / "run")
-    with pytest.raises(ValueError, match="the critic takes labels"):
+    with pytest.raises(ValueError, match=r"depends on labels.*y=\(labels,\).*score_takes_labels = False"):
         analyze(str(tmp_path / "run"), **IMAGE_SIZES | {"n": 4})
     assert not (tmp_path / "run" / "made").exists()
 

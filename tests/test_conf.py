@@ -51,7 +51,7 @@ OVERRIDES = [
 EXPLAINED_BY_HEADER = ("experiment",)  # whose keys are explained in conf/config.yaml
 
 
-def no_curves(path, records, target):
+def no_curves(path, records, target, title):
     pass
 
 
@@ -212,3 +212,15 @@ def test_default_run_decays_until_its_last_update(configure):
     assert configure().train.decay_steps == 4000
     assert configure("train.steps=7").train.decay_steps == 7
     assert configure("train.steps=7", "train.decay_steps=null").train.decay_steps is None
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_has_a_small_version_and_it_is_the_paper_that_is_the_default(configure, path):
+    default, paper, cpu = (
+        configure(f"experiment={path.stem}", *budget) for budget in ([], ["budget=paper"], ["budget=cpu"])
+    )
+    assert OmegaConf.to_container(default, resolve=True) == OmegaConf.to_container(paper, resolve=True)
+    assert cpu.train.steps < paper.train.steps
+    for network in ("generator", "critic"):
+        assert cpu.networks[network].width < paper.networks[network].width
+    assert cpu.train.log_every <= cpu.train.steps and cpu.train.sample_every <= cpu.train.steps

@@ -5,12 +5,14 @@ import shutil
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import TINY, WIDTHS, Function, make_old, train_run, write_idx
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
+from PIL import Image
 
 import wgangp
 from wgangp import GradientPenalty, NormalizedGradientDescent, checkpoint, config, load_run
@@ -589,7 +591,7 @@ class TestClasses:
     def test_data_without_classes_is_refused(self, configure, labeled_config, overrides):
         cfg = configure(*overrides)
         labeled_config.data, labeled_config.train = cfg.data, cfg.train
-        with pytest.raises(ValueError, match=r"the generator has 3 classes, the critic 3 and the data 0.*networks="):
+        with pytest.raises(ValueError, match=r"has 3 classes, the critic 3 and the data 0.*no labels: choose networks"):
             config.build_run(labeled_config)
 
     def test_other_numbers_of_classes_are_refused(self, labeled_config, monkeypatch):
@@ -597,7 +599,13 @@ class TestClasses:
         with pytest.raises(ValueError, match="the generator has 3 classes, the critic 4 and the data 3"):
             config.build_run(labeled_config)
         monkeypatch.setattr(mlp.LabeledGenerator, "classes", 4)
-        with pytest.raises(ValueError, match="the generator has 4 classes, the critic 4 and the data 3"):
+        with pytest.raises(ValueError, match=r"the data 3.*networks\.generator\.classes=3 networks\.critic"):
+            config.build_run(labeled_config)
+
+    def test_images_in_no_class_folder_are_refused_if_the_networks_have_classes(self, labeled_config):
+        loose = Path(labeled_config.data.root) / "loose.png"
+        Image.new("RGB", (8, 8)).save(loose)
+        with pytest.raises(ValueError, match=r"1 images are in no class folder \(.*loose\.png\): move them"):
             config.build_run(labeled_config)
 
     def test_loss_that_needs_another_forward_is_refused(self, configure):

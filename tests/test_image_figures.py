@@ -101,7 +101,7 @@ def test_run_that_is_scored_at_every_point_is_the_run_in_one_piece(modes, tmp_pa
     calls, modes = [], replace(modes, steps=4, points=2)
     monkeypatch.setattr(image_runs, "train_command", lambda *args: calls.append(args) or train_command(*args))
     record = modes.measure({"mode": "DCGAN"}, 0, tmp_path / "points", CPU)
-    assert record["step"] == [2, 4] and record["elapsed_s"] == sorted(record["elapsed_s"])
+    assert record["step"] == [2, 4] and 0 < record["elapsed_s"][0] < record["elapsed_s"][1]
     overrides = [override.replace("train.steps=2", "train.steps=4") for override in calls[0][1]]
     run = train_command(tmp_path / "once", overrides)
     assert score_images(run, 4, 4) == {"distance": record["distance"][-1], "floor": record["floor"]}

@@ -144,10 +144,15 @@ def test_scores_and_logits_come_from_the_same_features_and_not_from_the_labels()
 
 def test_labels_without_classes_and_classes_without_labels_raise():
     x, z, y = torch.randn(2, *COLOR), torch.randn(2, 128), torch.tensor([0, 1])
-    for classes, given in ((0, (y,)), (3, ())):
-        for network, points in ((ResNetGenerator, z), (ResNetCritic, x)):
-            with pytest.raises(ValueError, match=rf"has {classes} classes, got {len(given)} tensors of labels"):
-                network(COLOR, width=4, classes=classes)(points, *given)
+    for network, points, classes, given in (
+        (ResNetGenerator, z, 0, (y,)),
+        (ResNetGenerator, z, 3, ()),
+        (ResNetCritic, x, 0, (y,)),
+    ):
+        with pytest.raises(ValueError, match=rf"has {classes} classes, got {len(given)} tensors of labels"):
+            network(COLOR, width=4, classes=classes)(points, *given)
+    critic = ResNetCritic(COLOR, width=4, classes=3)
+    assert torch.equal(critic(x), critic(x, y)) and not critic.score_takes_labels
     with pytest.raises(ValueError, match=r"no classifier: loss=acgan needs networks\.critic\.classes"):
         ResNetCritic(COLOR, width=4)(x, logits=True)
     for classes in (-1, 1):

@@ -14,9 +14,12 @@ from PIL import Image
 from torch import nn
 
 from wgangp import GradientPenalty, config, plots
+from wgangp.certify import certified_lipschitz
+from wgangp.lipschitz import largest_quotient
 from wgangp.logs import append_line
 from wgangp.losses import Wasserstein
 from wgangp.networks import layers
+from wgangp.networks.resnet import ResNetCritic
 from wgangp.optim import build_average
 from wgangp.report import draw_curves, lipschitz_report, picture, report
 from wgangp.seeds import draw_latent, rng_for
@@ -191,7 +194,7 @@ def test_curves_of_a_log_without_wasserstein_have_the_penalty_alone(tmp_path, mo
 
 def test_curves_continue_a_log_with_old_metric_names(toy_run, tmp_path, monkeypatch):
     run, drawn = toy_run(), []
-    monkeypatch.setattr("wgangp.plots.save_curves", lambda path, records, target: drawn.extend(records))
+    monkeypatch.setattr("wgangp.plots.save_curves", lambda path, records, target, title: drawn.extend(records))
     values = report(run, 0, 8)
     old = {name.replace("_param_grad_norm", "_gradient_norm"): value for name, value in values.items()}
     assert old.keys() != values.keys()
@@ -204,3 +207,25 @@ def test_curves_continue_a_log_with_old_metric_names(toy_run, tmp_path, monkeypa
 def test_picture_of_labeled_points_in_the_plane_shows_the_points(tmp_path):
     picture(tmp_path, labeled_run((2,)), 0)
     assert (tmp_path / "samples" / "00000000.png").exists()
+
+
+@pytest.mark.parametrize("budget", ["paper", "cpu"])
+def test_curves_of_a_small_version_say_so(tmp_path, monkeypatch, budget):
+    titles = []
+    monkeypatch.setattr("wgangp.plots.save_curves", lambda path, records, target, title: titles.append(title))
+    (tmp_path / "config.yaml").write_text(f"seed: 0\nbudget: {budget}\nloss: 0\n")
+    append_line(tmp_path / "metrics.jsonl", {"step": 0})
+    draw_curves(tmp_path, labeled_run(IMAGE))
+    assert ("budget=cpu: smaller" in titles[0]) == (budget == "cpu")
+
+
+def test_lipschitz_report_of_labeled_critics_needs_a_score_without_labels(monkeypatch):
+    run = labeled_run(IMAGE)
+    assert lipschitz_report(run, 0, 4) == {}
+    critic = ResNetCritic((3, 32, 32), width=4, classes=3)
+    run = replace(labeled_run((3, 32, 32)), critic=critic)
+    values = lipschitz_report(run, 0, 4)
+    real, y = run.data.batch(0, 4, run.seed, "heldout", purpose="lipschitz")
+    fake = run.generator(draw_latent(run.generator, 4, run.seed, 0, "lipschitz")[0], y).detach()
+    assert values["largest_quotient"] == largest_quotient(critic, torch.cat([real, fake]))
+    assert values["certified_lipschitz"] == certified_lipschitz(critic, (3, 32, 32))

@@ -92,8 +92,12 @@ def measure(
         the report, as in lipschitz.json (see docs/lipschitz.md); the slopes (N,) at each kind of points.
     """
     critic, device = run.critic, next(run.critic.parameters()).device
-    if getattr(critic, "classes", 0):
-        raise ValueError("the critic takes labels: these measures are defined for a score that depends on points only")
+    if getattr(critic, "classes", 0) and getattr(critic, "score_takes_labels", True):
+        raise ValueError(
+            "the score of this critic depends on labels, and these measures are defined for a function of the points."
+            " slope_statistics(..., y=(labels,)) of this package takes labels; a critic whose score does not depend on"
+            " them has the attribute score_takes_labels = False, and can be called without them"
+        )
     try:
         splits = [run.data.batch(0, n, seed, split, purpose="lipschitz")[0] for split in ("heldout", "train")]
     except ValueError as error:

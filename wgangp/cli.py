@@ -98,7 +98,7 @@ def run_train(cfg: DictConfig) -> float | None:
         sys.exit(130)  # as after every Ctrl-C, so that a sweep ends, too
     if not world.first:
         return None
-    print(f"finished: {step} generator updates")
+    print(f"finished: {step} generator updates" + " of the small version, budget=cpu" * (cfg.budget == "cpu"))
     newest = max((folder / "samples").glob("[0-9]*"), default=None)
     if newest is not None:
         print(f"samples: {newest}\ncurves:  {folder / 'curves.png'}")

@@ -63,10 +63,11 @@ class Log:
     def __init__(self, folder: Path, start: int) -> None:
         self.folder = folder
         self.metrics, self.timing = folder / "metrics.jsonl", folder / "timing.jsonl"
+        before = [record["elapsed_s"] for record in read_lines(self.timing) if record["step"] <= start]
+        self.elapsed_before = max(before, default=0.0)  # the report of the step start came before its checkpoint
         for path in (self.metrics, self.timing):
             kept = [record for record in read_metrics(path) if record["step"] < start]
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self.elapsed_before = max((record["elapsed_s"] for record in read_lines(self.timing)), default=0.0)
         self.start_time = time.monotonic()
         self.board = _tensorboard(folder, start)
 

@@ -154,12 +154,13 @@ def save_points(path: Path, x: Tensor, span: tuple[float, float], title: str = "
         _frame(axes, span, title)
 
 
-def save_curves(path: Path, records: list[dict[str, Any]], target: float) -> None:
+def save_curves(path: Path, records: list[dict[str, Any]], target: float, title: str = "") -> None:
     """Save the curves of a log: the critic's losses, their terms, and the slopes with their target.
 
     Args:
         records: lines of metrics.jsonl. A panel is drawn if the first line has all of its metrics.
         target: the slope that the penalty asks for.
+        title: above the panels.
     """
     panels = {
         "negative critic loss": {"training": "critic_loss", "held out": "heldout_critic_loss"},
@@ -187,6 +188,7 @@ def save_curves(path: Path, records: list[dict[str, Any]], target: float) -> Non
             axes.grid(alpha=0.3)
             if len(axes.lines) > 1:
                 axes.legend()
+        figure.suptitle(title)
 
 
 def save_lipschitz(path: Path, slopes: dict[str, Tensor], report: dict[str, Any], title: str = "") -> None:

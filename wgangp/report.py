@@ -109,11 +109,11 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
     size = min(size, QUOTIENT_POINTS)
     device = next(run.critic.parameters()).device
     real, *labels = run.data.batch(step, size, run.seed, "heldout", purpose="lipschitz")
-    if labels or is_random(run.critic, real):
+    if (labels and getattr(run.critic, "score_takes_labels", True)) or is_random(run.critic, real):
         return {}  # the score is not a function of the point alone, so that these numbers are not defined
     with torch.no_grad():
         z, *_ = draw_latent(run.generator, size, run.seed, step, "lipschitz", device)
-        fake = run.generator(z)
+        fake = run.generator(z, *labels)
         gap = (compute_scores(run.critic, real).mean() - compute_scores(run.critic, fake).mean()).item()
     try:
         check_per_sample(run.critic, torch.cat([real[:1], fake[:1]]))
@@ -167,8 +167,11 @@ def picture(folder: Path, run: Run, step: int) -> None:
 
 
 def draw_curves(folder: Path, run: Run) -> None:
-    """Draw curves.png of the log so far."""
-    plots.save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"), run.penalty.target)
+    """Draw curves.png of the log so far. With budget=cpu its title says so: it is not the run of the paper."""
+    config = folder / "config.yaml"
+    is_small = config.exists() and "\nbudget: cpu\n" in config.read_text()
+    title = "budget=cpu: smaller and shorter than in the paper" if is_small else ""
+    plots.save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"), run.penalty.target, title)
 
 
 def _flatten(statistics: dict[str, dict[str, float]]) -> dict[str, float]:

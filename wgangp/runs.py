@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from wgangp.data.folder import format_path
 from wgangp.data.images import Images, Streamed
 from wgangp.data.stacked import StackedImages
 from wgangp.data.stream import Unread
@@ -93,11 +94,21 @@ def match_parts(generator: nn.Module, critic: nn.Module, loss: Any, data: Any) -
     generator_classes, critic_classes = (getattr(network, "classes", 0) for network in (generator, critic))
     if generator_classes == critic_classes == 0:
         return
+    if loose := getattr(data, "loose", []):
+        raise ValueError(
+            f"the networks have classes, but {len(loose)} images are in no class folder ({format_path(loose[0])}):"
+            " move them to the folder of their class, directly in data.root"
+        )
     data_classes = getattr(data, "classes", 0)
     if not generator_classes == critic_classes == data_classes:
         raise ValueError(
             f"the generator has {generator_classes} classes, the critic {critic_classes} and the data {data_classes}:"
-            " these numbers must be equal. Choose networks= and data= that belong together"
+            " these numbers must be equal. "
+            + (
+                f"Set networks.generator.classes={data_classes} networks.critic.classes={data_classes}"
+                if data_classes > 1
+                else "The data has no labels: choose networks without classes, or other data="
+            )
         )
     data.labeled = True
 

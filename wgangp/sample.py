@@ -38,7 +38,7 @@ def sample(
     """Draw samples from the generator of a run folder, write them, and return the path.
 
     The generator is the averaged one if the run has an average (ema.decay). It is in eval mode. Sample i of a seed is
-    the same for every n.
+    the same for every n, except in a grid with one row per class.
 
     Args:
         run: the run folder.

@@ -316,6 +316,7 @@ def image_folder(
         pictures = {"train": decoded[:count], "heldout": decoded[count:]}
         data = Images(pictures, labels, dequantize, device, (-1.0, 1.0))
     loose = [picture.path for picture in parts["train"] if not picture.label and len(number) > 1]
+    data.loose = loose  # labels would be wrong: see runs.match_parts
     only_held_out = {name or "no class" for name in classes["heldout"] - classes["train"]}
     notes = {
         "converted": converted,

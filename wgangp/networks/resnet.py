@@ -59,11 +59,13 @@ class ResNetGenerator(nn.Module):
 class ResNetCritic(nn.Module):
     """(images (B, 3, 32, 32), *y) -> scores (B,): four blocks, mean over all pixels, linear layer.
 
-    With logits=True it returns (scores (B,), logits (B, classes)). Neither depends on y.
+    With logits=True it returns (scores (B,), logits (B, classes)). Neither depends on y, which can be left out.
 
     Args:
         classes: number of classes; y is (labels (B,),). 0: there are no labels and no classifier.
     """
+
+    score_takes_labels = False  # so that its slopes and its Lipschitz constant are those of a function of x
 
     def __init__(self, shape: tuple[int, ...], width: int = 128, classes: int = 0) -> None:
         super().__init__()
@@ -78,13 +80,17 @@ class ResNetCritic(nn.Module):
 
     def forward(self, x: Tensor, *y: Tensor, logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         check_shape("the CIFAR ResNet critic", SHAPE, x.shape[1:])
-        check_labels("the CIFAR ResNet critic", self.classes, y)
+        if y:
+            check_labels("the CIFAR ResNet critic", self.classes, y)
         features = self.activation(self.blocks(x)).mean(dim=(2, 3))
         scores = self.output(features).squeeze(1)
         if not logits:
             return scores
         if self.classifier is None:
-            raise ValueError("the CIFAR ResNet critic has no classifier: loss=acgan needs networks.critic.classes")
+            raise ValueError(
+                "the CIFAR ResNet critic has no classifier: loss=acgan needs networks.critic.classes and"
+                " networks.generator.classes"
+            )
         return scores, self.classifier(features)
 
 
