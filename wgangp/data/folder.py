@@ -81,8 +81,8 @@ def find_pictures(root: Path) -> tuple[dict[str, Picture], dict[str, set[str]]]:
     empty = classes.keys() - {"", *(picture.label for picture in pictures.values())}
     skipped["class folders without images"] = {classes[label] for label in empty}
     if not pictures:
-        found = count_reasons(skipped)
-        reason = (f" Skipped: {found}." if found else "") if root.is_dir() else " It is not a folder."
+        reasons = count_reasons(skipped)
+        reason = (f" Skipped: {reasons}." if reasons else "") if root.is_dir() else " It is not a folder."
         raise ValueError(
             f"{format_path(root)}: there are no images ({', '.join(SUFFIXES)}) in it or below it.{reason}"
             " Choose another data.root"
