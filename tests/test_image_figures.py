@@ -27,7 +27,7 @@ def _quick(quick_pictures):
 def pairs(small_pictures):
     """Two pairs of networks with two losses, at a tiny size."""
     names = {"pairs": ["DCGAN", "no normalization"], "losses": ["LSGAN", "WGAN-GP"]}
-    return Architectures(**names, steps=1, data_root=str(small_pictures), **SMALL)
+    return Architectures(**names, steps=1, rate_factor=1.0, data_root=str(small_pictures), **SMALL)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_every_cell_is_measured_drawn_and_in_the_table(name, request, tmp_path):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_cell_of_figure_2_has_its_networks_its_loss_and_no_batch_norm_with_a_penalty(configure, pair, loss):
-    figure = Architectures([pair], [loss], width=4, steps=1, batch_size=4, samples=4, data_root="x")
+    figure = Architectures([pair], [loss], width=4, steps=1, rate_factor=1, batch_size=4, samples=4, data_root="x")
     cfg = configure("experiment=architectures", "data.root=x", *figure.list_overrides(pair, loss))
     networks = configure("experiment=architectures", "data.root=x", f"networks=zoo/{PAIRS[pair]}").networks
     assert cfg.networks.generator == networks.generator
@@ -111,7 +111,7 @@ def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"steps = 5: must be a multiple of figure\.points = 2"):
         CIFARModes(width=4, steps=5, points=2)
     with pytest.raises(ValueError, match=r"figure\.losses = \['GAN'\]: one or more of 'DCGAN'"):
-        Architectures(["DCGAN"], ["GAN"], width=4, steps=1, batch_size=4, samples=4, data_root="x")
+        Architectures(["DCGAN"], ["GAN"], width=4, steps=1, rate_factor=1, batch_size=4, samples=4, data_root="x")
 
 
 @pytest.mark.parametrize("name, width, steps", [("architectures", 64, 200_000), ("cifar_modes", 128, 200_000)])
@@ -126,3 +126,20 @@ def test_modes_are_those_of_the_figure():
     assert list(MODES.values()) == ["cifar_dcgan_clip", "cifar_dcgan_rmsprop", "cifar_dcgan", "cifar_dcgan_dcgan"]
     assert architectures.PAIRS["101-layer ResNet"] == "resnet101" and len(PAIRS) == 8
     assert cifar_modes.SHOWN % cifar_modes.COLUMNS == 0
+
+
+@pytest.mark.parametrize("factor", [1, 5])
+def test_rates_are_the_published_ones_times_the_factor(pairs, modes, configure, tmp_path, monkeypatch, factor):
+    rates = []
+
+    def read_rate(folder, overrides):
+        rates.append(configure(*overrides).optim.lr)
+        raise ValueError("critic_loss is not finite at step 1")
+
+    monkeypatch.setattr(image_runs, "train_command", read_rate)
+    figures = replace(pairs, losses=list(LOSSES), rate_factor=factor), replace(modes, rate_factor=factor)
+    for figure in figures:
+        for cell in figure.cells():
+            figure.measure(cell, 0, tmp_path, CPU)
+    published = [2e-4, 1e-4, 5e-5, 1e-4] * 2 + [5e-5, 5e-5, 1e-4, 2e-4]
+    assert rates == pytest.approx([factor * rate for rate in published])

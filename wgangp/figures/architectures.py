@@ -33,11 +33,12 @@ PAIRS = {  # title in the picture -> networks=zoo/NAME. Paper: the rows of figur
     "101-layer ResNet": "resnet101",
 }
 BATCH_NORM = "networks.critic.norm=batch"  # of critics without a penalty. zoo/no_norm has none
+RATES = {"DCGAN": 2e-4, "LSGAN": 1e-4, "WGAN, clipping": 5e-5, "WGAN-GP": 1e-4}  # Paper: released gan_64x64.py
 LOSSES = {  # column -> overrides of experiment=architectures
     "DCGAN": ["loss=non_saturating", "optim=adam_dcgan", "train.critic_steps=1", "penalty.weight=0", BATCH_NORM],
     "LSGAN": [
-        *("loss=least_squares", "optim=rmsprop", "optim.lr=1e-4"),
-        *("train.critic_steps=1", "penalty.weight=0", BATCH_NORM),
+        *("loss=least_squares", "optim=rmsprop", "optim.lr=1e-4", "train.critic_steps=1"),
+        *("penalty.weight=0", BATCH_NORM),
     ],
     "WGAN, clipping": ["optim=rmsprop", "clip.weights=0.01", "penalty.weight=0", BATCH_NORM],
     "WGAN-GP": [],
@@ -56,6 +57,7 @@ class Architectures:
         pairs, losses: names from PAIRS and LOSSES.
         width: of both networks.
         steps: generator updates.
+        rate_factor: factor of all published learning rates.
         batch_size: samples of each kind per update.
         samples: samples of each kind for the distance, and per line of the log.
         data_root: a folder of images. They are resized to 64 x 64; every tenth is held out.
@@ -65,6 +67,7 @@ class Architectures:
     losses: list[str]
     width: int
     steps: int
+    rate_factor: float
     batch_size: int
     samples: int
     data_root: str
@@ -76,7 +79,7 @@ class Architectures:
         return [{"pair": pair, "loss": loss} for pair in self.pairs for loss in self.losses]
 
     def list_overrides(self, pair: str, loss: str) -> list[str]:
-        """Return what a cell adds to the command scripts/train.py experiment=architectures, without sizes and data."""
+        """Return what a cell adds to scripts/train.py experiment=architectures, without sizes, data and rate_factor."""
         own = [override for override in LOSSES[loss] if (pair, override) != ("no normalization", BATCH_NORM)]
         return [f"networks=zoo/{PAIRS[pair]}", *own]
 
@@ -85,7 +88,8 @@ class Architectures:
         sizes = {"steps": self.steps, "batch_size": self.batch_size, "report_size": self.samples}
         every = [f"train.{name}_every={max(1, self.steps // 4)}" for name in ("log", "sample", "checkpoint")]
         data = list_data_options("image_folder", self.data_root, 64)
-        others = [*widths, *(f"train.{name}={size}" for name, size in sizes.items()), *every]
+        rate = [f"optim.lr={self.rate_factor * RATES[cell['loss']]}"] if self.rate_factor != 1 else []
+        others = [*rate, *widths, *(f"train.{name}={size}" for name, size in sizes.items()), *every]
         others += [f"train.lipschitz_every={NEVER}", f"seed={seed}", f"device={device}"]
         run = train_finite(folder, ["experiment=architectures", *self.list_overrides(**cell), *data, *others])
         if run is None:
@@ -111,8 +115,8 @@ class Architectures:
             for axes, loss in zip(panels[0], self.losses, strict=True):
                 axes.set_title(loss)
             figure.suptitle(
-                f"Samples after {self.steps:,} generator updates, width {self.width}, batch {self.batch_size}"
-                f" ({count_seeds(records)})\ndistance: sliced W1 to held-out images; floor: of training images to them"
+                f"Samples after {self.steps:,} generator updates, width {self.width}, batch {self.batch_size},"
+                f" {self.rate_factor:g} x the published learning rates ({count_seeds(records)})\ndistance: sliced W1 to held-out images; floor: of training images to them"
             )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -27,6 +27,7 @@ MODES = {  # curve -> experiment
     "gradient penalty (Adam)": "cifar_dcgan",
     "DCGAN": "cifar_dcgan_dcgan",
 }
+RATES = dict(zip(MODES, (5e-5, 5e-5, 1e-4, 2e-4), strict=True))  # Paper: released gan_cifar.py
 SHOWN, COLUMNS = 24, 6  # samples per panel
 
 
@@ -35,11 +36,13 @@ class CIFARModes:
     """The four experiments of figure 3, scored at `points` equal intervals.
 
     Paper: figure 3: Inception score over 200,000 generator updates, and over time. Differs: the score is the sliced
-    Wasserstein distance in pixels (figures/image_runs.py) until there is an Inception score.
+    Wasserstein distance in pixels (figures/image_runs.py) until there is an Inception score. Times include a report per
+    point.
 
     Args:
         width: of both networks.
         steps: generator updates, a multiple of points.
+        rate_factor: factor of all published learning rates.
         points: how often a run is scored.
         batch_size: samples of each kind per update.
         samples: samples of each kind for the distance, and per line of the log.
@@ -50,6 +53,7 @@ class CIFARModes:
     width: int
     steps: int
     points: int
+    rate_factor: float = 1.0
     batch_size: int = 64
     samples: int = 1_000
     data: str = "cifar10"
@@ -68,7 +72,8 @@ class CIFARModes:
         sizes = [f"train.batch_size={self.batch_size}", f"train.report_size={self.samples}"]
         every = [f"train.{name}_every={interval}" for name in ("log", "sample", "checkpoint")]
         data = list_data_options(self.data, self.data_root, 32)
-        others = [*widths, *sizes, *every, f"train.lipschitz_every={NEVER}", f"seed={seed}", f"device={device}"]
+        rate = [f"optim.lr={self.rate_factor * RATES[cell['mode']]}"] if self.rate_factor != 1 else []
+        others = [*rate, *widths, *sizes, *every, f"train.lipschitz_every={NEVER}", f"seed={seed}", f"device={device}"]
         record: dict[str, Any] = {"finite": True, "step": [], "elapsed_s": [], "distance": [], "floor": None}
         pictures = None
         for step in range(interval, self.steps + 1, interval):  # a longer run continues a shorter one
@@ -107,7 +112,7 @@ class CIFARModes:
             if by_update.lines:
                 by_update.legend()
             figure.suptitle(
-                f"CIFAR-10, width {self.width}; distance: sliced W1 of {self.samples:,} samples to held-out images;"
+                f"CIFAR-10, width {self.width}, {self.rate_factor:g} x the published learning rates\ndistance: sliced W1 of {self.samples:,} samples to held-out images;"
                 f" floor: of training images; {describe_range(records)}"
             )
 
