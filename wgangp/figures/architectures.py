@@ -116,7 +116,8 @@ class Architectures:
                 axes.set_title(loss)
             figure.suptitle(
                 f"Samples after {self.steps:,} generator updates, width {self.width}, batch {self.batch_size},"
-                f" {self.rate_factor:g} x the published learning rates ({count_seeds(records)})\ndistance: sliced W1 to held-out images; floor: of training images to them"
+                f" {self.rate_factor:g} x the published learning rates ({count_seeds(records)})"
+                "\ndistance: sliced W1 to held-out images; floor: of training images to them"
             )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
