@@ -19,8 +19,8 @@ from wgangp.data.stream import batch_indices
 __all__ = ["PADDING", "UNKNOWN", "Text", "decode", "text", "write_lines"]
 
 UNKNOWN, PADDING = "unk", "`"
-# Of random bytes without 0, and about as many of compressed ones, 11 % are control bytes, 28 of 255. Text has none but
-# tab, newline, form feed and carriage return, and at most a few: the escape codes of a log with colors. 5 % is between.
+# 28 of the 255 bytes other than 0 are control bytes, so about 11 % of random or compressed data. Text has none but tab,
+# newline, form feed and carriage return, and a few where a log has escape codes for colors. 5 % is between the two.
 # The bytes 128 ... 159 are not counted: they are parts of characters in UTF-8, and characters in Windows-1252.
 CONTROL_BYTES = bytes(set(range(32)) - set(b"\t\n\f\r")) + b"\x7f"
 MAX_CONTROL_SHARE = 0.05
