@@ -76,7 +76,7 @@ class TestNetworks:
         plain = DeepCritic(SHAPE, width=2, depth=6), DeepGenerator(SHAPE, width=2, depth=6, norm=False)
         assert not any(isinstance(m, BatchNorm | LayerNorm) for network in plain for m in network.modules())
 
-    @pytest.mark.parametrize("activation, norm", list(product(ACTIVATIONS, ("layer", None))))
+    @pytest.mark.parametrize("activation, norm", list(product(ACTIVATIONS, ("layer", "none"))))
     def test_outputs_have_the_documented_shapes_and_scores_are_per_sample(self, activation, norm):
         generator = DeepGenerator(SHAPE, width=2, depth=5, activation=activation)
         critic = DeepCritic(SHAPE, width=2, depth=5, activation=activation, norm=norm).double()
@@ -100,11 +100,11 @@ class TestNetworks:
                 make(SHAPE, **options)
         with pytest.raises(ValueError, match=r"\(3, 32, 32\), got \(1, 28, 28\)"):
             make((1, 28, 28))
-        with pytest.raises(ValueError, match=r"norm = instance: must be one of batch, layer, or null"):
+        with pytest.raises(ValueError, match=r"norm = instance: must be one of batch, layer, none"):
             DeepCritic(SHAPE, norm="instance")
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("activation, norm", [("tanh", "layer"), ("softplus", "layer"), ("leaky_relu", None)])
+    @pytest.mark.parametrize("activation, norm", [("tanh", "layer"), ("softplus", "layer"), ("leaky_relu", "none")])
     def test_compiled_gradients_are_the_eager_ones(self, activation, norm, quick_compile):
         options = {"width": 2, "depth": 6, "activation": activation}
         generator, critic = DeepGenerator(SHAPE, **options).double(), DeepCritic(SHAPE, **options, norm=norm).double()
@@ -169,7 +169,7 @@ class TestDraws:
         assert len({json.dumps(draw) for draw in draws}) > 15
         for k, draw in enumerate(draws):
             gan = draw_architecture(k, "GAN")
-            own = {**METHODS["GAN"][0], "networks.critic.norm": draw["networks.critic.norm"] and "batch"}
+            own = {**METHODS["GAN"][0], "networks.critic.norm": draw["networks.critic.norm"].replace("layer", "batch")}
             assert gan == draw | own
             small = draw_architecture(k, "WGAN-GP", [4, 8, 16])
             assert small == draw | {key: draw[key] // 8 for key in draw if key.endswith("width")}
@@ -177,7 +177,7 @@ class TestDraws:
     def test_draws_are_uniform_and_independent_over_the_set_of_the_paper(self):
         draws = [draw_architecture(k, "WGAN-GP") for k in range(3_000)]
         values = {"activation": ACTIVATIONS, "depth": (4, 8, 12, 20), "width": (32, 64, 128)}
-        for network, norms in (("generator", (False, True)), ("critic", (None, "layer"))):
+        for network, norms in (("generator", (False, True)), ("critic", ("none", "layer"))):
             for key, choices in {**values, "norm": norms}.items():
                 counts = Counter(draw[f"networks.{network}.{key}"] for draw in draws)
                 assert counts.keys() == set(choices)
@@ -188,23 +188,38 @@ class TestDraws:
         assert len(depths) == 16 and min(depths.values()) > 3_000 / 16 - 4 * math.sqrt(3_000 / 16)
 
     def test_weight_decays_where_the_critic_has_a_norm(self):
-        for k, method in product(range(30), METHODS):
+        for k, (method, norm) in product(range(30), (("GAN", "batch"), ("WGAN-GP", "layer"))):
             draw = draw_architecture(k, method)
-            assert draw.get("optim.weight_decay") == (1e-3 if draw["networks.critic.norm"] else None)
+            assert draw.get("+optim.weight_decay") == (1e-3 if draw["networks.critic.norm"] == norm else None)
 
     def test_commands_compose_to_the_settings_of_the_paper(self, configure):
         figure = RandomArchitectures(draws=3, widths=[32, 64, 128], steps=100_000)
         for draw, method in product(range(1, 4), METHODS):
             cfg = configure(*figure.list_overrides(draw, method))
             for key, value in draw_architecture(draw, method).items():
-                if key != "loss":
-                    assert OmegaConf.select(cfg, key) == value
+                if key not in ("loss", "optim"):
+                    assert OmegaConf.select(cfg, key.removeprefix("+")) == value
             gan = method == "GAN"
             assert cfg.loss._target_.rpartition(".")[2] == ("NonSaturating" if gan else "Wasserstein")
             assert (cfg.penalty.weight, cfg.train.critic_steps) == ((0, 1) if gan else (10, 5))
             assert (cfg.optim.lr, list(cfg.optim.betas)) == ((2e-4, [0.5, 0.999]) if gan else (1e-4, [0, 0.9]))
             assert (cfg.train.steps, cfg.train.batch_size, cfg.train.decay_steps) == (100_000, 64, None)
-            assert cfg.optim.weight_decay == (1e-3 if cfg.networks.critic.norm else 0)
+            assert cfg.optim.get("weight_decay", 0) == (0 if cfg.networks.critic.norm == "none" else 1e-3)
+
+    def test_order_of_overrides_does_not_matter(self, configure):
+        figure = RandomArchitectures(draws=9, widths=[32], steps=10)
+        overrides = next(
+            figure.list_overrides(k, "GAN") for k in range(9) if draw_architecture(k, "GAN").get("+optim.weight_decay")
+        )
+        cfg = configure(*overrides)
+        assert cfg == configure(*reversed(overrides))
+        adam = {"lr": 2e-4, "betas": [0.5, 0.999], "fused": True, "weight_decay": 1e-3}
+        assert cfg.optim == {"_target_": "torch.optim.Adam", **adam}
+
+    def test_another_optimizer_has_only_its_own_keys(self, configure):
+        cfg = configure("experiment=random_architectures", "optim=rmsprop")
+        assert cfg.optim == configure("optim=rmsprop").optim
+        build(cfg, "optim", [nn.Parameter(torch.zeros(1))])
 
 
 @pytest.fixture(scope="session")

@@ -58,10 +58,27 @@ def test_rare_symbols_are_unk_and_are_counted(write):
 
 def test_all_bytes_have_a_symbol_by_default(write):
     every = bytes(b for b in range(1, 256) if b not in b"\r\n")
-    data = text(write(every + b"\n" + every), length=len(every))
+    line = every + b"text" * 100  # so that control bytes are rare
+    data = text(write(line + b"\n" + line), length=len(line))
     assert len(data.symbols) == 1 + len(every) == 254  # every byte but 0, 10 and 13
-    assert sorted(data.ids["train"][0].tolist()) == list(range(1, 254))
-    assert "unk;" not in data.summary
+    assert data.ids["train"][0].unique().tolist() == list(range(1, 254))
+    assert "are unk" not in data.summary
+
+
+def test_bytes_of_a_binary_file_are_refused_also_without_zeros(write):
+    rng = torch.Generator().manual_seed(0)
+    for size in (300, 3_000):
+        contents = bytes(torch.randint(1, 256, (size,), generator=rng).tolist())
+        with pytest.raises(ValueError, match=r"is not text, because it has \d+ control bytes .* as text in UTF-8"):
+            text(write(contents))
+
+
+def test_text_in_latin_1_or_utf_8_with_few_control_bytes_is_read(write):
+    words = "\u00e4\u00f6\u00fc\u00df \u00e9t\u00e9\t\u00bfqu\u00e9?\f\r\n"
+    for contents in ((words * 3).encode("latin-1"), words * 3, "\u4f60\u597d\u0440\u0443\n" * 3, "\t\f\n\ta\n\tb\n"):
+        assert len(text(write(contents)).ids["train"]) > 0
+    log = "\x1b[32mINFO\x1b[0m started, with a sentence that has the usual length\n" * 3
+    assert len(text(write(log)).ids["train"]) == 2  # the codes of colors
 
 
 def test_characters_of_several_bytes_are_written_as_they_were_read(write, tmp_path):
@@ -131,16 +148,45 @@ def test_missing_file_and_folder_are_refused(tmp_path):
             text(str(path))
 
 
-def test_strict_text_names_the_counts_and_the_settings_that_fit(write):
+@pytest.mark.parametrize(
+    "options, problems, remedies",
+    [
+        (
+            {"length": 4, "symbols": 4},  # a, b, `, z: 3 3 2 2; c, d once
+            "1 of 3 lines are longer than 4 symbols (the longest has 6) and 4 of 12 symbols are not among the 3 most"
+            " frequent",
+            "data.length=6 (or data.wrap=true) and data.symbols=9",
+        ),
+        (
+            {"length": 4},
+            "1 of 3 lines are longer than 4 symbols (the longest has 6)",
+            "data.length=6 (or data.wrap=true)",
+        ),
+        (
+            {"length": 4, "symbols": 7},  # e and f are only in the end that is cut
+            "1 of 3 lines are longer than 4 symbols (the longest has 6)",
+            "data.length=6 (or data.wrap=true) and data.symbols=9",
+        ),
+        ({"length": 6, "symbols": 8}, "1 of 18 symbols are not among the 7 most frequent", "data.symbols=9"),
+        (
+            {"length": 4, "symbols": 8, "wrap": True},
+            "1 of 16 symbols are not among the 7 most frequent",
+            "data.symbols=9",
+        ),
+    ],
+)
+def test_strict_text_names_what_does_not_fit_and_the_settings_that_do(write, options, problems, remedies):
     path = write("abcdef\nab\nabzz")
-    with pytest.raises(ValueError, match=r"1 of 3 lines are longer than 4 symbols \(the longest has 6\)") as error:
-        text(path, length=4, symbols=4, strict=True)
-    assert "4 of 12 symbols are not among the 3 most frequent" in str(error.value)  # of a, b, `, z: 3 3 2 2; c, d once
-    assert "data.length=6" in str(error.value) and "data.symbols=9" in str(error.value)
-    assert text(path, length=6, symbols=9, strict=True).shape == (9, 6)
-    with pytest.raises(ValueError, match=r"0 of 3 lines are longer than 6 symbols .* and 1 of 18 symbols"):
-        text(path, length=6, symbols=8, strict=True)
-    assert text(path, length=4, strict=True, wrap=True).shape[1] == 4
+    with pytest.raises(ValueError) as error:
+        text(path, **options, strict=True)
+    assert str(error.value) == (
+        f"path = {path}: {problems}; strict=true does not allow it. Set {remedies}, or data.strict=false"
+    )
+    fitting = {"length": 6} if "data.length" in remedies else {}
+    fitting |= {"symbols": 9} if "data.symbols" in remedies else {}
+    text(path, **options | fitting, strict=True)
+    if "data.wrap" in remedies:
+        assert text(path, **options | fitting | {"length": 4, "wrap": True}, strict=True).shape[1] == 4
 
 
 def test_padding_symbol_in_the_text_is_counted(write):

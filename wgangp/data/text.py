@@ -19,6 +19,11 @@ from wgangp.data.stream import batch_indices
 __all__ = ["PADDING", "UNKNOWN", "Text", "decode", "text", "write_lines"]
 
 UNKNOWN, PADDING = "unk", "`"
+# 28 of the 255 bytes other than 0 are control bytes, so about 11 % of random or compressed data. Text has none but tab,
+# newline, form feed and carriage return, and a few where a log has escape codes for colors. 5 % is between the two.
+# The bytes 128 ... 159 are not counted: they are parts of characters in UTF-8, and characters in Windows-1252.
+CONTROL_BYTES = bytes(set(range(32)) - set(b"\t\n\f\r")) + b"\x7f"
+MAX_CONTROL_SHARE = 0.05
 
 
 class Text:
@@ -75,10 +80,10 @@ def text(
     for name, value, least in (("length", length, 4), ("symbols", symbols, 2)):  # the log counts sequences of four
         if value < least:
             raise ValueError(f"{name} = {value}: must be >= {least}")
-    every = _read_lines(path)
-    lines = [line for line in every if line]
-    counted = {"empty lines left out": len(every) - len(lines)}
-    counted[f"lines {'wrapped' if wrap else 'cut'} after {length} symbols"] = sum(len(line) > length for line in lines)
+    all_lines = _read_lines(path)
+    lines = [line for line in all_lines if line]
+    changes = {"empty lines left out": len(all_lines) - len(lines)}
+    changes[f"lines {'wrapped' if wrap else 'cut'} after {length} symbols"] = sum(len(line) > length for line in lines)
     if wrap:
         lines = [line[start : start + length] for line in lines for start in range(0, len(line), length)]
     if len(lines) < 2:
@@ -86,29 +91,22 @@ def text(
             f"path = {path}: has {len(lines)} line(s) that are not empty. At least two are needed, because one in ten"
             " is held out; data.wrap=true makes several of a long one"
         )
-    padded = b"".join(line[:length].ljust(length, PADDING.encode()) for line in lines)
-    table = np.frombuffer(padded, np.uint8).reshape(-1, length)
+    contents = b"".join(line[:length].ljust(length, PADDING.encode()) for line in lines)
+    table = np.frombuffer(contents, np.uint8).reshape(-1, length)
     counts = np.bincount(table.ravel(), minlength=256)
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]  # the most frequent byte first
-    known, rare = order[: symbols - 1], order[symbols - 1 :]
-    counted[f"of {table.size:,} symbols are {UNKNOWN}"] = unknown = int(counts[rare].sum())
-    cut, longest = sum(len(line) > length for line in lines), max(length, *map(len, lines))
-    if strict and (cut or unknown):
-        needed = 1 + len(set(PADDING.encode()).union(*lines))
-        raise ValueError(
-            f"path = {path}: {cut:,} of {len(lines):,} lines are longer than {length} symbols (the longest has"
-            f" {longest}), and {unknown:,} of {table.size:,} symbols are not among the {len(known)} most frequent;"
-            f" strict=true does not allow it. Set data.length={longest} or data.wrap=true, data.symbols={needed}, or"
-            " data.strict=false"
-        )
-    number = np.zeros(256, np.int16 if len(known) > 255 else np.uint8)  # byte -> id; 0 is unknown
-    number[known] = np.arange(1, 1 + len(known))
+    frequent, rare = order[: symbols - 1], order[symbols - 1 :]
+    changes[f"of {table.size:,} symbols are {UNKNOWN}"] = unknown = int(counts[rare].sum())
+    if strict:
+        _check_fit(path, lines, length, symbols, unknown)
+    number = np.zeros(256, np.int16 if len(frequent) > 255 else np.uint8)  # byte -> id; 0 is unknown
+    number[frequent] = np.arange(1, 1 + len(frequent))
     ids, held_out = torch.from_numpy(number[table]), torch.arange(len(table)) % 10 == 0
-    data = Text({"train": ids[~held_out], "heldout": ids[held_out]}, [UNKNOWN, *map(chr, known)], device)
-    counted[f"lines have {PADDING}, which is also the padding"] = sum(PADDING.encode() in line for line in lines)
+    data = Text({"train": ids[~held_out], "heldout": ids[held_out]}, [UNKNOWN, *map(chr, frequent)], device)
+    changes[f"lines have {PADDING}, which is also the padding"] = sum(PADDING.encode() in line for line in lines)
     data.summary = (
         f"{len(data.ids['train']):,} lines to train on and {len(data.ids['heldout']):,} held out, of {length} symbols,"
-        f" vocabulary: {len(data.symbols)}" + "".join(f"; {n:,} {what}" for what, n in counted.items() if n)
+        f" vocabulary: {len(data.symbols)}" + "".join(f"; {n:,} {what}" for what, n in changes.items() if n)
     )
     return data
 
@@ -119,9 +117,31 @@ def _read_lines(path: str) -> list[bytes]:
         raw = Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"path = {path}: cannot be read ({error.strerror}). It must be a text file") from error
-    if b"\0" in raw:
-        raise ValueError(f"path = {path}: is not text, because it has bytes of value 0. Save it as text in UTF-8")
+    controls = len(raw) - len(raw.translate(None, CONTROL_BYTES))
+    if b"\0" in raw or controls > MAX_CONTROL_SHARE * len(raw):
+        found = "bytes of value 0" if b"\0" in raw else f"{controls:,} control bytes among {len(raw):,}"
+        raise ValueError(f"path = {path}: is not text, because it has {found}. Save it as text in UTF-8")
     return raw.splitlines()
+
+
+def _check_fit(path: str, lines: list[bytes], length: int, symbols: int, unknown: int) -> None:
+    """Raise ValueError if a line would be cut or if symbols are unknown. The message has the settings that fit."""
+    problems, remedies = [], []
+    cut, longest = sum(len(line) > length for line in lines), max(map(len, lines))
+    if cut:
+        problems.append(f"{cut:,} of {len(lines):,} lines are longer than {length} symbols (the longest has {longest})")
+        remedies.append(f"data.length={longest} (or data.wrap=true)")
+    if unknown:
+        total = length * len(lines)
+        problems.append(f"{unknown:,} of {total:,} symbols are not among the {symbols - 1} most frequent")
+    vocabulary = 1 + len(set(PADDING.encode()).union(*lines))
+    if vocabulary > symbols:  # also if all of the rare symbols are in the ends of lines that are cut
+        remedies.append(f"data.symbols={vocabulary}")
+    if problems:
+        raise ValueError(
+            f"path = {path}: {' and '.join(problems)}; strict=true does not allow it. Set {' and '.join(remedies)}, or"
+            " data.strict=false"
+        )
 
 
 def decode(ids: Tensor, symbols: Sequence[str]) -> list[str]:

@@ -28,16 +28,7 @@ DEPTHS = (4, 8, 12, 20)
 WIDTHS = (32, 64, 128)
 WEIGHT_DECAY = 1e-3  # where the critic has a norm
 METHODS = {  # overrides of experiment=random_architectures; the norm that a critic may have
-    "GAN": (
-        {
-            "loss": "non_saturating",
-            "penalty.weight": 0,
-            "optim.lr": 2e-4,
-            "optim.betas": [0.5, 0.999],
-            "train.critic_steps": 1,
-        },
-        "batch",
-    ),
+    "GAN": ({"loss": "non_saturating", "penalty.weight": 0, "optim": "adam_dcgan", "train.critic_steps": 1}, "batch"),
     "WGAN-GP": ({}, "layer"),
 }
 FACTORS = (2, 3, 5, 10)  # a run succeeds if its distance is at most this often the floor
@@ -66,10 +57,10 @@ def draw_architecture(draw: int, method: str, widths: tuple[int, ...] | list[int
 
     own, norm = METHODS[method]
     overrides = {}
-    for network, norms in (("generator", (False, True)), ("critic", (None, norm))):
+    for network, norms in (("generator", (False, True)), ("critic", ("none", norm))):
         for key, values in (("activation", ACTIVATIONS), ("depth", DEPTHS), ("width", widths), ("norm", norms)):
             overrides[f"networks.{network}.{key}"] = choose(values)
-    decay = {"optim.weight_decay": WEIGHT_DECAY} if overrides["networks.critic.norm"] else {}
+    decay = {"+optim.weight_decay": WEIGHT_DECAY} if overrides["networks.critic.norm"] != "none" else {}
     return overrides | decay | own
 
 
@@ -78,11 +69,14 @@ class RandomArchitectures:
     """Random architectures for 32 x 32 images. Draw k is the architecture `draw_architecture(k)`.
 
     Paper: section 5.1, appendix B: 200 draws, ImageNet at 32 x 32, 100,000 generator updates; a run succeeds if its
-    Inception score is above a threshold. Differs: CIFAR-10, unless figure.data=image_folder; batches of 64, as in the
-    authors' working repository; no Inception score yet. The number is the sliced Wasserstein distance in pixels
-    between `samples` samples and as many held-out images (metrics/sliced.py), in units of the floor, the distance
-    between training images and held-out ones. It tells whether a run failed: divergence, collapse and noise are far
-    away. It does not tell good images from images with the right colors.
+    Inception score is above a threshold. Differs: CIFAR-10, unless figure.data=image_folder; no Inception score yet.
+    Differs: all batches have 64 samples, where the authors' working repository (see networks/deep_dcgan.py) updates the
+    generator of WGAN-GP with 128 (BATCH_SIZE 64, GEN_BS_MULTIPLE 2).
+
+    The number is the sliced Wasserstein distance in pixels between `samples` samples and as many held-out images
+    (metrics/sliced.py), in units of the floor, the distance between training images and held-out ones. It tells whether
+    a run failed: divergence, collapse and noise are far away. It does not tell good images from images with the right
+    colors.
 
     Args:
         draws: number of architectures.

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wgangp.networks.layers import (
-    BatchNorm,
     Conv2d,
     ConvTranspose2d,
-    LayerNorm,
     LeakyReLU,
     ReLU,
+    build_norm,
     check_shape,
     check_sizes,
     linear,
@@ -45,16 +44,24 @@ class ShiftedSoftplus(nn.Module):
 
 
 # Critics need activations with a cheap second derivative; generators are never differentiated twice.
-COMMON: dict[str, Callable[[], nn.Module]] = {"softplus": ShiftedSoftplus, "tanh": nn.Tanh}
-OF_GENERATOR = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), **COMMON}
-OF_CRITIC = {"relu": ReLU, "leaky_relu": LeakyReLU, **COMMON}
-NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": BatchNorm, "layer": LayerNorm}
+SMOOTH: dict[str, Callable[[], nn.Module]] = {"softplus": ShiftedSoftplus, "tanh": nn.Tanh}
+GENERATOR_ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), **SMOOTH}
+CRITIC_ACTIVATIONS = {"relu": ReLU, "leaky_relu": LeakyReLU, **SMOOTH}
 
 
 class DeepGenerator(nn.Module):
-    """z (B, latent_dim) -> images (B, 3, 32, 32) in [-1, 1], with `depth` weight layers.
+    """z (B, latent_dim) -> images (B, 3, 32, 32) in [-1, 1].
 
-    activation: relu, leaky_relu (slope 0.2), softplus (`ShiftedSoftplus`) or tanh. norm: batch norm.
+    Args:
+        shape: must be (3, 32, 32).
+        latent_dim: dimension of the noise.
+        width: number of channels at 16 x 16.
+        depth: number of weight layers, 4 or more.
+        activation: relu, leaky_relu (slope 0.2), softplus (`ShiftedSoftplus`) or tanh.
+        norm: batch norm.
+
+    Raises:
+        ValueError: an argument is not valid.
     """
 
     def __init__(
@@ -72,14 +79,14 @@ class DeepGenerator(nn.Module):
         _check_options(depth, activation)
         self.latent_dim, self.width = latent_dim, width
 
-        def follow(features: int) -> list[nn.Module]:
-            return [*([BatchNorm(features)] if norm else []), OF_GENERATOR[activation]()]
+        def activate(features: int) -> list[nn.Module]:
+            return [*build_norm("batch" if norm else "none", features), GENERATOR_ACTIVATIONS[activation]()]
 
         self.input = linear(latent_dim, 4 * width * 4 * 4)
         self.layers = nn.Sequential(
-            *(*follow(4 * width), ConvTranspose2d(4 * width, 2 * width), *follow(2 * width)),  # 8 x 8
-            *_repeat(depth - BASE, 2 * width, follow),
-            *(ConvTranspose2d(2 * width, width), *follow(width)),  # 16 x 16
+            *(*activate(4 * width), ConvTranspose2d(4 * width, 2 * width), *activate(2 * width)),  # 8 x 8
+            *_repeat(depth - BASE, 2 * width, activate),
+            *(ConvTranspose2d(2 * width, width), *activate(width)),  # 16 x 16
             *(ConvTranspose2d(width, 3), nn.Tanh()),  # 32 x 32
         )
 
@@ -88,9 +95,17 @@ class DeepGenerator(nn.Module):
 
 
 class DeepCritic(nn.Module):
-    """images (B, 3, 32, 32) -> scores (B,), with `depth` weight layers. The first layer has no norm.
+    """images (B, 3, 32, 32) -> scores (B,). The first layer has no norm.
 
-    activation: as in `DeepGenerator`. norm: "layer", "batch" (which is allowed only without a penalty), or None.
+    Args:
+        shape: must be (3, 32, 32).
+        width: number of channels at 16 x 16.
+        depth: number of weight layers, 4 or more.
+        activation: as in `DeepGenerator`.
+        norm: layer, none, or batch, which is allowed only without a penalty.
+
+    Raises:
+        ValueError: an argument is not valid.
     """
 
     def __init__(
@@ -99,23 +114,21 @@ class DeepCritic(nn.Module):
         width: int = 64,
         depth: int = 4,
         activation: str = "leaky_relu",
-        norm: str | None = None,
+        norm: str = "none",
     ) -> None:
         super().__init__()
         check_shape("this critic", SHAPE, shape)
         check_sizes(width=width)
         _check_options(depth, activation)
-        if norm is not None and norm not in NORMS:
-            raise ValueError(f"norm = {norm}: must be one of {', '.join(NORMS)}, or null for no norm")
 
-        def follow(features: int) -> list[nn.Module]:
-            return [*([NORMS[norm](features)] if norm else []), OF_CRITIC[activation]()]
+        def activate(features: int) -> list[nn.Module]:
+            return [*build_norm(norm, features), CRITIC_ACTIVATIONS[activation]()]
 
         self.layers = nn.Sequential(
-            *(Conv2d(3, width, kernel=5, stride=2), OF_CRITIC[activation]()),  # 16 x 16
-            *(Conv2d(width, 2 * width, kernel=5, stride=2), *follow(2 * width)),  # 8 x 8
-            *_repeat(depth - BASE, 2 * width, follow),
-            *(Conv2d(2 * width, 4 * width, kernel=5, stride=2), *follow(4 * width)),  # 4 x 4
+            *(Conv2d(3, width, kernel=5, stride=2), CRITIC_ACTIVATIONS[activation]()),  # 16 x 16
+            *(Conv2d(width, 2 * width, kernel=5, stride=2), *activate(2 * width)),  # 8 x 8
+            *_repeat(depth - BASE, 2 * width, activate),
+            *(Conv2d(2 * width, 4 * width, kernel=5, stride=2), *activate(4 * width)),  # 4 x 4
             nn.Flatten(),
             linear(4 * width * 4 * 4, 1),
         )
@@ -125,13 +138,13 @@ class DeepCritic(nn.Module):
         return self.layers(x).squeeze(1)
 
 
-def _repeat(count: int, features: int, follow: Callable[[int], list[nn.Module]]) -> list[nn.Module]:
-    """Return `count` 3x3 convolutions, each with what follows it."""
-    return [layer for _ in range(count) for layer in (Conv2d(features, features, kernel=3), *follow(features))]
+def _repeat(count: int, features: int, activate: Callable[[int], list[nn.Module]]) -> list[nn.Module]:
+    """Return `count` 3x3 convolutions, each with norm and activation."""
+    return [layer for _ in range(count) for layer in (Conv2d(features, features, kernel=3), *activate(features))]
 
 
 def _check_options(depth: int, activation: str) -> None:
     if depth < BASE:
         raise ValueError(f"depth = {depth}: must be >= {BASE}, the number of weight layers without further ones")
-    if activation not in OF_CRITIC:
-        raise ValueError(f"activation = {activation}: must be one of {', '.join(OF_CRITIC)}")
+    if activation not in CRITIC_ACTIVATIONS:
+        raise ValueError(f"activation = {activation}: must be one of {', '.join(CRITIC_ACTIVATIONS)}")
