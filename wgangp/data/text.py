@@ -119,8 +119,8 @@ def _read_lines(path: str) -> list[bytes]:
         raise ValueError(f"path = {path}: cannot be read ({error.strerror}). It must be a text file") from error
     controls = len(raw) - len(raw.translate(None, CONTROL_BYTES))
     if b"\0" in raw or controls > MAX_CONTROL_SHARE * len(raw):
-        found = "bytes of value 0" if b"\0" in raw else f"{controls:,} control bytes among {len(raw):,}"
-        raise ValueError(f"path = {path}: is not text, because it has {found}. Save it as text in UTF-8")
+        reason = "bytes of value 0" if b"\0" in raw else f"{controls:,} control bytes among {len(raw):,}"
+        raise ValueError(f"path = {path}: is not text, because it has {reason}. Save it as text in UTF-8")
     return raw.splitlines()
 
 
