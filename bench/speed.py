@@ -49,7 +49,8 @@ def run(arguments: list[str]) -> None:
         if budget == "cpu":
             case = replace(case, width=case.width // measure.SMALLER.get(name, 1))
         if options.smoke:
-            case = replace(case, width=16, batch=8, generator_batch=None, critic_steps=1)
+            width, batch = (4, 2) if case.shape[-1] == 64 else (16, 8)
+            case = replace(case, width=width, batch=batch, generator_batch=None, critic_steps=1)
         records += [{"case": name, **record, **source} for record in measure.measure(case, device, options.rounds)]
     if options.growth:
         growth = measure.measure_growth(device, options.rounds, small=options.smoke)

@@ -14,7 +14,7 @@ PATHS = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.rglob("*
 CHOICES = [  # networks=mlp, networks=zoo/good; the figures are in tests/test_figures.py
     f"{path.parts[0]}={'/'.join(path.parts[1:])}" for path in PATHS if path.parts[0] != "figure"
 ]
-SLOW = ("networks=zoo/resnet101",)
+SLOW = ("networks=zoo/resnet101", "experiment=resnet128", "experiment=architectures")
 SHORT = ("train.steps=1", "train.batch_size=4", "train.report_size=4", "train.critic_steps=2", "device=cpu")
 PARTNERS = {  # choice -> the choice that fits it, and its settings
     "loss=acgan": "experiment=cifar_resnet_conditional",
