@@ -408,10 +408,10 @@ def test_every_cell_of_figure_2_has_its_settings(configure, pair, loss):
     [
         pytest.param(pair, loss, marks=() if pair == "dcgan" else pytest.mark.slow)
         for pair in PAIRS
-        for loss in ("wgan-gp", "clip", "dcgan", "lsgan")
+        for loss in (("wgan-gp", "clip", "dcgan", "lsgan") if pair == "dcgan" else ("wgan-gp",))
     ],
 )
-def test_every_cell_of_figure_2_trains(configure, small_pictures, tmp_path, quick_pictures, pair, loss):
+def test_every_row_and_column_of_figure_2_trains(configure, small_pictures, tmp_path, quick_pictures, pair, loss):
     train_run(compose_cell(configure, pair, loss, *SMALL, f"data.root={small_pictures}"), tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") >= 2
 
@@ -424,11 +424,6 @@ COMPILED = {
         lambda *a, **k: DCGANCritic(*a, activation="tanh", **k),
         SHAPE,
     ),
-    "resnet101": (
-        lambda shape, width: ResNet101Generator(shape, width=4),
-        lambda shape, width: ResNet101Critic(shape, width=4),
-        SHAPE,
-    ),
 }
 
 
@@ -437,9 +432,3 @@ COMPILED = {
 def test_compiled_gradients_are_the_eager_ones(pair, quick_compile, monkeypatch):
     monkeypatch.setitem(test_compiled.PAIRS, pair, COMPILED[pair])
     test_compiled.require_compiled_is_eager(pair, "two")
-
-
-@pytest.mark.slow
-def test_compiled_gradients_are_the_eager_ones_with_the_whole_compiler(monkeypatch):
-    monkeypatch.setitem(test_compiled.PAIRS, "gated", COMPILED["gated"])
-    test_compiled.require_compiled_is_eager("gated", "two")
