@@ -8,9 +8,10 @@ import torch
 from helpers import TINY, train_run, write_idx
 from PIL import Image
 
-from wgangp import checkpoint
+from wgangp import checkpoint, gradient_norm
 from wgangp.analysis import analyze
 from wgangp.config import load_run
+from wgangp.networks import mlp
 from wgangp.networks.mlp import MLPCritic
 
 TOY = (*TINY, "train.steps=2", "seed=8", "penalty.sides=one")
@@ -139,6 +140,18 @@ def test_analysis_of_a_run_without_penalty_has_no_expected_slope(trained):
     report = read(analyze(str(folder), **SIZES))
     assert "expected_slope" not in report and "corrected" not in report["distances"]
     assert math.isfinite(report["lipschitz"]["certified"]) and "exact_w1" in report["distances"]
+
+
+def test_critic_with_labels_whose_score_does_not_depend_on_them_is_analyzed(
+    labeled_config, tmp_path, quick_pictures, monkeypatch
+):
+    monkeypatch.setattr(mlp.LabeledCritic, "score_takes_labels", False, raising=False)
+    monkeypatch.setattr(mlp.LabeledCritic, "forward", lambda self, x, *y: self.features(x).sum(1))
+    run = train_run(labeled_config, tmp_path / "run")
+    report = read(analyze(str(tmp_path / "run"), **IMAGE_SIZES | {"n": 4}))
+    real, _ = run.data.batch(0, 4, 0, "heldout", purpose="lipschitz")
+    assert report["slopes"]["real"]["mean"] == pytest.approx(gradient_norm(run.critic, real).mean().item(), rel=1e-5)
+    assert report["lipschitz"]["largest_quotient"] <= report["lipschitz"]["certified"]
 
 
 def test_critic_with_labels_is_refused(labeled_config, tmp_path, quick_pictures):

@@ -608,6 +608,16 @@ class TestClasses:
         with pytest.raises(ValueError, match=r"1 images are in no class folder \(.*loose\.png\): move them"):
             config.build_run(labeled_config)
 
+    @pytest.mark.parametrize("name, label", [("loose.png", "no class"), ("other/1.png", "other")])
+    @pytest.mark.parametrize("memory_gb", [4.0, 0.0])
+    def test_held_out_class_without_training_images_is_refused(self, labeled_config, name, label, memory_gb):
+        path = Path(labeled_config.data.heldout_root) / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+        labeled_config.data.memory_gb = memory_gb
+        with pytest.raises(ValueError, match=f"held-out images, and none to train on, of: {label}"):
+            config.build_run(labeled_config)
+
     def test_loss_that_needs_another_forward_is_refused(self, configure):
         with pytest.raises(
             ValueError, match=r"ACGAN calls the critic with logits=.*MLPCritic does not take.*networks="

@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from wgangp.data.folder import format_path
 from wgangp.data.images import Images, Streamed
 from wgangp.data.stacked import StackedImages
 from wgangp.data.stream import Unread
@@ -78,7 +77,8 @@ def match_parts(generator: nn.Module, critic: nn.Module, loss: Any, data: Any) -
     Data that was not read (Unread) stays as it is.
 
     Raises:
-        ValueError: the numbers of classes are not equal; the critic does not take the keyword arguments of the loss.
+        ValueError: the numbers of classes are not equal; the data's labels cannot be used; the critic does not take the
+            keyword arguments of the loss.
     """
     parameters = inspect.signature(critic.forward).parameters.values()
     options = set() if any(p.kind is p.VAR_KEYWORD for p in parameters) else set(loss.critic_options)
@@ -94,11 +94,8 @@ def match_parts(generator: nn.Module, critic: nn.Module, loss: Any, data: Any) -
     generator_classes, critic_classes = (getattr(network, "classes", 0) for network in (generator, critic))
     if generator_classes == critic_classes == 0:
         return
-    if loose := getattr(data, "loose", []):
-        raise ValueError(
-            f"the networks have classes, but {len(loose)} images are in no class folder ({format_path(loose[0])}):"
-            " move them to the folder of their class, directly in data.root"
-        )
+    if problem := getattr(data, "label_problem", ""):
+        raise ValueError(f"the networks have classes, but {problem}")
     data_classes = getattr(data, "classes", 0)
     if not generator_classes == critic_classes == data_classes:
         raise ValueError(

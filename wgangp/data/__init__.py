@@ -10,7 +10,8 @@ a stream can be read from any position, and a report uses other batches than the
 Images are scaled to the span of the generator if it has one (an attribute span, the range of its outputs).
 
 A data set with labels also has .classes, their number. It yields labels y (size,) only if .labeled is True, which
-config.py sets if the networks have classes, too. Mixtures of Gaussians have .centers (M, 2) and .sd. Data sets that are
-read from files have .fingerprint, which identifies the set. Those of image_folder and text have .summary, one line for
-the user. Text, as one-hot vectors (V, L), has .symbols, the V texts that the symbols stand for, and .ids: see text.py.
+runs.py sets if the networks have classes, too. .label_problem, if it is there and not empty, says why the labels
+cannot be used. Mixtures of Gaussians have .centers (M, 2) and .sd. Data sets that are read from files have
+.fingerprint, which identifies the set. Those of image_folder and text have .summary, one line for the user. Text, as
+one-hot vectors (V, L), has .symbols, the V texts that the symbols stand for, and .ids: see text.py.
 """

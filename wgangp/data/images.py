@@ -42,7 +42,7 @@ class Images:
         span: the values of black and white after scaling.
     """
 
-    labeled = False  # see wgangp/data/__init__.py
+    labeled, label_problem = False, ""  # see wgangp/data/__init__.py
 
     def __init__(
         self,
@@ -316,8 +316,12 @@ def image_folder(
         pictures = {"train": decoded[:count], "heldout": decoded[count:]}
         data = Images(pictures, labels, dequantize, device, (-1.0, 1.0))
     loose = [picture.path for picture in parts["train"] if not picture.label and len(number) > 1]
-    data.loose = loose  # labels would be wrong: see runs.match_parts
     only_held_out = {name or "no class" for name in classes["heldout"] - classes["train"]}
+    if loose:
+        data.label_problem = f"{len(loose)} images are in no class folder ({format_path(loose[0])}): move them to one"
+    elif only_held_out:
+        names = ", ".join(sorted(only_held_out))
+        data.label_problem = f"there are held-out images, and none to train on, of: {names}. Add or remove images"
     notes = {
         "converted": converted,
         "skipped": skipped,

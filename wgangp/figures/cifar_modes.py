@@ -112,7 +112,7 @@ class CIFARModes:
             if by_update.lines:
                 by_update.legend()
             figure.suptitle(
-                f"CIFAR-10, width {self.width}, {self.rate_factor:g} x the published learning rates"
+                f"data={self.data}, width {self.width}, {self.rate_factor:g} x the published learning rates"
                 f"\ndistance: sliced W1 of {self.samples:,} samples to held-out images;"
                 f" floor: of training images; {describe_range(records)}"
             )
