@@ -94,10 +94,11 @@ def test_every_choice_and_key_is_documented():
         *(f"clip.{key}" for key in config.clip),
         "regularize.gradient_norm",
         "ema.decay",
+        *(f"evaluate.{key}" for key in config.evaluate),
     ]
     for key in [*keys, "seed", "device", "budget", "run_dir"]:
         assert f"`{key}`" in page, key
-    for name in ("sample", "lipschitz", "reproduce"):
+    for name in ("sample", "lipschitz", "evaluate", "reproduce"):
         for key in OmegaConf.load(CONF / f"{name}.yaml"):
             assert key in ("defaults", "hydra") or f"`{key}`" in page, f"{name}: {key}"
 

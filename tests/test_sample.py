@@ -7,8 +7,9 @@ from helpers import TINY, train_run
 from PIL import Image
 
 from wgangp.config import load_run
+from wgangp.generate import generate
 from wgangp.networks import mlp
-from wgangp.sample import generate, sample
+from wgangp.sample import sample
 from wgangp.seeds import draw_latent
 
 TOY = (*TINY, "train.steps=3", "train.sample_every=1", "train.critic_steps=2")

@@ -26,9 +26,9 @@ from wgangp import (
 )
 from wgangp.checks import check_not_random
 from wgangp.compiled import verify
+from wgangp.generate import generate
 from wgangp.logs import read_lines
 from wgangp.report import lipschitz_report, report
-from wgangp.sample import generate
 from wgangp.seeds import initialize
 from wgangp.state import find_state, preserve_state, use_eval_mode
 from wgangp.train import train

@@ -12,13 +12,15 @@ LAYERS = [  # from the bottom up: a module may import modules of the layers befo
     {"form", "checks", "compiler"},
     {"gradients", "per_sample", "affine"},
     {"penalty", "losses", "optim", "data", "networks", "transport", "certify"},
-    {"step", "lipschitz", "box", "metrics", "checkpoint", "plots", "runs"},
-    {"logs", "compiled"},
+    {"step", "lipschitz", "box", "checkpoint", "plots", "runs"},
+    {"compiled", "generate"},
+    {"metrics"},
+    {"logs"},
     {"report", "distributed", "results"},
     {"train"},
     {"trial"},
     {"config"},
-    {"figures", "sample"},
+    {"figures", "sample", "evaluate"},
     {"analysis"},
     {"cli"},
     {"__main__"},
@@ -91,12 +93,12 @@ def test_method_is_short_and_no_file_is_long():
     assert max(lines.values()) <= 350
 
 
-def test_package_scripts_and_configs_have_at_most_540_kb_and_figures_150_kb():
+def test_package_scripts_and_configs_have_at_most_620_kb_and_figures_150_kb():
     """Figures are evidence, which nothing else imports: they have a limit of their own."""
     files = [path for path in texts("wgangp", "scripts", "conf") if path.parent != ROOT]
     figures = [path for path in files if "figures" in path.parts]
     assert sum(path.stat().st_size for path in figures) <= 150_000
-    assert sum(path.stat().st_size for path in files) - sum(path.stat().st_size for path in figures) <= 540_000
+    assert sum(path.stat().st_size for path in files) - sum(path.stat().st_size for path in figures) <= 620_000
 
 
 def test_files_are_ascii():

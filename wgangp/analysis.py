@@ -15,19 +15,17 @@ from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz
 from wgangp.checks import compute_scores
 from wgangp.config import find_device, restore
+from wgangp.generate import BATCH, generate
 from wgangp.logs import collect_provenance
 from wgangp.per_sample import check_per_sample
 from wgangp.report import leave_unchanged
 from wgangp.runs import Run
-from wgangp.sample import BATCH as SAMPLES
-from wgangp.sample import generate
 from wgangp.seeds import draw_latent, rng_for
 from wgangp.transport import LIMIT, wasserstein1
 
 __all__ = ["analyze", "measure"]
 
 LOW_DIMENSION = 3  # up to here the distance between two samples is close to the distance between their distributions
-BATCH = 256  # points per forward pass
 
 
 def analyze(
@@ -103,7 +101,7 @@ def measure(
     except ValueError as error:
         raise ValueError(f"n: {error}") from error
     real, trained_on = splits
-    fake = generate(run.generator, n, lambda k: draw_latent(run.generator, SAMPLES, seed, k, "lipschitz", device))
+    fake = generate(run.generator, n, lambda k: draw_latent(run.generator, BATCH, seed, k, "lipschitz", device))
     with torch.no_grad():
         score_real, score_fake = (
             torch.cat([compute_scores(critic, part) for part in x.split(BATCH)]) for x in (real, fake)

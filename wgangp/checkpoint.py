@@ -2,7 +2,7 @@
 
 A checkpoint is one file of plain tensors and numbers, step_00001000.pt. The file beside it holds its sha256, in the
 format of `sha256sum -c`. A file is written under a temporary name, synced to the disk, and renamed. The newest two
-undamaged checkpoints are kept. If the newest is damaged, the older one is loaded.
+undamaged checkpoints are kept, and that with the best score. If the newest is damaged, the older one is loaded.
 """
 
 import hashlib
@@ -19,12 +19,15 @@ __all__ = ["check_finite", "load_latest", "load_step", "save", "write_atomic"]
 KEEP = 2
 
 
-def save(folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = ()) -> Path:
+def save(
+    folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = (), kept: Collection[int] = ()
+) -> Path:
     """Write the checkpoint of a step and return its path.
 
     Args:
         state: tensors, numbers and strings, and lists, tuples and dicts of them.
         buffers: as in `check_finite`.
+        kept: steps whose checkpoints are kept besides the newest two.
 
     Raises:
         ValueError: as in `check_finite`. Nothing is written.
@@ -45,7 +48,8 @@ def save(folder: Path, step: int, state: dict[str, Any], buffers: Collection[str
     finally:
         temporary.unlink(missing_ok=True)
     undamaged = [other for other in _newest_first(folder) if _damage(other) is None]
-    for old in undamaged[KEEP:]:
+    protected = {_path_of(folder, step) for step in kept}
+    for old in (other for other in undamaged[KEEP:] if other not in protected):
         old.unlink()
         _digest_of(old).unlink(missing_ok=True)
     return path

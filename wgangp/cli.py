@@ -28,6 +28,7 @@ from yaml import YAMLError
 from wgangp import config
 from wgangp.analysis import analyze
 from wgangp.distributed import join_ranks, local_device
+from wgangp.evaluate import evaluate
 from wgangp.figures.study import reproduce
 from wgangp.logs import read_metrics
 from wgangp.runs import claim_folder, find_folder, normalize_overrides, run_name
@@ -44,10 +45,12 @@ def _read_keys(function: Callable[..., Path], **replaced: Any) -> dict[str, Any]
 
 SAMPLE = register_schema("sample", _read_keys(sample, trust=list[str]))
 LIPSCHITZ = register_schema("lipschitz", _read_keys(analyze, trust=list[str]))
+EVALUATE = register_schema("evaluate", _read_keys(evaluate, trust=list[str]))
 REPRODUCE = register_schema(
     "reproduce", {k: v for k, v in _read_keys(reproduce, figure=dict[str, Any]).items() if k != "name"}
 )
 SCHEMAS = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ, "reproduce": REPRODUCE}
+SCHEMAS["evaluate"] = EVALUATE
 OPTIMIZERS = ("ax", "nevergrad", "optuna")  # choices of hydra/sweeper that need a number from every job
 FOLDERS = {  # settings of Hydra that would move files, with the values that move none
     "hydra.job.chdir": (None, False),
@@ -78,20 +81,20 @@ def run_train(cfg: DictConfig) -> float | None:
     prefix = "+".join([*own_config, *([experiment] if experiment else [])])
     name = run_name(prefix, normalize_overrides(OmegaConf.to_container(hydra_config.overrides.task), cfg))
     folder = Path(cfg.run_dir) if cfg.run_dir else find_folder(Path("runs"), name, experiment or "toy", cfg)
-    device = config.find_device(local_device(cfg.device))
-    with join_ranks(device, cfg.train.rank_timeout) as world:
+    with join_ranks(config.find_device(local_device(cfg.device)), cfg.train.rank_timeout) as world:
         sizes = {name: cfg.train[name] for name in ("batch_size", "generator_batch_size")}
         compiled_norm = cfg.train.sync_batch_norm and cfg.train.compile
         world.check(sizes, cfg.regularize.gradient_norm, compiled_norm, cfg.train.accumulate)
         with world.first_before_others():  # the first rank may download the data
             own = {"trust": cfg.trust, "objective": cfg.objective, "world": world}
             run = config.build_run(cfg, channels_last=cfg.train.channels_last, **own)
+            scores = config.train_scores(cfg, run) if world.first else []
         with claim_folder(folder, cfg) if world.first else nullcontext():
             if world.first:
                 print(f"run folder: {folder}")
                 if summary := getattr(run.data, "summary", ""):
                     print(f"data: {summary}")
-            step = train(folder, run, **options, world=world)
+            step = train(folder, run, **options, scores=scores, world=world)
     if step < options["steps"]:
         if world.first:
             print(f"stopped at step {step} of {options['steps']}; the same command continues from there")
@@ -120,6 +123,11 @@ def run_lipschitz(cfg: DictConfig) -> None:
     print(analyze(**to_arguments(cfg, LIPSCHITZ)))
 
 
+def run_evaluate(cfg: DictConfig) -> None:
+    """Score a trained generator: scripts/evaluate.py. Prints a table."""
+    print(evaluate(**to_arguments(cfg, EVALUATE)))
+
+
 def run_reproduce(cfg: DictConfig) -> None:
     """Reproduce a figure: scripts/reproduce.py. Prints the folder with the results."""
     arguments = to_arguments(cfg, REPRODUCE) | {"figure": config.build(cfg, "figure")}
@@ -134,6 +142,7 @@ COMMANDS = {  # name -> its config in conf/, its function
     "train": ("config", run_train),
     "sample": ("sample", run_sample),
     "lipschitz": ("lipschitz", run_lipschitz),
+    "evaluate": ("evaluate", run_evaluate),
     "reproduce": ("reproduce", run_reproduce),
 }
 

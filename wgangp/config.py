@@ -4,6 +4,7 @@ A key of the config, the parameter of the function that takes it, and its entry 
 keys and their types are read from the signatures of these functions.
 """
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from wgangp.checkpoint import load_latest, load_step
 from wgangp.data.stream import Unread
 from wgangp.distributed import World, join_ranks, local_device
+from wgangp.metrics.scores import Score, build_scores
 from wgangp.optim import build_average
 from wgangp.precision import check_precision
 from wgangp.runs import MOVED, Run, collect_stateful, match_parts
@@ -34,6 +36,7 @@ __all__ = [
     "load_run",
     "restore",
     "train_options",
+    "train_scores",
 ]
 
 # The configs: in an installed package inside of it, in a checkout beside it.
@@ -275,6 +278,16 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def train_scores(cfg: DictConfig, run: Run) -> list[Score]:
+    """Build the scores that a run is evaluated with during training: none without train.evaluate_every."""
+    if cfg.train.evaluate_every is None:
+        return []
+    try:
+        return build_scores(run, **OmegaConf.to_container(cfg.evaluate))
+    except ValueError as error:
+        raise ValueError(f"evaluate.{error}" if re.match(r"\w+ = ", str(error)) else str(error)) from error
+
+
 def find_device(name: str, option: str = "device=") -> torch.device:
     """Return the device of this name. "auto" is cuda if there is a GPU, else cpu. ValueError if it does not exist.
 
@@ -302,7 +315,15 @@ def _choose_budget(values: DictConfig, *, _root_: DictConfig) -> Any:
 
 OmegaConf.register_new_resolver("budget", _choose_budget, replace=True)  # "${budget:{cpu: 1000, paper: 100000}}"
 
-NOT_KEYS = ("folder", "run", "clip", "regularize_gradient_norm", "world", "config")  # not under train. in the config
+NOT_KEYS = (
+    "folder",
+    "run",
+    "clip",
+    "regularize_gradient_norm",
+    "world",
+    "config",
+    "scores",
+)  # not under train. in the config
 UNSAVED = ("trust",)  # a folder, which others may have written, does not say what to trust
 TRAIN_KEYS = {name: kind for name, kind in read_types(train).items() if name not in (*NOT_KEYS, "return")}
 SCHEMA = register_schema(
@@ -316,6 +337,7 @@ SCHEMA = register_schema(
         "ema": read_types(build_average, "decay"),
         "clip": read_types(Clip),
         "regularize": {"gradient_norm": read_types(train)["regularize_gradient_norm"]},
+        "evaluate": {name: kind for name, kind in read_types(build_scores).items() if name not in ("run", "return")},
         "train": TRAIN_KEYS | read_types(build_run, "channels_last") | read_types(join_ranks, "rank_timeout"),
         "seed": read_types(Run)["seed"],
         "device": str,

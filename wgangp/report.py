@@ -4,7 +4,9 @@ Line and picture are functions of the run and the step alone, so that a resumed 
 the networks in eval mode and change nothing: the trained weights do not depend on how often a run is measured.
 """
 
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -24,13 +26,14 @@ from wgangp.logs import read_metrics
 from wgangp.losses import merge_terms
 from wgangp.metrics.modes import mode_coverage
 from wgangp.metrics.ngrams import ngram_divergence
+from wgangp.metrics.scores import Score
 from wgangp.per_sample import check_per_sample
 from wgangp.runs import Run, choose_generator
 from wgangp.seeds import arrange_classes, draw_latent, rng_for, seed_layers
 from wgangp.state import use_eval_mode
 from wgangp.step import critic_objective, generator_objective
 
-__all__ = ["draw_curves", "leave_unchanged", "lipschitz_report", "picture", "report"]
+__all__ = ["draw_curves", "evaluate", "leave_unchanged", "lipschitz_report", "picture", "report"]
 
 IMAGES, POINTS = 128, 512  # samples (images or lines of text, points) in a picture, all from the same noise
 QUOTIENT_POINTS = 256  # points of each kind for the Lipschitz report, at most
@@ -133,6 +136,23 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
             )
     with suppress(ValueError):  # a critic with a norm layer has no certificate
         values["certified_lipschitz"] = certified_lipschitz(run.critic, run.data.shape)
+    return values
+
+
+@leave_unchanged
+def evaluate(run: Run, step: int, scores: Sequence[Score]) -> dict[str, float]:
+    """Compute the scores of a run. One that fails is reported on stderr and left out: it must not end the training."""
+    values: dict[str, float] = {}
+    for score in scores:
+        try:
+            numbers = score.compute(run, step)
+            lost = [name for name, value in numbers.items() if not math.isfinite(value)]
+            if lost:
+                raise ValueError(f"{', '.join(lost)}: not finite")
+        except Exception as error:  # of torch, scipy and files; whatever it is, the training goes on
+            print(f"warning: step {step}: the score {score.name} failed ({error})", file=sys.stderr, flush=True)
+        else:
+            values |= numbers
     return values
 
 

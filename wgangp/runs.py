@@ -126,6 +126,13 @@ NOT_COMPUTED = (  # keys that say where, how long and how often. They do not cha
     "train.sample_every",
     "train.checkpoint_every",
     "train.lipschitz_every",
+    "train.evaluate_every",
+    "evaluate.scores",
+    "evaluate.n",
+    "evaluate.seed",
+    "evaluate.reference",
+    "evaluate.weights",
+    "evaluate.classifier",
     "figure.data_root",
 )
 ADDED = {  # keys that older run folders do not have, with the value that changes no number

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from wgangp import plots
 from wgangp.config import find_device, restore
 from wgangp.data.text import write_lines
+from wgangp.generate import BATCH, generate
 from wgangp.runs import Run, choose_generator
 from wgangp.seeds import arrange_classes, draw_latent
-from wgangp.state import use_eval_mode
 
-__all__ = ["generate", "sample"]
+__all__ = ["sample"]
 
 SUFFIXES = {"grid": ".png", "interpolation": ".png", "animation": ".webp", "images": "", "npz": ".npz"}
 INTERPOLATION_COLUMNS = 8  # images per interpolation
-BATCH = 256  # samples per forward pass, always: with batch norm, a sample depends on the other samples of its batch
 
 
 def sample(
@@ -99,21 +98,6 @@ def sample(
         unfinished = Path(folder, path.name)  # renamed at the end, so that a part is not taken for the whole
         _write(unfinished, trained, Path(run), what, n, seed, step, class_)
         return unfinished.rename(path)
-
-
-def generate(generator: nn.Module, n: int, draw: Callable[[int], tuple[Tensor, ...]]) -> Tensor:
-    """Compute the first n samples (n, *) of a generator in eval mode.
-
-    Whole batches are computed, and n samples are kept. So sample i does not depend on n, not even with batch norm.
-
-    Args:
-        draw: k -> batch k of what the generator takes: (z (B, latent_dim), *y).
-    """
-    batches: list[Tensor] = []
-    with torch.no_grad(), use_eval_mode(generator):
-        while sum(map(len, batches)) < n:
-            batches.append(generator(*draw(len(batches))))
-    return torch.cat(batches)[:n]
 
 
 def _write(

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,11 +18,12 @@ from wgangp.checkpoint import load_latest, save, write_atomic
 from wgangp.checks import check_not_wrapped
 from wgangp.compiled import Computation, build_computation
 from wgangp.distributed import World
-from wgangp.logs import Log, Progress, amend_last_line, append_line, collect_provenance, read_lines
+from wgangp.logs import Log, Progress, amend_last_line, append_line, collect_provenance, read_lines, read_metrics
 from wgangp.losses import merge_terms
+from wgangp.metrics.scores import Score, find_best
 from wgangp.penalty import clip_weights_
 from wgangp.precision import product_precision
-from wgangp.report import draw_curves, lipschitz_report, picture, report
+from wgangp.report import draw_curves, evaluate, lipschitz_report, picture, report
 from wgangp.runs import Run, collect_stateful
 from wgangp.seeds import draw_latent, rng_for, seed_layers
 from wgangp.step import descend
@@ -65,6 +66,8 @@ def train(
     checkpoint_every: int,  # generator updates between checkpoints, and between drawings of curves.png
     lipschitz_every: int,  # generator updates between Lipschitz reports, which are added to a line of the log
     report_size: int,  # samples of each kind per line of the log
+    evaluate_every: int | None = None,  # generator updates between evaluations, which are added to a line of the log
+    scores: Sequence[Score] = (),  # what an evaluation computes
     generator_batch_size: int | None = None,  # fake samples per generator update; None: batch_size
     decay_steps: int | None = None,  # learning rates decay linearly, to 0 at this generator update; None: constant
     compile: bool = False,  # compile the gradients of each network into one graph; compared with eager at the start
@@ -126,9 +129,10 @@ def train(
             # What is due at this step?
             done, stop = step >= steps, world.any(bool(signals))
             lipschitz_due = step % lipschitz_every == 0 or done
-            report_due = step % log_every == 0 or lipschitz_due
+            evaluate_due = evaluate_every is not None and (step % evaluate_every == 0 or done)
+            report_due = step % log_every == 0 or lipschitz_due or evaluate_due
             picture_due = step % sample_every == 0 or done
-            checkpoint_due = step % checkpoint_every == 0 or done or stop
+            checkpoint_due = step % checkpoint_every == 0 or evaluate_due or done or stop
             if report_due or picture_due or checkpoint_due:
                 _check_finite(unchecked, folder)
 
@@ -139,6 +143,8 @@ def train(
                 if lipschitz_due:
                     values |= lipschitz_report(run, step, report_size)
                     _require_finite(step, values, folder)
+                if evaluate_due:
+                    values |= evaluate(run, step, scores)
                 log.write(step, values)
                 progress.report(step, values)
 
@@ -150,7 +156,8 @@ def train(
             # Checkpoint, and the curves of the log until here.
             if checkpoint_due and world.first:
                 draw_curves(folder, run)
-                save(folder / "checkpoints", step, *collect_state(run, step))
+                best = find_best(read_metrics(folder / "metrics.jsonl"))
+                save(folder / "checkpoints", step, *collect_state(run, step), kept=best.values())
 
             # Done?
             if done or stop:

@@ -23,6 +23,7 @@ from wgangp.data.folder import (
     read_picture,
     verify_picture,
 )
+from wgangp.data.idx import read_labeled
 from wgangp.data.stream import batch_indices
 from wgangp.seeds import rng_for
 
@@ -59,6 +60,10 @@ class Images:
         self.shape = tuple(pictures["train"].shape[1:])
         self.classes = _count_classes(self.labels, self.pictures)
         self.fingerprint = hashlib.sha256(pictures["train"].cpu().contiguous().numpy()).hexdigest()
+
+    def take(self, split: str, indices: Tensor) -> Tensor:
+        """Return the images of a split with these indices (B,) as they are in the files, uint8 (B, C, H, W)."""
+        return self.pictures[split][indices.to(self.device)]
 
     def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, ...]:
         """Return batch k of a split: images (size, C, H, W) in span, and labels (size,) if labeled is True."""
@@ -98,6 +103,10 @@ class Streamed:
         self.fingerprint = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
         self.pool = ThreadPoolExecutor(workers)
         self.pending: dict[tuple[Any, ...], list[Future[Tensor]]] = {}
+
+    def take(self, split: str, indices: Tensor) -> Tensor:
+        """Return images of a split as `Images.take`."""
+        return torch.stack([self.read(self.paths[split][i]) for i in indices.tolist()]).to(self.device)
 
     def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, ...]:
         """Return batch k of a split, as `Images.batch`. It does not depend on the batches that were read before."""
@@ -147,11 +156,13 @@ def _scale(pictures: Tensor, span: tuple[float, float], dequantize: bool, seed: 
 def mnist(root: str | None = None, dequantize: bool = False, device: torch.device | str = "cpu") -> Images:
     """Read MNIST, 1 x 28 x 28 in [0, 1]: the first 50,000 training digits for training, the last 10,000 held out.
 
+    The 10,000 test digits are the split "test", if their files are there. Only scores use them.
+
     Args:
         root: a folder with MNIST/raw/*-ubyte. Nothing is downloaded to it. None: download to ./data, once.
 
-    Paper: released code, whose mnist.pkl.gz has this split. The 10,000 test digits are not used. Differs: that file
-    has x / 256, so that its brightest pixel is 0.996. Here it is x / 255, and the largest value is that of the sigmoid.
+    Paper: released code, whose mnist.pkl.gz has this split. Differs: that file has x / 256, so that its brightest pixel
+    is 0.996. Here it is x / 255, and the largest value is that of the sigmoid.
     """
     return _torchvision(torchvision.datasets.MNIST, root, dequantize, device)
 
@@ -167,14 +178,12 @@ def _torchvision(
     name = reader.__name__
     folder = Path(root or "data", name, "raw")
     files = [folder / f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1")]
+    test_files = [path.with_name(path.name.replace("train", "t10k")) for path in files]
     try:
         if root is None and not all(path.exists() for path in files):
             reader("data", download=True)
-        pictures, labels = _read_idx(files[0], 3).unsqueeze(1), _read_idx(files[1], 1).long()
-        if len(labels) != len(pictures) or len(labels) < 6:
-            raise ValueError(f"there are {len(pictures)} images and {len(labels)} labels: one per image, and 6 or more")
-        if (largest := labels.max()) > 9:
-            raise ValueError(f"{files[1].name} has the label {largest} at {labels.argmax()}; labels are 0 ... 9")
+        pictures, labels = read_labeled(*files)
+        test = read_labeled(*test_files) if all(path.exists() for path in test_files) else None
     except Exception as error:  # torchvision, urllib and the file system raise many types; the remedy is the same
         network = f"connect to the network, delete {folder} if it exists, and run again: {name} is downloaded once"
         download = network if root is None else f"leave out data.root: {name} is then downloaded to ./data, once"
@@ -186,23 +195,9 @@ def _torchvision(
         ) from error
     held_out = len(pictures) // 6
     splits = {"train": slice(None, -held_out), "heldout": slice(-held_out, None)}
-    return Images(
-        {split: pictures[part] for split, part in splits.items()},
-        {split: labels[part] for split, part in splits.items()},
-        dequantize,
-        device,
-    )
-
-
-def _read_idx(path: Path, dimensions: int) -> Tensor:
-    """Read an IDX file: four bytes that name type (8: uint8) and dimensions, the big-endian sizes, then the values."""
-    raw, start = path.read_bytes(), 4 + 4 * dimensions
-    if len(raw) < start or raw[:4] != bytes([0, 0, 8, dimensions]):
-        raise ValueError(f"{path.name} is not an unpacked IDX file of bytes in {dimensions} dimension(s)")
-    sizes = np.frombuffer(raw[4:start], ">u4").astype(int).tolist()
-    if len(raw) != start + math.prod(sizes):
-        raise ValueError(f"{path.name} has {len(raw):,} bytes; its header says {start + math.prod(sizes):,}")
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=start).view(sizes)
+    parts = {split: (pictures[part], labels[part]) for split, part in splits.items()}
+    parts |= {} if test is None else {"test": test}
+    return Images({s: x for s, (x, _) in parts.items()}, {s: y for s, (_, y) in parts.items()}, dequantize, device)
 
 
 def cifar10(root: str | None = None, dequantize: bool = False, device: torch.device | str = "cpu") -> Images:

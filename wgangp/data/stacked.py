@@ -22,6 +22,7 @@ class StackedImages:
 
     Attributes:
         labels: for each split (N,), the mode of each image, 0 ... 999: see `combine_digits`.
+        digits: as the argument.
 
     Args:
         digits: gray images with labels 0 ... 9.
@@ -33,6 +34,7 @@ class StackedImages:
     def __init__(self, digits: Images, count: int = 128_000) -> None:
         if count < 1:
             raise ValueError(f"count = {count}: must be >= 1")
+        self.digits = digits
         self.pictures, self.device = {split: x[:, 0] for split, x in digits.pictures.items()}, digits.device
         self.shape = (3, *digits.shape[1:])
         self.channels, self.labels = {}, {}
@@ -41,6 +43,10 @@ class StackedImages:
             channels = torch.randint(len(self.pictures[split]), (number, 3), generator=rng).to(self.device)
             self.channels[split], self.labels[split] = channels, combine_digits(digits.labels[split][channels])
         self.fingerprint = hashlib.sha256(f"{digits.fingerprint} {count}".encode()).hexdigest()
+
+    def take(self, split: str, indices: Tensor) -> Tensor:
+        """Return the images of a split with these indices (B,), uint8 (B, 3, H, W)."""
+        return self.pictures[split][self.channels[split][indices.to(self.device)]]
 
     def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, ...]:
         """Return batch k of a split: images (size, 3, H, W) in span, and modes (size,) if labeled is True."""

@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from wgangp.checkpoint import write_atomic
-from wgangp.config import BUDGETS, CONF, build, build_run, find_device, train_options
+from wgangp.config import BUDGETS, CONF, build, build_run, find_device, train_options, train_scores
 from wgangp.figures.common import count_seeds
 from wgangp.logs import append_line, collect_provenance, describe_hardware, read_lines
 from wgangp.runs import Run, claim_folder, run_name
@@ -92,7 +92,7 @@ def train_command(folder: Path, overrides: list[str]) -> Run:
         cfg = compose("config", overrides=overrides)
     run = build_run(cfg, channels_last=cfg.train.channels_last)
     options = train_options(cfg) | {"config": None}
-    if train(folder, run, **options) < options["steps"]:
+    if train(folder, run, **options, scores=train_scores(cfg, run)) < options["steps"]:
         raise KeyboardInterrupt
     return run
 

@@ -1,9 +1,11 @@
-"""Mode coverage: which modes of a mixture of Gaussians a generator covers, and how many of its samples are good."""
+"""Modes: which of them a generator covers, and how evenly. For mixtures of Gaussians and for stacked digits."""
+
+import math
 
 import torch
 from torch import Tensor
 
-__all__ = ["mode_coverage"]
+__all__ = ["count_modes", "mode_coverage"]
 
 
 def mode_coverage(x: Tensor, centers: Tensor, sd: float) -> dict[str, float]:
@@ -25,3 +27,18 @@ def mode_coverage(x: Tensor, centers: Tensor, sd: float) -> dict[str, float]:
     distance, nearest = torch.cdist(x, centers).min(dim=1)
     good = distance < 3 * sd
     return {"modes": len(nearest[good].unique()), "high_quality": good.double().mean().item()}
+
+
+def count_modes(modes: Tensor, total: int) -> dict[str, float]:
+    """Count which of `total` equally probable modes occur among those of the samples, (N,) in 0 ... total - 1.
+
+    Returns:
+        modes: the number of modes that occur, 0 to total.
+        reverse_kl: KL(p | uniform) = sum_i p_i log(p_i total), in nats, where p are the shares of the samples. 0 if all
+            modes are equally frequent. For N samples of a perfect generator it is about (total - 1) / (2 N).
+
+    Paper: Metz et al. 2017, Srivastava et al. 2017.
+    """
+    share = modes.bincount(minlength=total).double() / len(modes)
+    kl = torch.special.xlogy(share, share).sum().item() + math.log(total)
+    return {"modes": int((share > 0).sum()), "reverse_kl": max(0.0, kl)}  # rounding can make it negative
