@@ -10,12 +10,12 @@ import torch
 from wgangp.figures.common import check_names, count_seeds, select
 from wgangp.figures.image_runs import (
     NEVER,
-    draw_pictures,
+    describe_real,
     draw_samples,
-    encode_pictures,
-    format_ratios,
+    format_score,
     list_data_options,
     score_images,
+    show_samples,
     train_finite,
 )
 from wgangp.plots import open_figure
@@ -59,7 +59,7 @@ class Architectures:
         steps: generator updates.
         rate_factor: factor of all published learning rates.
         batch_size: samples of each kind per update.
-        samples: samples of each kind for the distance, and per line of the log.
+        samples: samples for the scores, 1,281 or more.
         data_root: a folder of images. They are resized to 64 x 64; every tenth is held out.
     """
 
@@ -85,7 +85,7 @@ class Architectures:
 
     def measure(self, cell: dict[str, str], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
         widths = [f"networks.{network}.width={self.width}" for network in ("generator", "critic")]
-        sizes = {"steps": self.steps, "batch_size": self.batch_size, "report_size": self.samples}
+        sizes = {"steps": self.steps, "batch_size": self.batch_size, "report_size": self.batch_size}
         every = [f"train.{name}_every={max(1, self.steps // 4)}" for name in ("log", "sample", "checkpoint")]
         data = list_data_options("image_folder", self.data_root, 64)
         rate = [f"optim.lr={self.rate_factor * RATES[cell['loss']]}"] if self.rate_factor != 1 else []
@@ -93,10 +93,9 @@ class Architectures:
         others += [f"train.lipschitz_every={NEVER}", f"seed={seed}", f"device={device}"]
         run = train_finite(folder, ["experiment=architectures", *self.list_overrides(**cell), *data, *others])
         if run is None:
-            return {"finite": False, "distance": None, "floor": None, "pictures": None}
-        shown = draw_samples(run, SHOWN, self.batch_size)
-        pictures = encode_pictures(folder, shown, run.data.span, COLUMNS)
-        return {"finite": True, **score_images(run, self.samples, self.batch_size), "pictures": pictures}
+            return {"finite": False, "is": None, "fid": None, "pictures": None}
+        pictures = show_samples(run, folder, SHOWN, COLUMNS)
+        return {"finite": True, **score_images(run, self.samples), "pictures": pictures}
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
         with open_figure(path, 1.25 * len(self.pairs) + 0.7) as figure:
@@ -104,27 +103,24 @@ class Architectures:
             for row, pair in zip(panels, self.pairs, strict=True):
                 for axes, loss in zip(row, self.losses, strict=True):
                     runs = select(records, pair=pair, loss=loss)
+                    draw_samples(axes, runs[0]["pictures"])
                     if runs[0]["pictures"] is None:
-                        axes.text(0.5, 0.5, "not finite", ha="center", va="center")
-                        axes.set(xticks=[], yticks=[])
                         axes.set_box_aspect(SHOWN / COLUMNS / COLUMNS)
-                    else:
-                        draw_pictures(axes, runs[0]["pictures"])
-                    axes.set_xlabel(f"distance / floor {format_ratios(runs)}", labelpad=2)
+                    axes.set_xlabel(f"FID {format_score(runs, 'fid')}", labelpad=2)
                 row[0].set_ylabel("\n".join(textwrap.wrap(pair, 18)), rotation=0, ha="right", va="center")
             for axes, loss in zip(panels[0], self.losses, strict=True):
                 axes.set_title(loss)
             figure.suptitle(
                 f"Samples after {self.steps:,} generator updates, width {self.width}, batch {self.batch_size},"
                 f" {self.rate_factor:g} x the published learning rates ({count_seeds(records)})"
-                "\ndistance: sliced W1 to held-out images; floor: of training images to them"
+                f"\nFID of {self.samples:,} samples in features of EfficientNet; {describe_real(records)}"
             )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
         rows = [
             {
                 "networks": f"{pair} (`networks=zoo/{PAIRS[pair]}`)",
-                **{loss: format_ratios(select(records, pair=pair, loss=loss)) for loss in self.losses},
+                **{loss: format_score(select(records, pair=pair, loss=loss), "fid") for loss in self.losses},
             }
             for pair in self.pairs
         ]

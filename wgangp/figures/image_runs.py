@@ -1,43 +1,42 @@
-"""What figures of image networks share: a command per cell, the distance of its samples to held-out images, pictures.
-
-The distance is the sliced Wasserstein distance in pixels (metrics/sliced.py), in units of the floor: the distance
-between training images and held-out ones. It tells whether a run failed: divergence, collapse and noise are far away.
-It does not tell good images from images with the right colors.
-"""
+"""What figures of trained runs share: a command per cell, scores in features without a download, samples."""
 
 import base64
 import io
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
+from wgangp.data.text import decode
 from wgangp.figures.common import format_spread
 from wgangp.figures.study import train_command
+from wgangp.generate import generate
 from wgangp.logs import read_lines
-from wgangp.metrics.sliced import sliced_wasserstein
+from wgangp.metrics.scores import build_scores
 from wgangp.plots import save_image_grid
-from wgangp.runs import Run
-from wgangp.seeds import draw_latent, rng_for
+from wgangp.report import leave_unchanged
+from wgangp.runs import Run, choose_generator
+from wgangp.seeds import arrange_classes, draw_latent
 
 __all__ = [
     "NEVER",
-    "compute_ratio",
+    "describe_real",
     "draw_pictures",
     "draw_samples",
     "encode_pictures",
-    "format_ratios",
+    "format_score",
     "list_data_options",
     "read_elapsed",
     "score_images",
+    "show_samples",
     "train_finite",
 ]
 
 NEVER = 10**9
+LINES = 16  # of text per panel
+ENOUGH = 1_281  # reference images, for the distance in 1,280 features
 
 
 def list_data_options(data: str, data_root: str | None, size: int) -> list[str]:
@@ -56,41 +55,63 @@ def train_finite(folder: Path, overrides: list[str]) -> Run | None:
         return None
 
 
-def draw_samples(run: Run, count: int, batch_size: int) -> Tensor:
-    """Draw samples (count, C, H, W) in batches of the training: batch norm uses the statistics of the batch."""
-    device = next(run.generator.parameters()).device
-    with torch.no_grad():
-        parts = [
-            run.generator(*draw_latent(run.generator, batch_size, run.seed, k, "figure", device))
-            for k in range(math.ceil(count / batch_size))
-        ]
-    return torch.cat(parts)[:count]
+def score_images(run: Run, n: int) -> dict[str, Any]:
+    """Compute Inception score and FID of n samples in features of EfficientNet, and those of real images.
+
+    The reference are the held-out images, or the training images if fewer than 1,281 are held out.
+    """
+    split = "heldout" if len(run.data.labels["heldout"]) >= ENOUGH else "train"
+    (score,) = build_scores(run, ["efficientnet"], n, reference=split)
+    numbers = leave_unchanged(score.compute)(run, 0)
+    names = [f"{kind}efficientnet_{name}" for kind in ("", "real_") for name in ("is", "fid")]
+    return {name.replace("efficientnet_", ""): numbers.get(name) for name in names} | {"facts": score.settings}
 
 
-def score_images(run: Run, count: int, batch_size: int) -> dict[str, float]:
-    """Compute the distance of `count` samples to held-out images, and the floor, that of training images to them."""
-    train, held_out = (run.data.batch(0, count, run.seed, split, purpose="figure")[0] for split in ("train", "heldout"))
-
-    def measure(x: Tensor) -> float:
-        return sliced_wasserstein(x, held_out, rng=rng_for(0, 0, "figure/directions", x.device))
-
-    return {"distance": measure(draw_samples(run, count, batch_size)), "floor": measure(train)}
+def format_score(records: list[dict[str, Any]], name: str) -> str:
+    """Format a number of runs as mean +- standard deviation, or say that a run was not finite."""
+    values = [record[name] for record in records if record["finite"]]
+    return format_spread(values, ".3g") if len(values) == len(records) else "not finite"
 
 
-def compute_ratio(record: dict[str, Any]) -> float:
-    """Return distance / floor of a run; inf if it was not finite."""
-    return record["distance"] / record["floor"] if record["finite"] else math.inf
-
-
-def format_ratios(records: list[dict[str, Any]]) -> str:
-    """Format distance / floor of runs as mean +- standard deviation, or say that a run was not finite."""
-    ratios = [compute_ratio(record) for record in records]
-    return format_spread(ratios, ".1f") if all(map(math.isfinite, ratios)) else "not finite"
+def describe_real(records: list[dict[str, Any]], name: str = "fid") -> str:
+    """Say what real images would get, for a title."""
+    known = [record[f"real_{name}"] for record in records if record.get(f"real_{name}") is not None]
+    return f"of real images: {known[0]:.3g}" if known else "too few real images to compare"
 
 
 def read_elapsed(folder: Path) -> float:
     """Return the seconds of training of a folder so far."""
     return read_lines(folder / "timing.jsonl")[-1]["elapsed_s"]
+
+
+def show_samples(run: Run, folder: Path, count: int, columns: int) -> str | list[str]:
+    """Return samples of a run: a picture as text, with one row per class if there are classes; or lines of text."""
+    generator = choose_generator(run)
+    device = next(generator.parameters()).device
+    classes = getattr(generator, "classes", 0)
+    labels = arrange_classes(classes, count).to(device) if classes else None
+    if labels is not None:
+        count, columns = len(labels), int((labels == 0).sum())
+
+    def draw(k: int) -> tuple[Tensor, ...]:
+        z, *y = draw_latent(generator, max(count, 64), run.seed, k, "figure", device)  # a batch, for batch norm
+        return (z, *y) if labels is None else (z[:count], labels)
+
+    x = generate(generator, count, draw)
+    if hasattr(run.data, "symbols"):
+        return decode(x.argmax(1)[:LINES], run.data.symbols)
+    return encode_pictures(folder, x, run.data.span, columns)
+
+
+def draw_samples(axes: Any, samples: str | list[str] | None) -> None:
+    """Show what `show_samples` returned; None: the run was not finite."""
+    axes.set(xticks=[], yticks=[])
+    if samples is None:
+        axes.text(0.5, 0.5, "not finite", ha="center", va="center")
+    elif isinstance(samples, list):
+        axes.text(0.02, 0.98, "\n".join(samples), family="monospace", va="top", parse_math=False, fontsize="small")
+    else:
+        draw_pictures(axes, samples)
 
 
 def encode_pictures(folder: Path, x: Tensor, span: tuple[float, float], columns: int | None = None) -> str:

@@ -12,8 +12,8 @@ from wgangp.checkpoint import write_atomic
 from wgangp.figures.common import count_seeds, select
 from wgangp.figures.image_runs import (
     NEVER,
-    compute_ratio,
-    format_ratios,
+    describe_real,
+    format_score,
     list_data_options,
     score_images,
     train_finite,
@@ -31,7 +31,7 @@ METHODS = {  # overrides of experiment=random_architectures; the norm that a cri
     "GAN": ({"loss": "non_saturating", "penalty.weight": 0, "optim": "adam_dcgan", "train.critic_steps": 1}, "batch"),
     "WGAN-GP": ({}, "layer"),
 }
-FACTORS = (2, 3, 5, 10)  # a run succeeds if its distance is at most this often the floor
+THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)  # a run succeeds if its Inception score is above. Paper: 1.0 to 9.0
 
 
 def draw_architecture(draw: int, method: str, widths: tuple[int, ...] | list[int] = WIDTHS) -> dict[str, Any]:
@@ -69,21 +69,16 @@ class RandomArchitectures:
     """Random architectures for 32 x 32 images. Draw k is the architecture `draw_architecture(k)`.
 
     Paper: section 5.1, appendix B: 200 draws, ImageNet at 32 x 32, 100,000 generator updates; a run succeeds if its
-    Inception score is above a threshold. Differs: CIFAR-10, unless figure.data=image_folder; no Inception score yet.
-    Differs: all batches have 64 samples, where the authors' working repository (see networks/deep_dcgan.py) updates the
-    generator of WGAN-GP with 128 (BATCH_SIZE 64, GEN_BS_MULTIPLE 2).
-
-    The number is the sliced Wasserstein distance in pixels between `samples` samples and as many held-out images
-    (metrics/sliced.py), in units of the floor, the distance between training images and held-out ones. It tells whether
-    a run failed: divergence, collapse and noise are far away. It does not tell good images from images with the right
-    colors.
+    Inception score is above a threshold. Differs: CIFAR-10, unless figure.data=image_folder; the score is in features
+    of EfficientNet, so that thresholds mean something else; all batches have 64 samples, where the authors' working
+    repository (see networks/deep_dcgan.py) updates the generator of WGAN-GP with 128 (GEN_BS_MULTIPLE 2).
 
     Args:
         draws: number of architectures.
         widths: the numbers of channels to choose from.
         steps: generator updates.
         batch_size: samples of each kind per update.
-        samples: samples of each kind for the distance, and per line of the log.
+        samples: samples for the scores, 1,281 or more.
         data: cifar10 or image_folder, whose images are resized to 32 x 32.
     """
 
@@ -91,7 +86,7 @@ class RandomArchitectures:
     widths: list[int]
     steps: int
     batch_size: int = 64
-    samples: int = 1_000
+    samples: int = 2_000
     data: str = "cifar10"
     data_root: str | None = None
 
@@ -104,7 +99,7 @@ class RandomArchitectures:
         return ["experiment=random_architectures", *(f"{key}={_format_value(v)}" for key, v in overrides.items())]
 
     def measure(self, cell: dict[str, Any], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
-        sizes = [f"train.batch_size={self.batch_size}", f"train.report_size={self.samples}"]
+        sizes = [f"train.batch_size={self.batch_size}", f"train.report_size={self.batch_size}"]
         every = [f"train.{name}_every={self.steps}" for name in ("log", "sample", "checkpoint")]
         data = list_data_options(self.data, self.data_root, 32)
         overrides = [*self.list_overrides(**cell), f"seed={seed}"]
@@ -114,52 +109,51 @@ class RandomArchitectures:
         others = [*sizes, *every, f"train.lipschitz_every={NEVER}", f"device={device}"]
         run = train_finite(folder, [*overrides, *data, *others])
         if run is None:
-            return {"finite": False, "distance": None, "floor": None}
-        return {"finite": True} | score_images(run, self.samples, self.batch_size)
+            return {"finite": False, "is": 1.0, "fid": None}  # 1 is the smallest Inception score
+        return {"finite": True} | score_images(run, self.samples)
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
         with open_figure(path, 3.4) as figure:
             curves, points = figure.subplots(1, 2)
             for method, marker in zip(METHODS, "ox", strict=True):
                 runs = select(records, method=method)
-                finite = sorted((compute_ratio(run), run["draw"]) for run in runs if run["finite"])
-                ratios, draws = ([pair[i] for pair in finite] for i in (0, 1))
-                shares = [(i + 1) / len(runs) for i in range(len(ratios))]
-                curves.step([*ratios[:1], *ratios], [0, *shares][: len(ratios) + 1], where="post", label=method)
-                points.scatter(draws, ratios, marker=marker, label=method)
-            curves.set(xscale="log", xlabel="distance / floor", ylabel="share of the runs at or below", ylim=(0, 1.02))
+                scores = sorted(run["is"] for run in runs)
+                shares = [1 - i / len(scores) for i in range(len(scores))]
+                curves.step([1.0, *scores, scores[-1]], [1.0, *shares, 0.0], where="pre", label=method)
+                points.scatter([run["draw"] for run in runs], [run["is"] for run in runs], marker=marker, label=method)
+            curves.set(xlabel="Inception score t", ylabel="share of the runs at or above t", ylim=(0, 1.02))
             points.xaxis.get_major_locator().set_params(integer=True)
-            points.set(yscale="log", xlabel="draw", ylabel="distance / floor")
+            points.set(xlabel="draw", ylabel="Inception score")
             for axes in (curves, points):
                 axes.grid(alpha=0.3)
                 axes.legend()
             figure.suptitle(
                 f"{self.draws} random architectures, width {min(self.widths)} to {max(self.widths)}, {self.steps:,}"
-                f" generator updates, {count_seeds(records)}. Sliced W1 to held-out images; floor: of training images"
+                f" generator updates, {count_seeds(records)}"
+                f"\nInception score of {self.samples:,} samples, EfficientNet features; {describe_real(records, 'is')}"
             )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
-        """Return one row per draw, with its two commands, and one row per factor, with the number of successes."""
-        rows = []
+        """Return one row per threshold, with the number of successes, and one row per draw, with its two commands."""
+        rows, pairs = [], _pair_scores(records)
+        for threshold in THRESHOLDS:
+            won = [tuple(score > threshold for score in pair) for pair in pairs]
+            totals = {m: f"{sum(pair[i] for pair in won)} of {len(won)}" for i, m in enumerate(METHODS)}
+            counts = {"only GAN": (True, False), "only WGAN-GP": (False, True), "both": (True, True)}
+            counts["neither"] = (False, False)
+            text = ", ".join(f"{name} {won.count(outcome)}" for name, outcome in counts.items())
+            rows.append({"draw": f"Inception score > {threshold}", **totals, "success": text, "command": ""})
         for draw in range(self.draws):
             runs = {method: select(records, draw=draw, method=method) for method in METHODS}
             commands = [f"`scripts/train.py {shlex.join(self.list_overrides(draw, method))}`" for method in METHODS]
-            ratios = {method: format_ratios(runs[method]) for method in METHODS}
-            rows.append({"draw": f"{draw}", **ratios, "success": "", "command": "<br>".join(commands)})
-        pairs = _pair_ratios(records)
-        for factor in FACTORS:
-            won = [tuple(ratio <= factor for ratio in pair) for pair in pairs]
-            totals = {m: f"{sum(pair[i] for pair in won)} of {len(won)}" for i, m in enumerate(METHODS)}
-            counts = {"both": (True, True), "only GAN": (True, False), "only WGAN-GP": (False, True)}
-            counts["neither"] = (False, False)
-            text = ", ".join(f"{name} {won.count(outcome)}" for name, outcome in counts.items())
-            rows.append({"draw": f"distance <= {factor} floor", **totals, "success": text, "command": ""})
+            scores = {method: format_score(runs[method], "is") for method in METHODS}
+            rows.append({"draw": f"{draw}", **scores, "success": "", "command": "<br>".join(commands)})
         return rows
 
 
-def _pair_ratios(records: list[dict[str, Any]]) -> list[tuple[float, ...]]:
-    """Return the ratios of both methods, in the order of METHODS, for every draw and seed."""
-    runs = {(r["draw"], r["seed"], r["method"]): compute_ratio(r) for r in records}
+def _pair_scores(records: list[dict[str, Any]]) -> list[tuple[float, ...]]:
+    """Return the Inception scores of both methods, in the order of METHODS, for every draw and seed."""
+    runs = {(r["draw"], r["seed"], r["method"]): r["is"] for r in records}
     return [tuple(runs[draw, seed, m] for m in METHODS) for draw, seed in dict.fromkeys(key[:2] for key in runs)]
 
 

@@ -90,7 +90,7 @@ def train_command(folder: Path, overrides: list[str]) -> Run:
     in_command = GlobalHydra.instance().is_initialized()  # of scripts/reproduce.py
     with nullcontext() if in_command else initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=overrides)
-    run = build_run(cfg, channels_last=cfg.train.channels_last)
+    run = build_run(cfg, channels_last=cfg.train.channels_last, trust=cfg.trust)
     options = train_options(cfg) | {"config": None}
     if train(folder, run, **options, scores=train_scores(cfg, run)) < options["steps"]:
         raise KeyboardInterrupt

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wgangp.checks import compute_scores
+from wgangp.data.stacked import combine_digits
 from wgangp.generate import BATCH, generate_batches
 from wgangp.lipschitz import corrected_wasserstein
 from wgangp.metrics.classifier import classify, find_labeled, load_classifier
@@ -235,16 +236,21 @@ def _read_images(data: Any, split: str, n: int | None = None) -> Iterator[Tensor
 
 def _score_modes(run: Run, step: int, space: FeatureSpace, n: int, seed: int) -> dict[str, float]:
     """Count modes of stacked digits: the classifier names the digit in each channel."""
+    batches = (to_bytes(x, run.data.span) for x in generate_batches(run, n, seed, "evaluate"))
+    real = _count_real_modes(space, run.data, n)
+    return _count_modes(space, batches) | {f"real_{name}": value for name, value in real.items()}
 
-    def measure(batches: Iterator[Tensor]) -> dict[str, float]:
-        digits = [classify(space, x.flatten(0, 1).unsqueeze(1)).view(len(x), -1) for x in batches]
-        modes = (torch.cat(digits) * torch.tensor([100, 10, 1], device=digits[0].device)).sum(1)
-        counted = count_modes(modes.cpu(), MODES)
-        return {"modes_covered": counted["modes"], "modes_reverse_kl": counted["reverse_kl"]}
 
-    values = measure(to_bytes(x, run.data.span) for x in generate_batches(run, n, seed, "evaluate"))
-    real = measure(_read_images(run.data, "heldout", n))
-    return values | {f"real_{name}": value for name, value in real.items()}
+@lru_cache(maxsize=2)
+def _count_real_modes(space: FeatureSpace, data: Any, n: int) -> dict[str, float]:
+    return _count_modes(space, _read_images(data, "heldout", n))
+
+
+def _count_modes(space: FeatureSpace, batches: Iterator[Tensor]) -> dict[str, float]:
+    """Count the modes of batches of images, uint8 (B, 3, H, W)."""
+    digits = torch.cat([classify(space, x.flatten(0, 1).unsqueeze(1)).view(len(x), -1).cpu() for x in batches])
+    counted = count_modes(combine_digits(digits), MODES)
+    return {"modes_covered": counted["modes"], "modes_reverse_kl": counted["reverse_kl"]}
 
 
 def _score_points(run: Run, step: int, n: int, seed: int) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Two DCGAN pairs with 5x5 convolutions of stride 2: for MNIST in [0, 1], and for CIFAR-10 in [-1, 1].
 
+The pair for MNIST also takes three digits as channels, which the released code does not have.
+
 Paper: released gan_mnist.py, lines 55-101 (the paper uses MNIST for figure 5b only, and does not give the layers);
 gan_cifar.py, lines 47-89. For WGAN-GP the critics have no norm. norm=True is the released "wgan" mode (clipping), with
 batch norm. The CIFAR generator has batch norm in every mode, the MNIST generator in "wgan" mode only.
@@ -11,23 +13,23 @@ from wgangp.networks.layers import BatchNorm, Conv2d, ConvTranspose2d, LeakyReLU
 
 __all__ = ["CIFARCritic", "CIFARGenerator", "MNISTCritic", "MNISTGenerator"]
 
-MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
+MNIST, STACKED, CIFAR = (1, 28, 28), (3, 28, 28), (3, 32, 32)
 
 
 class MNISTGenerator(nn.Module):
-    """z (B, latent_dim) -> images (B, 1, 28, 28) in [0, 1]."""
+    """z (B, latent_dim) -> images (B, C, 28, 28) in [0, 1], C = 1 or 3."""
 
     span = (0.0, 1.0)  # images are scaled to it: see wgangp/data/__init__.py
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64, norm: bool = False) -> None:
         super().__init__()
-        check_shape("the MNIST generator", MNIST, shape)
+        check_shape("the MNIST generator", STACKED if shape[0] == 3 else MNIST, shape)
         check_sizes(latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = nn.Sequential(linear(latent_dim, 4 * width * 4 * 4), *_norm(norm, 4 * width * 4 * 4), nn.ReLU())
         self.to_8 = nn.Sequential(ConvTranspose2d(4 * width, 2 * width), *_norm(norm, 2 * width), nn.ReLU())
         self.to_14 = nn.Sequential(ConvTranspose2d(2 * width, width), *_norm(norm, width), nn.ReLU())
-        self.to_28 = nn.Sequential(ConvTranspose2d(width, 1), nn.Sigmoid())
+        self.to_28 = nn.Sequential(ConvTranspose2d(width, shape[0]), nn.Sigmoid())
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.input(z).view(-1, 4 * self.width, 4, 4)
@@ -78,11 +80,12 @@ class _Critic(nn.Module):
 
 
 class MNISTCritic(_Critic):
-    """images (B, 1, 28, 28) -> scores (B,)."""
+    """images (B, C, 28, 28), C = 1 or 3 -> scores (B,)."""
 
     NAME, SHAPE = "the MNIST critic", MNIST
 
     def __init__(self, shape: tuple[int, ...], width: int = 64, norm: bool = False) -> None:
+        self.SHAPE = STACKED if shape[0] == 3 else MNIST
         super().__init__(shape, width, norm)
 
 
