@@ -262,3 +262,10 @@ def test_log_works_without_tensorboard(tmp_path, monkeypatch):
     log.write(0, {"loss": 1.0})
     log.close()
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_scores_have_a_group_of_their_own_in_tensorboard():
+    assert logs.tensorboard_name("classifier_fid") == "score/classifier_fid"
+    assert logs.tensorboard_name("real_points_w1") == "score/real_points_w1"
+    assert logs.tensorboard_name("modes") == "coverage/modes"
+    assert logs.tensorboard_name("critic_loss") == "loss/critic_loss"

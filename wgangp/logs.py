@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from tqdm.notebook import tqdm_notebook
 
 from wgangp.checkpoint import write_atomic
+from wgangp.metrics.scores import MAIN
 from wgangp.version import __version__
 
 __all__ = [
@@ -50,6 +51,7 @@ GROUPS = {  # metrics whose group in TensorBoard does not follow from their name
     **{f"{kind}js{n}": "ngrams" for kind in ("", "reference_") for n in range(1, 5)},
     "elapsed_s": "time",
 }
+SCORES = {name.split("_")[0] for name in MAIN}  # the names of scores; the critic's are losses
 
 
 class Log:
@@ -146,6 +148,8 @@ def tensorboard_name(name: str) -> str:
     """
     if name.startswith(("slope_", "heldout_")):
         return name.replace("_", "/", 1)
+    if name not in GROUPS and name.removeprefix("real_").split("_")[0] in SCORES:
+        return f"score/{name}"
     if name.endswith("_param_grad_norm"):
         return f"param_grad_norm/{name.removesuffix('_param_grad_norm')}"
     return f"{GROUPS.get(name, 'loss')}/{name}"

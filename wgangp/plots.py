@@ -37,6 +37,7 @@ CHANNELS = (1, 3)  # of images that can be drawn: gray and RGB
 REAL, FAKE, EDGE, BAR = "#d55e00", "#000000", "#000000", "#0072b2"
 LINES = {"color": ["#0072b2", "#d55e00", "#009e73", "#000000"], "linestyle": ["-", "--", "-.", (0, (5, 1, 1, 1, 1, 1))]}
 SURFACE = ("Blues", 0.75)  # the light part of a colormap, so that dark points are seen everywhere on it
+SCORES = ("_w1", "_covered", "_fid", "_js4")  # ends of the names of the scores that have a panel
 ANIMATION_BYTES = 1_000_000  # an animation is a file of less than this
 FEWEST = 24  # pictures that an animation keeps in any case, if it has so many
 STYLE = {"font.size": 8, "axes.titlesize": 8.5, "figure.titlesize": 9, "legend.fontsize": 8, "legend.framealpha": 1.0}
@@ -158,7 +159,7 @@ def save_curves(path: Path, records: list[dict[str, Any]], target: float, title:
     """Save the curves of a log: the critic's losses, their terms, and the slopes with their target.
 
     Args:
-        records: lines of metrics.jsonl. A panel is drawn if the first line has all of its metrics.
+        records: lines of metrics.jsonl. A panel is drawn if the first line has one of its metrics.
         target: the slope that the penalty asks for.
         title: above the panels.
     """
@@ -171,6 +172,8 @@ def save_curves(path: Path, records: list[dict[str, Any]], target: float, title:
         "accuracy of the critic's classifier": {"real": "accuracy_real", "generated": "accuracy_fake"},
         "Jensen-Shannon divergence of n-grams (bits)": {f"n = {n}": f"js{n}" for n in range(1, 5)},
     }
+    scores = [name for name in records[0] if name.startswith("real_") and name.endswith(SCORES)]
+    panels |= {name[5:].replace("_", ", "): {"generated": name[5:], "real samples": name} for name in scores}
     logged = {title: {k: v for k, v in lines.items() if v in records[0]} for title, lines in panels.items()}
     panels = {title: lines for title, lines in logged.items() if lines}
     columns = min(2, len(panels))
