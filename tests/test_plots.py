@@ -271,3 +271,12 @@ def test_lipschitz_picture_of_a_critic_without_slopes_is_drawn(tmp_path):
     report = {"lipschitz": {"not_certified": "batch norm"}, "distances": {"gap": 0.1}}
     plots.save_lipschitz(tmp_path / "x.png", {}, report)
     assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_title_of_curves_is_the_given_one(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **keywords: titles.append(figure.get_suptitle()))
+    records = [{"step": 0, "critic_loss": 1.0, "modes": 2, "points_w1": 1.0, "real_points_w1": 0.1}]
+    for title in ("budget=cpu", ""):
+        plots.save_curves(tmp_path / "a.png", records, target=1.0, title=title)
+    assert titles == ["budget=cpu", ""]

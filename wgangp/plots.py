@@ -173,21 +173,21 @@ def save_curves(path: Path, records: list[dict[str, Any]], target: float, title:
         "Jensen-Shannon divergence of n-grams (bits)": {f"n = {n}": f"js{n}" for n in range(1, 5)},
     }
     scores = [name for name in records[0] if name.startswith("real_") and name.endswith(SCORES)]
-    panels |= {name[5:].replace("_", ", "): {"generated": name[5:], "real samples": name} for name in scores}
-    logged = {title: {k: v for k, v in lines.items() if v in records[0]} for title, lines in panels.items()}
-    panels = {title: lines for title, lines in logged.items() if lines}
+    panels |= {name[5:].replace("_", ": ", 1): {"generated": name[5:], "real samples": name} for name in scores}
+    logged = {name: {k: v for k, v in lines.items() if v in records[0]} for name, lines in panels.items()}
+    panels = {name: lines for name, lines in logged.items() if lines}
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     with open_figure(path, 2.3 * rows) as figure:
-        for position, (title, lines) in enumerate(panels.items(), start=1):
+        for position, (name, lines) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(rows, columns, position)
-            sign = -1 if title.startswith("negative") else 1
+            sign = -1 if name.startswith("negative") else 1
             for label, key in lines.items():
                 logged = [r for r in records if key in r]  # some metrics are not in every line
                 axes.plot([r["step"] for r in logged], [sign * r[key] for r in logged], label=label, linewidth=1.2)
-            if title.startswith("mean slope"):
+            if name.startswith("mean slope"):
                 axes.axhline(target, color="black", linestyle=":", linewidth=1, label="target")
-            axes.set(title=title, xlabel="generator updates")
+            axes.set(title=name, xlabel="generator updates")
             axes.grid(alpha=0.3)
             if len(axes.lines) > 1:
                 axes.legend()
