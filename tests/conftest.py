@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 import wgangp.cli  # noqa: F401 - registers the schemas
 from wgangp.config import CONF
 from wgangp.networks import mlp
+from wgangp.signals import STOP_SIGNALS
 
 settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
 settings.load_profile("patient")
@@ -42,6 +44,16 @@ def _seeded():
 def _few_cells(monkeypatch):
     """The search for the interval in the log ends early. It would take half a second per report."""
     monkeypatch.setattr("wgangp.report.BOX_CELLS", 64)
+
+
+@pytest.fixture
+def heard():
+    """The numbers of the stop signals that arrive during a test, in place of what they do otherwise."""
+    numbers = []
+    before = {number: signal.signal(number, lambda number, frame: numbers.append(number)) for number in STOP_SIGNALS}
+    yield numbers
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

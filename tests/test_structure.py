@@ -8,7 +8,19 @@ import pytest
 from helpers import ROOT
 
 LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
-    {"piecewise", "seeds", "precision", "onednn", "accumulate", "tables", "schema", "version", "bounds", "state"},
+    {
+        "piecewise",
+        "seeds",
+        "precision",
+        "onednn",
+        "accumulate",
+        "tables",
+        "schema",
+        "version",
+        "bounds",
+        "state",
+        "signals",
+    },
     {"form", "checks", "compiler"},
     {"gradients", "per_sample", "affine"},
     {"penalty", "losses", "optim", "data", "networks", "transport", "certify"},

@@ -23,10 +23,12 @@ from wgangp.compiled import build_computation
 from wgangp.data.toy import gaussians8
 from wgangp.logs import read_lines
 from wgangp.losses import Wasserstein
+from wgangp.metrics.scores import Score
 from wgangp.report import draw_curves, lipschitz_report, picture, report
 from wgangp.results import render_origins
 from wgangp.runs import Run
 from wgangp.seeds import draw_latent, rng_for
+from wgangp.signals import STOP_SIGNALS
 from wgangp.step import critic_step, generator_step
 from wgangp.train import Clip, _match_strides, train, update
 
@@ -142,8 +144,8 @@ class Interrupting:
         return self.data.batch(k, size, seed, split, purpose)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_finishes_the_update_saves_and_stops(train_tiny, tmp_path, number):
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signal_finishes_the_update_saves_and_stops(train_tiny, tmp_path, number, heard):
     before = signal.getsignal(number)
     data = Interrupting(at=2 * 5 + 1, number=number)
     _, step = train_tiny(tmp_path, "train.steps=8", "train.checkpoint_every=100", data=data)
@@ -152,22 +154,27 @@ def test_signal_finishes_the_update_saves_and_stops(train_tiny, tmp_path, number
     assert train_tiny(tmp_path, "train.steps=8")[1] == 8
 
 
-def test_second_signal_stops_at_once(train_tiny, tmp_path):
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell starts jobs in the background without it
+def test_stop_during_an_evaluation_does_not_wait_for_it_and_the_scores_come_later(configure, tmp_path, heard):
+    cfg = configure(*TINY, "train.steps=4", "train.evaluate_every=2", "train.log_every=1")
+    calls = []
 
-    class Twice(Interrupting):
-        def batch(self, k, size, seed, split="train", purpose="data"):
-            if k == self.at and purpose == "data":
-                os.kill(os.getpid(), self.number)
-            return super().batch(k, size, seed, split, purpose)
+    def interrupt(run, step):
+        calls.append(step)
+        if step == 2 and calls.count(2) == 1:
+            signal.raise_signal(signal.SIGTERM)
+            calls.append("went on")
+        return {"points_w1": float(step)}
 
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train_tiny(tmp_path, "train.steps=8", data=Twice(at=6))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    scores = [Score("points", interrupt, {})]
+    for folder in (tmp_path / "stopped", tmp_path / "whole"):
+        received = []
+        step = train(folder, config.build_run(cfg), **config.train_options(cfg), scores=scores, received=received)
+        if folder.name == "stopped":
+            assert (step, received, calls) == (2, [signal.SIGTERM], [0, 2])
+            assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [0, 1]
+            assert train(folder, config.build_run(cfg), **config.train_options(cfg), scores=scores) == 4
+    lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("stopped", "whole")]
+    assert lines[0] == lines[1]
 
 
 def test_finished_run_is_not_changed(train_tiny, tmp_path):

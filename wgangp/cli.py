@@ -7,6 +7,7 @@ errors that a user can fix into one message. HYDRA_FULL_ERROR=1 shows the traceb
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ NONE = {  # what to write in place of null or ~
 
 
 def run_train(cfg: DictConfig) -> float | None:
-    """Train, or continue a run: scripts/train.py. Exits with status 130 if the run was interrupted.
+    """Train, or continue a run: scripts/train.py. Exits with status 128 + N if signal N stopped the run.
 
     Returns:
         the number that cfg.objective names, from the last line of the log; None without an objective.
@@ -94,11 +95,12 @@ def run_train(cfg: DictConfig) -> float | None:
                 print(f"run folder: {folder}")
                 if summary := getattr(run.data, "summary", ""):
                     print(f"data: {summary}")
-            step = train(folder, run, **options, scores=scores, world=world)
+            received: list[int] = []
+            step = train(folder, run, **options, scores=scores, received=received, world=world)
     if step < options["steps"]:
         if world.first:
             print(f"stopped at step {step} of {options['steps']}; the same command continues from there")
-        sys.exit(130)  # as after every Ctrl-C, so that a sweep ends, too
+        sys.exit(128 + (received or [signal.SIGTERM])[0])  # as a shell reports it; a sweep ends, too
     if not world.first:
         return None
     print(f"finished: {step} generator updates" + " of the small version, budget=cpu" * (cfg.budget == "cpu"))
@@ -205,6 +207,9 @@ def main(command: str | None = None) -> None:
         print(f"error: {_explain(error, config_name)}", file=sys.stderr)
         _suggest_keys(config_name, [argument for argument in sys.argv[1:] if "=" in argument])
         sys.exit(1)
+    except KeyboardInterrupt:  # before or after training, or a second time
+        print("stopped at once; the same command continues from the newest checkpoint", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     finally:
         if failures:
             print(f"error: {len(failures)} of {started} jobs failed:{''.join(failures)}", file=sys.stderr)

@@ -315,15 +315,8 @@ def _choose_budget(values: DictConfig, *, _root_: DictConfig) -> Any:
 
 OmegaConf.register_new_resolver("budget", _choose_budget, replace=True)  # "${budget:{cpu: 1000, paper: 100000}}"
 
-NOT_KEYS = (
-    "folder",
-    "run",
-    "clip",
-    "regularize_gradient_norm",
-    "world",
-    "config",
-    "scores",
-)  # not under train. in the config
+# Parameters of train that are no keys of the group train.
+NOT_KEYS = ("folder", "run", "clip", "regularize_gradient_norm", "world", "config", "scores", "received")
 UNSAVED = ("trust",)  # a folder, which others may have written, does not say what to trust
 TRAIN_KEYS = {name: kind for name, kind in read_types(train).items() if name not in (*NOT_KEYS, "return")}
 SCHEMA = register_schema(

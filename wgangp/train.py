@@ -2,9 +2,8 @@
 
 import hashlib
 import math
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from wgangp.precision import product_precision
 from wgangp.report import draw_curves, evaluate, lipschitz_report, picture, report
 from wgangp.runs import Run, collect_stateful
 from wgangp.seeds import draw_latent, rng_for, seed_layers
+from wgangp.signals import Interrupted, catch_stop_signals, interruptible
 from wgangp.step import descend
 
 __all__ = ["Clip", "collect_state", "compute_in_parts", "train", "update"]
@@ -78,14 +78,15 @@ def train(
     regularize_gradient_norm: float = 0.0,  # weight of ||grad||^2 in the objective of both networks
     world: World = ALONE,  # the ranks. Each of them calls this function with the same arguments
     config: str | None = None,  # text of config.yaml; None: the file stays as it is
+    received: list[int] | None = None,  # the number of the signal that stopped the run is appended to this list
 ) -> int:
     """Train until `steps` generator updates are done, from the newest checkpoint in the folder if there is one.
 
     config.build_run checks that the critic scores every sample independently of the others.
 
     Returns:
-        the number of generator updates that are done. It is less than steps if the run was interrupted (Ctrl-C,
-        SIGTERM); a checkpoint is saved before.
+        the number of generator updates that are done. It is less than steps if a signal stopped the run (`signals.py`);
+        a checkpoint is saved before.
 
     Raises:
         ValueError: a loss is not finite; the checkpoint, the log and the data do not belong together; a setting does
@@ -122,12 +123,12 @@ def train(
     with (
         closing(log) if log else nullcontext(),
         product_precision(precision),
-        _stop_signals() as signals,
+        catch_stop_signals(received := [] if received is None else received),
         closing(Progress(step, steps, world.first)) as progress,
     ):
         while True:
             # What is due at this step?
-            done, stop = step >= steps, world.any(bool(signals))
+            done, stop = step >= steps, world.any(bool(received))
             lipschitz_due = step % lipschitz_every == 0 or done
             evaluate_due = evaluate_every is not None and (step % evaluate_every == 0 or done)
             report_due = step % log_every == 0 or lipschitz_due or evaluate_due
@@ -143,10 +144,14 @@ def train(
                 if lipschitz_due:
                     values |= lipschitz_report(run, step, report_size)
                     _require_finite(step, values, folder)
-                if evaluate_due:
-                    values |= evaluate(run, step, scores)
-                log.write(step, values)
-                progress.report(step, values)
+                try:
+                    if evaluate_due:
+                        with nullcontext() if done or world.size > 1 else interruptible(received):
+                            values |= evaluate(run, step, scores)
+                    log.write(step, values)
+                    progress.report(step, values)
+                except Interrupted:  # a stop does not wait for scores; the resumed run reports this step again
+                    stop = True
 
             # Picture.
             if picture_due and log:
@@ -323,25 +328,3 @@ def _require_finite(step: int, terms: dict[str, float], folder: Path) -> None:
                 f" {folder / 'checkpoints'}. Try a lower optim.lr, or clip.gradient_norm=1.0: that is another run, in a"
                 " folder of its own"
             )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Yield a list that gets an entry at Ctrl-C or SIGTERM. A second signal ends the process at once."""
-    received: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    def receive(number: int, frame: Any) -> None:
-        received.append(number)
-        restore()
-
-    for number in handlers:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        restore()
