@@ -26,7 +26,7 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from wgangp import cli, load_run, runs
+from wgangp import cli, load_run, runs, schema
 from wgangp.config import CONF
 from wgangp.logs import read_lines
 from wgangp.train import update
@@ -442,11 +442,11 @@ class TestHelp:
             for file in (CONF / group).rglob("*.yaml"):
                 assert f"{group}={file.relative_to(CONF / group).with_suffix('')}" in choices
                 if group != "experiment":
-                    keys = cli._flatten_keys(OmegaConf.to_container(OmegaConf.load(file)), f"{group}.")
+                    keys = schema.flatten_keys(OmegaConf.to_container(OmegaConf.load(file)), f"{group}.")
                     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
                     assert leaves <= explained, file
         own = OmegaConf.load(path)
-        keys = cli._flatten_keys(
+        keys = schema.flatten_keys(
             {key: value for key, value in OmegaConf.to_container(own).items() if key not in ("defaults", "hydra")}
         )
         assert {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)} <= explained
@@ -638,6 +638,10 @@ class TestLipschitz:
 
 
 class TestReproduce:
+    def test_list_shows_the_figures_and_creates_nothing(self, command):
+        output = command("reproduce", "--list")
+        assert "gradient_norms  " in output and output.isascii() and list(command.folder.iterdir()) == []
+
     def test_default_run_is_trained_by_its_commands(self, command, quick_pictures):
         """The figure composes configs while Hydra runs the command."""
         tiny = ("figure.steps=1", "figure.width=4", "figure.batch_size=8", "device=cpu", "seeds=[0]", "out=custom")
@@ -809,6 +813,18 @@ class TestProcesses:
         assert (tmp_path / run("lipschitz", f"run={folder}", *SIZES).strip() / "lipschitz.json").exists()
         folder = run("reproduce", "figure=gradient_norms", *FIGURE).splitlines()[-1]
         assert (tmp_path / folder / "records.jsonl").exists()
+
+    @pytest.mark.slow
+    def test_cells_are_jobs_of_joblib_and_a_failed_one_does_not_end_the_others(self, process, tmp_path):
+        parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+        jobs = process("reproduce", "-m", "figure=gradient_norms", *FIGURE, "cell=9,0,1,2,3", *parallel)
+        _, errors = jobs.communicate(timeout=600)
+        assert jobs.returncode == 1 and "error: cell = 9: must be the number" in errors and "Traceback" not in errors
+        parts = [tmp_path / "results" / "gradient_norms" / "cells" / str(cell) for cell in range(4)]
+        (command,) = {record["command"] for part in parts for record in read_lines(part / "records.jsonl")}
+        assert command.startswith("reproduce.py -m figure=gradient_norms ") and command.endswith(parallel[1])
+        output, _ = process("reproduce", "figure=gradient_norms", *FIGURE).communicate(timeout=300)
+        assert output.startswith("all 4 runs are in ") and (parts[0].parents[1] / "gradient_norms.png").exists()
 
     def test_error_of_a_script_is_one_message_on_stderr(self, process):
         failed = process("sample", "run=nowhere")

@@ -1,14 +1,22 @@
 """Reproducing a figure: what is measured, what is kept, and how the README is rendered."""
 
+import hashlib
 import json
+import re
+import shutil
+import threading
+from contextlib import suppress
 
 import pytest
+from filelock import FileLock, Timeout
 from helpers import ROOT
 
 from wgangp import config
 from wgangp.cli import REPRODUCE
 from wgangp.config import CONF
 from wgangp.figures import known_distance, study
+from wgangp.figures.digest import read_records, stamp
+from wgangp.figures.overview import list_figures
 from wgangp.figures.study import BEGIN, END
 from wgangp.logs import read_lines
 from wgangp.schema import to_arguments
@@ -16,7 +24,18 @@ from wgangp.tables import markdown_table, replace_block
 
 TINY = ("figure=known_distance", "figure.width=4", "figure.iterations=2", "figure.batch_size=8")
 NAMES = sorted(path.stem for path in (CONF / "figure").glob("*.yaml"))
-RESULTS = [name for name in NAMES if (ROOT / "results" / name / "records.jsonl").exists()]
+RESULTS = sorted(path.parent.name for path in ROOT.glob("results/*/records.jsonl") if path.parent.name != "scaling")
+
+
+@pytest.fixture
+def _draw():
+    """Ask for this fixture to draw the picture with matplotlib, which takes most of a second."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_picture(request, monkeypatch):
+    if "_draw" not in request.fixturenames:
+        monkeypatch.setattr(known_distance.KnownDistance, "draw", lambda self, path, records: path.touch())
 
 
 @pytest.fixture
@@ -50,9 +69,9 @@ def out(tmp_path):
 def reproduce(build_figure, measured, out):
     """reproduce([1], ...) reproduces this figure in the folder out."""
 
-    def run(seeds, *overrides, out=out, budget="cpu", device="cpu"):
+    def run(seeds, *overrides, out=out, budget="cpu", device="cpu", **options):
         out = None if out is None else str(out)
-        return study.reproduce(build_figure(*overrides), "known_distance", budget, seeds, out, device)
+        return study.reproduce(build_figure(*overrides), "known_distance", budget, seeds, out, device, **options)
 
     return run
 
@@ -63,10 +82,12 @@ def parse(text):
 
 def numbers_of(records):
     """The records without what differs from one measurement to the next."""
-    return [{k: v for k, v in record.items() if k not in {"seconds", "began", "command"}} for record in records]
+    times = {"seconds", "began", "command", "digest"}
+    return [{k: v for k, v in record.items() if k not in times} for record in records]
 
 
 class TestFolder:
+    @pytest.mark.usefixtures("_draw")
     def test_has_a_record_per_seed_and_cell_and_a_picture(self, reproduce):
         folder = reproduce([3, 1])
         records = read_lines(folder / "records.jsonl")
@@ -144,7 +165,7 @@ class TestRecords:
             monkeypatch.setattr(known_distance, name, value)
         for jobs, folder in enumerate(folders, 1):
             study.reproduce(figure, "known_distance", "cpu", [3, 1], str(folder), "cpu", jobs)
-        one, two = (study._complete_seeds(figure, read_lines(folder / "records.jsonl")) for folder in folders)
+        one, two = (study.complete_seeds(figure, read_records(folder)) for folder in folders)
         assert [r["seed"] for r in one] == [1, 1, 3, 3]
         for a, b in zip(numbers_of(one), numbers_of(two), strict=True):
             assert a.keys() == b.keys() and (a["seed"], a["pair"]) == (b["seed"], b["pair"])
@@ -155,7 +176,7 @@ class TestRecords:
         reproduce([0])
         assert "are in" not in capsys.readouterr().out
         folder = reproduce([0])
-        assert f"all 2 runs are in {folder / 'records.jsonl'}" in capsys.readouterr().out
+        assert f"all 2 runs are in {folder}. To measure" in capsys.readouterr().out
 
     def test_line_that_was_cut_off_is_measured_again(self, reproduce, measured):
         path = reproduce([0]) / "records.jsonl"
@@ -214,6 +235,210 @@ class TestRecords:
         assert [r["seconds"] > 1000 for r in read_lines(folder / "records.jsonl")] == [False, False, True, False]
 
 
+class TestCells:
+    """One cell per process, and the process that collects them."""
+
+    def test_job_measures_one_cell_and_the_whole_command_takes_its_records_over(self, reproduce, measured, out):
+        assert reproduce([0, 1], cell=1) == out / "cells" / "1"
+        assert measured == [(0, "funnels"), (1, "funnels")]
+        assert not [path for path in out.iterdir() if path.suffix in (".png", ".md", ".jsonl")]
+        part = read_records(out / "cells" / "1")
+        assert reproduce([0, 1]) == out
+        assert measured[2:] == [(0, "shift"), (1, "shift")]
+        records = read_records(out)
+        assert records[:2] == part and len(records) == 4
+        assert '"seeds=[0, 1]"' in (out / "README.md").read_text() and (out / "known_distance.png").exists()
+        reproduce([0, 1])
+        assert read_records(out) == records and len(measured) == 4
+
+    def test_job_does_not_measure_what_is_in_the_folder(self, reproduce, measured, out):
+        reproduce([0])
+        reproduce([0, 1], cell=0)
+        assert measured[2:] == [(1, "shift")]
+        assert [record["seed"] for record in read_records(out / "cells" / "0")] == [1]
+
+    def test_runs_have_the_same_folders_so_that_a_killed_job_continues(self, reproduce, monkeypatch):
+        folders = []
+
+        def fail(self, cell, seed, folder, device):
+            folders.append(folder)
+            raise ValueError("killed")
+
+        monkeypatch.setattr(known_distance.KnownDistance, "measure", fail)
+        for cell in (1, None):
+            with pytest.raises(ValueError, match="killed"):
+                reproduce([0], cell=cell)
+        job, _, whole = folders
+        assert job == whole
+
+    def test_failure_of_a_job_is_an_error(self, reproduce, monkeypatch, out):
+        def fail(self, cell, seed, *rest):
+            raise ValueError("the critic diverged")
+
+        monkeypatch.setattr(known_distance.KnownDistance, "measure", fail)
+        with pytest.raises(ValueError, match=rf"failed runs: 1\..*{out}/cells/0/records\.jsonl"):
+            reproduce([0], cell=0)
+
+    @pytest.mark.parametrize("cell", [-1, 2])
+    def test_wrong_number_lists_the_cells(self, reproduce, out, cell):
+        with pytest.raises(ValueError, match=rf"cell = {cell}: .*\n  0: shift, 2\n  1: funnels, 2$"):
+            reproduce([0], cell=cell)
+        assert not out.exists()
+
+    def test_cell_in_use_is_refused_and_other_cells_are_not(self, reproduce, measured, out):
+        reproduce([0], cell=0)
+        with FileLock(out / "cells" / "0" / ".lock"):
+            with pytest.raises(ValueError, match=r"cells/0 is in use by another process: .* another cell="):
+                reproduce([0, 1], cell=0)
+            with pytest.raises(ValueError, match=r"cells/0 is in use by another process: .* another out="):
+                reproduce([0])
+            reproduce([0], cell=1)
+        assert measured == [(0, "shift"), (0, "funnels")]
+        assert reproduce([0], cell=0)  # the locks are free again
+
+    def test_job_is_refused_while_all_cells_are_measured(self, reproduce, measured, monkeypatch, out):
+        monkeypatch.setattr(study, "START_S", 0.0)
+        out.mkdir()
+        with FileLock(out / ".lock"), pytest.raises(ValueError, match="in use by another process"):
+            reproduce([0], cell=0)
+        assert measured == []
+
+    @pytest.mark.parametrize("cell, free", [(0, ["."]), (None, [])])
+    def test_locks_while_it_measures(self, reproduce, monkeypatch, out, cell, free):
+        """A job locks its cell alone. The whole command locks the folder and all cells."""
+        measure, free_locks = known_distance.KnownDistance.measure, []
+
+        def measure_with_locks(self, *arguments):
+            for name in (".", "cells/0"):
+                with suppress(Timeout), FileLock(out / name / ".lock").acquire(timeout=0):
+                    free_locks.append(name)
+            return measure(self, *arguments)
+
+        reproduce([0], cell=0)
+        monkeypatch.setattr(known_distance.KnownDistance, "measure", measure_with_locks)
+        reproduce([0, 1], cell=cell)
+        assert free_locks == free
+
+    def test_job_waits_for_another_job_that_starts(self, reproduce, measured, out):
+        out.mkdir()
+        lock = FileLock(out / ".lock", thread_local=False)
+        lock.acquire()
+        timer = threading.Timer(0.3, lock.release)
+        timer.start()
+        reproduce([0], cell=0)
+        timer.join()
+        assert measured == [(0, "shift")]
+
+    @pytest.mark.parametrize("cell", [1, None])
+    def test_job_and_folder_of_other_settings_are_refused(self, reproduce, measured, cell):
+        reproduce([0], cell=0)
+        with pytest.raises(ValueError, match=r"figure\.iterations: 2 in the folder, 3 now"):
+            reproduce([0], "figure.iterations=3", cell=cell)
+        assert measured == [(0, "shift")]
+
+    def test_records_of_a_cell_with_other_settings_are_not_taken_over(self, reproduce, measured, out, tmp_path):
+        reproduce([0], cell=0)
+        reproduce([0], "figure.iterations=3", out=tmp_path / "other", cell=1)
+        shutil.copytree(tmp_path / "other" / "cells" / "1", out / "cells" / "1")
+        with pytest.raises(ValueError, match=r"cells/1 belongs to another config:\n  figure\.iterations: 3 in"):
+            reproduce([0])
+        assert not (out / "README.md").exists()
+
+
+class TestDigest:
+    def test_is_that_of_the_sorted_content(self, reproduce):
+        for record in parse((reproduce([0]) / "records.jsonl").read_text()):
+            content = {key: record[key] for key in sorted(record) if key != "digest"}
+            assert record["digest"] == hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def test_stays_when_the_record_is_read_again(self):
+        record = {"b": (1, 2.5), "a": float("nan"), "c": {10: None, 9: "text"}}
+        stamped = stamp(record)
+        assert stamp(json.loads(json.dumps(stamped)))["digest"] == stamped["digest"]
+        assert stamp({"c": record["c"], **record})["digest"] == stamped["digest"]  # in another order
+        assert stamp({**record, "b": (1, 2.6)})["digest"] != stamped["digest"]
+
+    EDITS = (
+        (lambda line: line.replace('"dim": 2', '"dim": 3'), "the record was changed after its run"),
+        (lambda line: re.sub(r'"digest": "\w', '"digest": "x', line), "the record was changed after its run"),
+        (lambda line: re.sub(', "digest": "[^"]*"', "", line), r"no digest.*figures\.digest\.stamp\(record\)"),
+        (lambda line: line.replace(",", ";", 1), "not JSON .*at column"),
+        (lambda line: "3\n", "no digest"),
+    )
+
+    @pytest.mark.parametrize("edit, message", EDITS)
+    def test_line_that_was_edited_is_refused(self, reproduce, measured, edit, message):
+        folder = reproduce([0])
+        path = folder / "records.jsonl"
+        first, second = path.read_text().splitlines(keepends=True)
+        edited = first + edit(second)
+        assert edited != first + second
+        path.write_text(edited)
+        expected = rf"{path}, line 2: .*{message}.*Restore the line as it was, or delete it"
+        for read in (lambda: reproduce([0, 1]), lambda: study.render_folder(folder, "known_distance")):
+            with pytest.raises(ValueError, match=expected):
+                read()
+        assert path.read_text() == edited and len(measured) == 2
+
+    def test_line_that_was_copied_is_refused(self, reproduce):
+        path = reproduce([0]) / "records.jsonl"
+        path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+        with pytest.raises(ValueError, match="line 3: the record is that of line 2 again"):
+            reproduce([0])
+
+    def test_edited_record_of_a_job_is_refused(self, reproduce, out):
+        reproduce([0], cell=1)
+        path = out / "cells" / "1" / "records.jsonl"
+        path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
+        for cell in (1, None):
+            with pytest.raises(ValueError, match=r"cells/1/records\.jsonl, line 1: the record was changed"):
+                reproduce([0], cell=cell)
+
+    def test_line_that_was_deleted_is_measured_again(self, reproduce, measured):
+        path = reproduce([0]) / "records.jsonl"
+        path.write_text(path.read_text().splitlines(keepends=True)[1])
+        reproduce([0])
+        assert measured[2:] == [(0, "shift")]
+
+
+class TestList:
+    def lines_of(self, results):
+        return {line.split()[0]: line for line in list_figures(results).splitlines() if line}
+
+    def test_has_a_line_per_figure_with_its_first_comment(self, tmp_path):
+        lines = self.lines_of(tmp_path)
+        assert set(NAMES) <= lines.keys()
+        for name in NAMES:
+            content = (CONF / "figure" / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ")
+            assert re.search(r"  0 of \d+ cells +not measured  ", lines[name]) and lines[name].endswith(f"  {content}")
+
+    def test_says_what_is_done_and_how_long_it_took(self, reproduce, tmp_path):
+        folder = reproduce([0, 1], out=tmp_path / "known_distance")
+        records = [stamp({**record, "seconds": 90.0}) for record in read_records(folder)]
+        (folder / "records.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records[:3]))
+        reproduce([2], out=tmp_path / "known_distance+paper", budget="paper", cell=0)
+        (tmp_path / "known_distance_2").mkdir()  # another figure
+        line = self.lines_of(tmp_path)["known_distance"]
+        done = "2 of 2 cells x 1 seed, 1 of 2 cells x 1 seed; +paper: 1 of 2 cells x 1 seed"
+        hardware = f"{records[0]['device']}, torch {records[0]['torch']}"
+        assert f"  {done}  3 min for 1 seed, {hardware}, other settings  The critic" in line
+
+    def test_damaged_folder_does_not_hide_the_others(self, reproduce, tmp_path):
+        reproduce([0], out=tmp_path / "known_distance")
+        for suffix in ("+edited", "+empty"):
+            shutil.copytree(tmp_path / "known_distance", tmp_path / f"known_distance{suffix}")
+        path = tmp_path / "known_distance+edited" / "records.jsonl"
+        path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
+        (tmp_path / "known_distance+empty" / "config.yaml").unlink()
+        line = self.lines_of(tmp_path)["known_distance"]
+        assert "  2 of 2 cells x 1 seed; " in line
+        assert f"{path.parent} cannot be read: {path}, line 1: the record was changed" in line
+        assert f"{tmp_path / 'known_distance+empty'} cannot be read: " in line
+
+    def test_committed_results_have_no_damaged_record(self):
+        assert "cannot be read" not in list_figures(ROOT / "results")
+
+
 class TestReadme:
     def test_has_runs_settings_command_time_table_and_picture(self, reproduce, build_figure):
         folder = reproduce([3, 1])
@@ -267,7 +492,7 @@ class TestReadme:
     def test_has_no_numbers_of_seeds_that_are_not_complete(self, reproduce):
         folder = reproduce([0])
         path = folder / "records.jsonl"
-        path.write_text(path.read_text() + json.dumps({**parse(path.read_text())[0], "seed": 7}) + "\n")
+        path.write_text(path.read_text() + json.dumps(stamp({**parse(path.read_text())[0], "seed": 7})) + "\n")
         reproduce([0])
         assert '"seeds=[0]"' in (folder / "README.md").read_text()
 
@@ -319,14 +544,30 @@ class TestCommittedResults:
         names = "gradient_norms known_distance lipschitz_table mistakes overfitting penalties value_surfaces"
         assert set(names.split()) <= set(RESULTS)
 
+    def test_every_rendered_page_is_compared_with_its_records(self):
+        """Here; the pages of speed in test_benchmark.py, README.md and results/README.md in test_docs.py."""
+        pages = {path.parent.name for path in ROOT.glob("results/*/README.md") if "<!-- rendered" in path.read_text()}
+        assert pages == {*RESULTS, "benchmark", "scaling"}
+        assert {name.split("+")[0] for name in RESULTS} <= set(NAMES)
+
     @pytest.mark.parametrize("name", RESULTS)
     def test_readme_equals_its_records_rendered_anew(self, name):
         folder = ROOT / "results" / name
-        assert (folder / "README.md").read_text() == study.render_folder(folder, name)
+        assert (folder / "README.md").read_text() == study.render_folder(folder, name.split("+")[0])
+
+    @pytest.mark.parametrize("name", RESULTS)
+    def test_readme_with_an_edited_number_is_not_what_is_rendered(self, name, tmp_path):
+        folder = shutil.copytree(ROOT / "results" / name, tmp_path / name)
+        text = (folder / "README.md").read_text()
+        row = text.index("\n| ", text.index("| --- |"))
+        number = re.compile(r"\d").search(text, row)
+        edited = text[: number.start()] + str(9 - int(number[0])) + text[number.end() :]
+        (folder / "README.md").write_text(edited)
+        assert study.render_folder(folder, name.split("+")[0]) == text != edited
 
     @pytest.mark.parametrize("name", RESULTS)
     def test_readme_is_written_by_hand_around_the_block(self, name):
         text = (ROOT / "results" / name / "README.md").read_text()
         before = text[: text.index(BEGIN)]
         assert all(heading in before for heading in ("## The paper", "## What we found"))
-        assert (ROOT / "results" / name / f"{name}.png").exists()
+        assert (ROOT / "results" / name / f"{name.split('+')[0]}.png").exists()

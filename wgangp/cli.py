@@ -30,26 +30,26 @@ from wgangp import config
 from wgangp.analysis import analyze
 from wgangp.distributed import join_ranks, local_device
 from wgangp.evaluate import evaluate
+from wgangp.figures.overview import list_figures
 from wgangp.figures.study import reproduce
 from wgangp.logs import read_metrics
 from wgangp.runs import claim_folder, find_folder, normalize_overrides, run_name
 from wgangp.sample import sample
-from wgangp.schema import explain_key, list_keys, read_types, register_schema, suggest, to_arguments
+from wgangp.schema import explain_key, flatten_keys, list_keys, read_types, register_schema, suggest, to_arguments
 from wgangp.train import train
 
 __all__ = ["COMMANDS", "main"]
 
 
 def _read_keys(function: Callable[..., Path], **replaced: Any) -> dict[str, Any]:
-    return {name: kind for name, kind in (read_types(function) | replaced).items() if name != "return"}
+    """Return the keys and types of a command, without the name of a figure: it is the choice figure=NAME."""
+    return {key: kind for key, kind in (read_types(function) | replaced).items() if key != "name"}
 
 
 SAMPLE = register_schema("sample", _read_keys(sample, trust=list[str]))
 LIPSCHITZ = register_schema("lipschitz", _read_keys(analyze, trust=list[str]))
 EVALUATE = register_schema("evaluate", _read_keys(evaluate, trust=list[str]))
-REPRODUCE = register_schema(
-    "reproduce", {k: v for k, v in _read_keys(reproduce, figure=dict[str, Any]).items() if k != "name"}
-)
+REPRODUCE = register_schema("reproduce", _read_keys(reproduce, figure=dict[str, Any]))
 SCHEMAS = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ, "reproduce": REPRODUCE}
 SCHEMAS["evaluate"] = EVALUATE
 OPTIMIZERS = ("ax", "nevergrad", "optuna")  # choices of hydra/sweeper that need a number from every job
@@ -164,14 +164,18 @@ def main(command: str | None = None) -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(explain_keys(command))
         sys.exit()
+    if command == "reproduce" and "--list" in sys.argv[1:]:
+        print(list_figures())
+        sys.exit()
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))  # argparse needs it
     show_traceback = os.environ.get("HYDRA_FULL_ERROR")
-    process, started, failures = os.getpid(), 0, []
+    process, arguments, started, failures = os.getpid(), sys.argv, 0, []
 
     @hydra.main(version_base="1.3", config_path=str(config.CONF), config_name=config_name)
     def task(cfg: DictConfig) -> float | None:
         nonlocal started
         started += 1
+        sys.argv = arguments  # for the records of runs: a launcher may start processes with arguments of its own
         hydra_config = HydraConfig.get()
         overrides = OmegaConf.to_container(hydra_config.overrides.task)
         try:
@@ -187,8 +191,10 @@ def main(command: str | None = None) -> None:
                 return job(cfg)
         except Exception as error:
             known = isinstance(error, ValueError) and not show_traceback
-            if hydra_config.mode == RunMode.MULTIRUN and os.getpid() == process:  # the other jobs are not lost
+            if hydra_config.mode == RunMode.MULTIRUN:  # the other jobs are not lost
                 print(f"error: {error}" if known else traceback.format_exc(), file=sys.stderr)
+                if os.getpid() != process:
+                    raise  # to the launcher that started this process: it raises again after the other jobs
                 failures.append(f"\n  {' '.join(overrides)}: {str(error).partition(chr(10))[0]}")
                 if hydra_config.runtime.choices["hydra/sweeper"] == "basic":
                     return None
@@ -349,16 +355,9 @@ def _suggest_keys(config_name: str, overrides: list[str]) -> None:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            known = _flatten_keys(OmegaConf.to_container(compose(config_name, overrides=choices)))
+            known = flatten_keys(OmegaConf.to_container(compose(config_name, overrides=choices)))
     except Exception:  # a choice is the mistake: Hydra has listed the choices
         return
     for key in keys:
         if key not in known and not key.startswith("hydra.") and (hint := suggest(key, known)):
             print(f"{key} is unknown{hint}", file=sys.stderr)
-
-
-def _flatten_keys(node: object, prefix: str = "") -> list[str]:
-    """Return all keys of a config, as they are written in an override, without _target_."""
-    items = node.items() if isinstance(node, dict) else ()
-    pairs = [(f"{prefix}{name}", child) for name, child in items if name != "_target_"]
-    return [key for name, child in pairs for key in (name, *_flatten_keys(child, f"{name}."))]

@@ -212,13 +212,14 @@ def find_folder(root: Path, name: str, former_prefix: str, cfg: DictConfig) -> P
 
 
 @contextmanager
-def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir") -> Iterator[None]:
+def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir", timeout: float = 0.0) -> Iterator[None]:
     """Lock a run folder for this process and this config. The folder is created if it does not exist.
 
     The caller writes config.yaml.
 
     Args:
         key: the config key that chose the folder, for messages.
+        timeout: seconds to wait for another process that holds the lock.
 
     Raises:
         ValueError: another process holds the lock, another config created the folder (the message names the keys that
@@ -234,7 +235,7 @@ def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir") -> Iterato
         raise ValueError(f"{folder} cannot be created ({error}): choose another {key}=") from error
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=timeout)
     except Timeout as error:
         raise ValueError(f"{folder} is in use by another process: wait for it, or choose another {key}=") from error
     try:

@@ -2,6 +2,8 @@
 
 The folder of a figure has records.jsonl (one line per run), the picture, and README.md. The text of the README is
 written by hand. Only the block between two marker lines is rendered from the records.
+
+A process for one cell writes FOLDER/cells/NUMBER. A process for all cells takes its records over.
 """
 
 import json
@@ -9,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,23 +20,45 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from wgangp.checkpoint import write_atomic
 from wgangp.config import BUDGETS, CONF, build, build_run, find_device, train_options, train_scores
 from wgangp.figures.common import count_seeds
+from wgangp.figures.digest import read_records, stamp
 from wgangp.logs import append_line, collect_provenance, describe_hardware, read_lines
 from wgangp.runs import Run, claim_folder, run_name
 from wgangp.tables import markdown_table, replace_block
 from wgangp.train import train
 
-__all__ = ["BEGIN", "END", "create_readme", "render", "render_folder", "reproduce", "train_command"]
+__all__ = [
+    "BEGIN",
+    "END",
+    "complete_seeds",
+    "create_readme",
+    "list_parts",
+    "list_settings",
+    "load_figure",
+    "merge_records",
+    "render",
+    "render_folder",
+    "reproduce",
+    "train_command",
+]
 
 BEGIN, END = "<!-- rendered by scripts/reproduce.py -->", "<!-- /rendered -->"
+START_S = 60.0  # seconds that a process for one cell waits for others that start
 
 
 def reproduce(
-    figure: Any, name: str, budget: str, seeds: list[int], out: str | None, device: str, jobs: int = 1
+    figure: Any,
+    name: str,
+    budget: str,
+    seeds: list[int],
+    out: str | None,
+    device: str,
+    jobs: int = 1,
+    cell: int | None = None,
 ) -> Path:
     """Measure the runs of a figure that are missing, then draw the picture and render the README of all runs.
 
@@ -47,36 +71,41 @@ def reproduce(
         device: auto, cpu, cuda, ...
         jobs: number of runs that are measured at the same time, each in a process of its own with one thread. The
             numbers of a run on a CPU may differ in the last digits from those of a process with several threads.
+        cell: measure only the cell with this number, and draw nothing. Other processes can measure other cells. None:
+            take over what such processes measured, measure the rest, and draw.
 
     Returns:
-        the folder.
+        the folder; FOLDER/cells/NUMBER for one cell.
 
     Raises:
-        ValueError: an argument is not valid; the folder belongs to other settings; its README has no place for the
-            rendered block; a run failed (after all other runs).
+        ValueError: an argument is not valid; the folder belongs to other settings; another process measures the same;
+            its README has no place for the rendered block; a record was changed; a run failed (after all other runs).
         KeyboardInterrupt: the user pressed Ctrl-C. The same call continues from there.
     """
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds = {list(seeds)}: give at least one number, all of them >= 0 and different")
     if jobs < 1:
         raise ValueError(f"jobs = {jobs}: must be >= 1")
+    cells = figure.cells()
+    if cell is not None and not 0 <= cell < len(cells):
+        numbers = "".join(f"\n  {k}: {', '.join(map(str, values.values()))}" for k, values in enumerate(cells))
+        raise ValueError(f"cell = {cell}: must be the number of one of these cells, or null for all:{numbers}")
     torch_device = find_device(device)
     folder = Path(out or Path("results", name if budget == "cpu" else f"{name}+{budget}"))
     settings = OmegaConf.create({"figure": asdict(figure)})
-    with claim_folder(folder, settings, key="out"):
-        readme = _read_readme(folder, name)
-        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(settings))
-        failures = _measure_missing(folder, figure, seeds, torch_device, jobs)
-        records = _complete_seeds(figure, read_lines(folder / "records.jsonl"))
+    with _claim_cells(folder, name, settings, cell) as own_folder:
+        chosen = cells if cell is None else [cells[cell]]
+        failures = _measure_missing(folder, own_folder, figure, chosen, seeds, torch_device, jobs)
+        records = complete_seeds(figure, read_records(own_folder)) if cell is None else []
         if records:
             figure.draw(folder / f"{name}.png", records)
-            write_atomic(folder / "README.md", render(readme, name, figure, records))
+            write_atomic(folder / "README.md", render(_read_readme(folder, name), name, figure, records))
         if failures:
             raise ValueError(
-                f"failed runs: {len(failures)}. The other runs are in {folder / 'records.jsonl'}. The same command"
+                f"failed runs: {len(failures)}. The other runs are in {own_folder / 'records.jsonl'}. The same command"
                 f" tries the failed runs again:{''.join(failures)}"
             )
-    return folder
+    return own_folder
 
 
 def train_command(folder: Path, overrides: list[str]) -> Run:
@@ -97,17 +126,41 @@ def train_command(folder: Path, overrides: list[str]) -> Run:
     return run
 
 
-def _measure_missing(folder: Path, figure: Any, seeds: list[int], device: torch.device, jobs: int) -> list[str]:
-    """Append a line to records.jsonl for every (seed, cell) that has none. Returns a message per run that failed."""
-    path = folder / "records.jsonl"
-    records = read_lines(path)
+@contextmanager
+def _claim_cells(folder: Path, name: str, settings: DictConfig, cell: int | None) -> Iterator[Path]:
+    """Lock the folder of a figure, or one cell of it. Yields the folder whose records.jsonl this process writes.
+
+    A process for all cells holds the locks of the folder and of FOLDER/cells/*. A process for one cell holds that of
+    FOLDER/cells/NUMBER, and that of the folder only while it starts.
+    """
+    own_folder = folder if cell is None else folder / "cells" / str(cell)
+    with ExitStack() as start, ExitStack() as locks:
+        start.enter_context(claim_folder(folder, settings, key="out", timeout=0.0 if cell is None else START_S))
+        _read_readme(folder, name)  # refused before anything is measured
+        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(settings))
+        for part in list_parts(folder) if cell is None else [own_folder]:
+            locks.enter_context(claim_folder(part, settings, key="out" if cell is None else "cell"))
+            write_atomic(part / "config.yaml", OmegaConf.to_yaml(settings))
+        if cell is not None:
+            start.close()
+        yield own_folder
+
+
+def _measure_missing(
+    folder: Path, own: Path, figure: Any, cells: list[dict[str, Any]], seeds: list[int], device: torch.device, jobs: int
+) -> list[str]:
+    """Append a line to own/records.jsonl for every (seed, cell) without a record. Returns a message per failed run.
+
+    own is FOLDER/cells/NUMBER, or the folder of the figure itself, which then gets the records of FOLDER/cells/*, too.
+    """
+    path = own / "records.jsonl"
+    records = merge_records(figure, [folder, *list_parts(folder)] if own == folder else [own])
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))  # drops a line that was cut off
-    cells = figure.cells()
-    measured = [(record["seed"], {key: record[key] for key in cells[0]}) for record in records]
+    measured = [_identify(figure, record) for record in merge_records(figure, [own, folder])]
     wanted = [(seed, cell) for seed in seeds for cell in cells]
     missing = [work for work in wanted if work not in measured]
     if not missing:
-        print(f"all {len(wanted)} runs are in {path}. To measure them again, give another folder: out=FOLDER")
+        print(f"all {len(wanted)} runs are in {folder}. To measure them again, give another folder: out=FOLDER")
     work = []
     for number, (seed, cell) in enumerate(missing, 1):
         label = f"{', '.join(map(str, cell.values()))}, seed {seed}"
@@ -118,7 +171,7 @@ def _measure_missing(folder: Path, figure: Any, seeds: list[int], device: torch.
         if isinstance(result, str):
             failures.append(result)
         else:
-            append_line(path, result)
+            append_line(path, stamp(result))
     return failures
 
 
@@ -160,11 +213,31 @@ def _call_in_processes(function: Callable[..., Any], work: list[tuple[Any, ...]]
         pool.shutdown(cancel_futures=True)
 
 
-def _complete_seeds(figure: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def list_parts(folder: Path) -> list[Path]:
+    """Return the folders of single cells, FOLDER/cells/NUMBER, in the order of the numbers."""
+    return sorted((p for p in folder.glob("cells/*") if p.name.isdecimal()), key=lambda part: int(part.name))
+
+
+def merge_records(figure: Any, folders: list[Path]) -> list[dict[str, Any]]:
+    """Return the records of several folders. The first record of a run counts."""
+    merged, runs = [], []
+    for record in (record for folder in folders for record in read_records(folder)):
+        if (run := _identify(figure, record)) not in runs:
+            runs.append(run)
+            merged.append(record)
+    return merged
+
+
+def complete_seeds(figure: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Select the records of the seeds for which every cell is measured, in the order of seeds and cells."""
     seeds, cells = [record["seed"] for record in records], figure.cells()
     complete = [record for record in records if seeds.count(record["seed"]) == len(cells)]
-    return sorted(complete, key=lambda r: (r["seed"], cells.index({key: r[key] for key in cells[0]})))
+    return sorted(complete, key=lambda r: (r["seed"], cells.index(_identify(figure, r)[1])))
+
+
+def _identify(figure: Any, record: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Return seed and cell of a record."""
+    return record["seed"], {key: record[key] for key in figure.cells()[0]}
 
 
 def _read_readme(folder: Path, name: str) -> str:
@@ -196,7 +269,7 @@ def render(readme: str, name: str, figure: Any, records: list[dict[str, Any]]) -
     seeds = sorted({record["seed"] for record in records})
     commands = [f"`{record['command']}`" for record in records]
     commits = [(record["commit"] or "unknown")[:7] + " with changes" * bool(record["dirty"]) for record in records]
-    settings = [f"{key} {value}" for key, value in _list_settings(figure).items()]
+    settings = [f"{key} {value}" for key, value in list_settings(figure).items()]
     hardware = [describe_hardware(record) for record in records]
     minutes = sum(record["seconds"] for record in records) / 60
     block = f"""
@@ -216,15 +289,22 @@ def render_folder(folder: Path, name: str) -> str:
     """Return the README of a folder with its block rendered anew from records.jsonl and config.yaml of the folder.
 
     Raises:
-        ValueError: the folder has no complete set of runs; its README has no block.
+        ValueError: the folder has no complete set of runs; its README has no block; a record was changed.
     """
-    saved = OmegaConf.load(folder / "config.yaml").figure
-    target = OmegaConf.load(CONF / "figure" / f"{name}.yaml")._target_
-    figure = build(OmegaConf.create({"figure": {"_target_": target, **saved}}), "figure")
-    records = _complete_seeds(figure, read_lines(folder / "records.jsonl"))
+    figure = load_figure(name, folder)
+    records = complete_seeds(figure, read_records(folder))
     if not records:
         raise ValueError(f"{folder} has no seed for which all runs are measured: run scripts/reproduce.py again")
     return render(_read_readme(folder, name), name, figure, records)
+
+
+def load_figure(name: str, folder: Path | None = None) -> Any:
+    """Build a figure with the settings of a folder; None: with those of budget=cpu."""
+    cfg = OmegaConf.create({"budget": "cpu", "figure": OmegaConf.load(CONF / "figure" / f"{name}.yaml")})
+    if folder is not None:
+        saved = OmegaConf.load(folder / "config.yaml").figure
+        cfg.figure = {"_target_": cfg.figure._target_, **saved}
+    return build(cfg, "figure")
 
 
 def _format_command(name: str, figure: Any, seeds: list[int]) -> str:
@@ -233,7 +313,7 @@ def _format_command(name: str, figure: Any, seeds: list[int]) -> str:
     for budget in BUDGETS:
         cfg = OmegaConf.create({"budget": budget, "figure": OmegaConf.load(CONF / "figure" / f"{name}.yaml")})
         usual = OmegaConf.to_container(cfg, resolve=True)["figure"]
-        changed[budget] = [_format_override(key, v) for key, v in _list_settings(figure).items() if v != usual[key]]
+        changed[budget] = [_format_override(key, v) for key, v in list_settings(figure).items() if v != usual[key]]
     budget = min(BUDGETS, key=lambda budget: len(changed[budget]))
     overrides = [*(["budget=paper"] if budget == "paper" else []), *changed[budget]]
     return " ".join(["python scripts/reproduce.py", f"figure={name}", *overrides, f'"seeds={seeds}"', "out=FOLDER"])
@@ -246,7 +326,7 @@ def _format_override(key: str, value: Any) -> str:
     return shlex.quote(f"figure.{key}={value}")
 
 
-def _list_settings(figure: Any) -> dict[str, Any]:
+def list_settings(figure: Any) -> dict[str, Any]:
     """Return the settings that change a number: all but the place of the data."""
     return {key: value for key, value in asdict(figure).items() if key != "data_root"}
 
