@@ -10,7 +10,7 @@ __all__ = ["render_origins", "render_summary"]
 
 RUNS = {  # folder in results/ -> what a reader types
     "toy": "`scripts/train.py` (8 Gaussians)",
-    "mnist": "`experiment=mnist train.steps=2500`",
+    "mnist_run": "`experiment=mnist train.steps=2500`",
     "cifar_dcgan": "`experiment=cifar_dcgan budget=cpu`, on JPEG copies of CIFAR-10",
     "cifar_resnet": "`experiment=cifar_resnet budget=cpu`, on JPEG copies of CIFAR-10",
     "cifar_resnet_gpu": "`experiment=cifar_resnet`, bf16 (also the penalty), on JPEG copies of CIFAR-10, GPU",
