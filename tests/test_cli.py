@@ -26,7 +26,7 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from wgangp import cli, load_run, runs
+from wgangp import cli, load_run, runs, schema
 from wgangp.config import CONF
 from wgangp.logs import read_lines
 from wgangp.train import update
@@ -442,11 +442,11 @@ class TestHelp:
             for file in (CONF / group).rglob("*.yaml"):
                 assert f"{group}={file.relative_to(CONF / group).with_suffix('')}" in choices
                 if group != "experiment":
-                    keys = cli._flatten_keys(OmegaConf.to_container(OmegaConf.load(file)), f"{group}.")
+                    keys = schema.flatten_keys(OmegaConf.to_container(OmegaConf.load(file)), f"{group}.")
                     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
                     assert leaves <= explained, file
         own = OmegaConf.load(path)
-        keys = cli._flatten_keys(
+        keys = schema.flatten_keys(
             {key: value for key, value in OmegaConf.to_container(own).items() if key not in ("defaults", "hydra")}
         )
         assert {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)} <= explained

@@ -28,13 +28,14 @@ from yaml import YAMLError
 
 from wgangp import config
 from wgangp.analysis import analyze
+from wgangp.compare import compare, convert_folders
 from wgangp.distributed import join_ranks, local_device
 from wgangp.evaluate import evaluate
 from wgangp.figures.study import reproduce
 from wgangp.logs import read_metrics
 from wgangp.runs import claim_folder, find_folder, normalize_overrides, run_name
 from wgangp.sample import sample
-from wgangp.schema import explain_key, list_keys, read_types, register_schema, suggest, to_arguments
+from wgangp.schema import explain_key, flatten_keys, list_keys, read_types, register_schema, suggest, to_arguments
 from wgangp.train import train
 
 __all__ = ["COMMANDS", "main"]
@@ -45,13 +46,14 @@ def _read_keys(function: Callable[..., Path], **replaced: Any) -> dict[str, Any]
 
 
 SAMPLE = register_schema("sample", _read_keys(sample, trust=list[str]))
+COMPARE = register_schema("compare", _read_keys(compare))
 LIPSCHITZ = register_schema("lipschitz", _read_keys(analyze, trust=list[str]))
 EVALUATE = register_schema("evaluate", _read_keys(evaluate, trust=list[str]))
 REPRODUCE = register_schema(
     "reproduce", {k: v for k, v in _read_keys(reproduce, figure=dict[str, Any]).items() if k != "name"}
 )
-SCHEMAS = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ, "reproduce": REPRODUCE}
-SCHEMAS["evaluate"] = EVALUATE
+SCHEMAS = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ, "evaluate": EVALUATE}
+SCHEMAS |= {"compare": COMPARE, "reproduce": REPRODUCE}
 OPTIMIZERS = ("ax", "nevergrad", "optuna")  # choices of hydra/sweeper that need a number from every job
 FOLDERS = {  # settings of Hydra that would move files, with the values that move none
     "hydra.job.chdir": (None, False),
@@ -130,6 +132,12 @@ def run_evaluate(cfg: DictConfig) -> None:
     print(evaluate(**to_arguments(cfg, EVALUATE)))
 
 
+def run_compare(cfg: DictConfig) -> None:
+    """Compare run folders: scripts/compare.py. Prints the page with the tables, and its folder."""
+    folder = compare(**to_arguments(cfg, COMPARE))
+    print(f"{(folder / 'README.md').read_text()}\n{folder}")
+
+
 def run_reproduce(cfg: DictConfig) -> None:
     """Reproduce a figure: scripts/reproduce.py. Prints the folder with the results."""
     arguments = to_arguments(cfg, REPRODUCE) | {"figure": config.build(cfg, "figure")}
@@ -145,6 +153,7 @@ COMMANDS = {  # name -> its config in conf/, its function
     "sample": ("sample", run_sample),
     "lipschitz": ("lipschitz", run_lipschitz),
     "evaluate": ("evaluate", run_evaluate),
+    "compare": ("compare", run_compare),
     "reproduce": ("reproduce", run_reproduce),
 }
 
@@ -164,6 +173,8 @@ def main(command: str | None = None) -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(explain_keys(command))
         sys.exit()
+    if command == "compare":
+        sys.argv[1:] = convert_folders(sys.argv[1:])
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))  # argparse needs it
     show_traceback = os.environ.get("HYDRA_FULL_ERROR")
     process, started, failures = os.getpid(), 0, []
@@ -222,7 +233,7 @@ def explain_keys(command: str) -> str:
     root = config.CONF / f"{COMMANDS[command][0]}.yaml"
     groups = re.findall(r"^  - (\w+):", root.read_text(), re.MULTILINE)
     lines: list[str] = []
-    choices = [(group, name, path) for group in groups for name, path in _list_choices(group).items()]
+    choices = [(group, name, path) for group in groups for name, path in config.list_choices(group).items()]
     for group, name, path in (("", "", root), *choices):
         header, body = re.match(r"((?:# .*\n)+)((?s:.*))", path.read_text()).groups()
         titles, prefix = header.replace("# ", "").splitlines(), ""
@@ -244,12 +255,6 @@ def explain_keys(command: str) -> str:
         "-m: one job per value of key=1,2. --cfg job: prints the config, runs nothing. --hydra-help: Hydra's help",
     ]
     return "\n".join(lines)
-
-
-def _list_choices(group: str) -> dict[str, Path]:
-    """Return the choices of a group with their files. A choice in a folder of the group is called FOLDER/NAME."""
-    folder = config.CONF / group
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 @contextmanager
@@ -278,7 +283,7 @@ def _check_overrides(overrides: list[str]) -> None:
         for value in values if key in FOLDERS else ():
             _check_folder(key, value)
         group, _, name = key.partition(".")
-        choices = list(_list_choices(key)) if key else []
+        choices = list(config.list_choices(key)) if key else []
         instead = f"; for none, write {NONE[group]}" if group in NONE else ""
         can_delete = key == "experiment" or group.startswith("hydra") or (group in config.TRUSTED and name)
         if not key:
@@ -315,7 +320,7 @@ def _explain(error: Exception, config_name: str) -> str:
     schema = SCHEMAS[config_name]
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     absent = re.search("Could not find '([a-z]+)/(.*)'", text)
-    if absent and (choices := _list_choices(absent[1])):
+    if absent and (choices := config.list_choices(absent[1])):
         return f"{absent[1]}={absent[2]}: {absent[1]} is one of {', '.join(choices)}"
     key = str(cause.full_key) if cause else "".join(re.findall(r"full_key: (\S+)", text)[:1])
     merged, unknown = re.match("Error merging override (.*)", text), re.match("Could not override '(.*)'", text)
@@ -336,7 +341,7 @@ def _explain_unknown(key: str, schema: type, config_name: str) -> str:
         return f"the config has no key {key}: begin a config of your own with defaults: [{config_name}, _self_]"
     if siblings is not None:
         return explain_key(schema, key)
-    choices = [choice for choice, path in _list_choices(group).items() if f"\n{name}:" in path.read_text()]
+    choices = [choice for choice, path in config.list_choices(group).items() if f"\n{name}:" in path.read_text()]
     if choices:
         return f"the config has no key {key}. Choices that have it: {', '.join(f'{group}={c}' for c in choices)}"
     return f"the config has no key {key}. An option of no config file needs a plus: +{key}=VALUE"
@@ -349,16 +354,9 @@ def _suggest_keys(config_name: str, overrides: list[str]) -> None:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            known = _flatten_keys(OmegaConf.to_container(compose(config_name, overrides=choices)))
+            known = flatten_keys(OmegaConf.to_container(compose(config_name, overrides=choices)))
     except Exception:  # a choice is the mistake: Hydra has listed the choices
         return
     for key in keys:
         if key not in known and not key.startswith("hydra.") and (hint := suggest(key, known)):
             print(f"{key} is unknown{hint}", file=sys.stderr)
-
-
-def _flatten_keys(node: object, prefix: str = "") -> list[str]:
-    """Return all keys of a config, as they are written in an override, without _target_."""
-    items = node.items() if isinstance(node, dict) else ()
-    pairs = [(f"{prefix}{name}", child) for name, child in items if name != "_target_"]
-    return [key for name, child in pairs for key in (name, *_flatten_keys(child, f"{name}."))]

@@ -23,6 +23,7 @@ __all__ = [
     "describe_key",
     "describe_type",
     "explain_key",
+    "flatten_keys",
     "list_keys",
     "read_types",
     "register_schema",
@@ -115,6 +116,13 @@ def list_keys(schema: type, group: str) -> list[str] | None:
     if is_dataclass(kind):
         return [f.name for f in fields(kind)]
     return None if typing.get_origin(kind) is dict else []
+
+
+def flatten_keys(node: object, prefix: str = "") -> list[str]:
+    """Return all keys of a config, as they are written in an override, without _target_."""
+    items = node.items() if isinstance(node, dict) else ()
+    pairs = [(f"{prefix}{name}", child) for name, child in items if name != "_target_"]
+    return [key for name, child in pairs for key in (name, *flatten_keys(child, f"{name}."))]
 
 
 def _check_numbers(node: Any, key: str = "") -> None:
