@@ -9,11 +9,10 @@ import re
 import shlex
 import textwrap
 from pathlib import Path
-from typing import Any
 
 from wgangp.checkpoint import write_atomic
 from wgangp.plots import LINES, open_figure
-from wgangp.records import Content, Groups, Measure, group_runs, read_folder
+from wgangp.records import PLACES, Content, Groups, Measure, group_runs, read_folder
 from wgangp.runs import ADDED, find_differing_keys, format_value
 from wgangp.tables import markdown_table, replace_block
 
@@ -33,7 +32,7 @@ METRICS = {  # what is compared of a log -> the title of its panel
     **{f"js{n}": f"Jensen-Shannon divergence of {n}-grams (bits)" for n in range(1, 5)},
 }
 LIMIT = 16  # groups: as many lines can be told apart by color and style
-LABEL, NAME = 75, 100  # characters of a label in the picture, and of the name of the folder
+LABEL, NAME = 75, 60  # characters of a label in the picture, and of the name of the folder
 BEGIN, END = "<!-- rendered by scripts/compare.py -->", "<!-- /rendered -->"
 VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
 
@@ -87,10 +86,11 @@ def convert_folders(arguments: list[str]) -> list[str]:
     >>> convert_folders(["runs/a", "runs/b", "out=c"])
     ['runs=["runs/a","runs/b"]', 'out=c']
     """
-    folders, others = [], []
-    for before, argument in zip(["", *arguments[:-1]], arguments, strict=True):
+    folders, others, before = [], [], ""
+    for argument in arguments:
         other = "=" in argument or argument.startswith("-") or before in VALUED
         (others if other else folders).append(argument)
+        before = argument
     if not folders or any(argument.startswith("runs=") for argument in others):
         return arguments
     quoted = ",".join('"' + folder.replace('"', r"\"") + '"' for folder in folders)
@@ -158,11 +158,12 @@ def _show(run: Content, key: str) -> str:
 
 def _list_warnings(groups: Groups, keys: list[str]) -> list[str]:
     """Return a paragraph per reason why numbers of the groups do not compare."""
-    warnings = []
-    if data := [f"`{key}`" for key in keys if key.startswith("data.")]:
+    warnings, data = [], [key for key in keys if key.startswith("data.")]
+    if data:
+        places = " (The same files at another place are the same data.)" * set(data).issubset(PLACES)
         warnings.append(
-            f"**The groups have different data** ({', '.join(data)}): distances, losses and scores of different data"
-            " are not comparable."
+            f"**The groups have different data** ({', '.join(f'`{key}`' for key in data)}): distances, losses and"
+            f" scores of different data are not comparable.{places}"
         )
     if len({group[0].step for group in groups.values()}) > 1:
         warnings.append("**The logs end at different steps**: compare the curves at equal numbers of updates.")
@@ -273,19 +274,22 @@ def _list_panels(groups: Groups) -> dict[tuple[str, str], list[dict[int, list[fl
             steps = sorted(set(parts[0]).intersection(*parts))  # where all runs of the group have a value
             curves.append({step: [part[step] for part in parts] for step in steps if not measure.score or steps[1:]})
         settings = _describe_settings(measure, _find_differing_settings(groups, measure.score))
-        title = METRICS[measure.name] if not measure.score else f"{measure.checkpoint} checkpoint; {settings}"
+        title = f"{measure.name}, {measure.checkpoint} checkpoint" + f"; {settings}" * bool(settings)
         if sum(map(bool, curves)) >= min(2, len(groups)):
-            panels[title.removesuffix("; "), measure.name] = curves
+            panels[title if measure.score else METRICS[measure.name], measure.name] = curves
     return panels
 
 
 def _label_groups(groups: Groups) -> list[str]:
-    """Return the label of each group in the legend: its letter, its number of runs, and what is special about it."""
+    """Return the label of each group in the legend: its letter, its number of runs, and up to three differing keys.
+
+    If no key or more keys differ, the label has the name of the folder of its first run.
+    """
     keys, labels = _list_differing_keys(groups), []
     different_steps = len({group[0].step for group in groups.values()}) > 1
     for letter, group in groups.items():
         parts = [f"{key} = {_show(group[0], key)}" for key in keys] + [f"{group[0].step:,} updates"] * different_steps
-        text = ", ".join(parts) or group[0].folder.resolve().name
+        text = ", ".join(parts) if keys and len(keys) <= 3 else group[0].folder.resolve().name
         labels.append(f"{letter} (n = {len(group)}): {textwrap.shorten(text, LABEL, placeholder=' ...')}")
     return labels
 
@@ -307,7 +311,7 @@ def _draw(path: Path, groups: Groups, panels: dict[tuple[str, str], list[dict[in
                 (handle,) = axes.plot(list(curve), means, **line)
                 low, high = ([choose(values) for values in curve.values()] for choose in (min, max))
                 axes.fill_between(list(curve), low, high, color=line["color"], alpha=0.2, linewidth=0)
-                handles[label] = handle
+                handles.setdefault(label, handle)
             axes.set(title=title, xlabel="generator updates", ylabel=name)
             axes.grid(alpha=0.3)
         several = any(len(group) > 1 for group in groups.values())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from wgangp.logs import read_lines, read_metrics
 from wgangp.runs import find_differing_keys, read_config, select_computed
 
-__all__ = ["Content", "Groups", "Measure", "group_runs", "read_folder"]
+__all__ = ["PLACES", "Content", "Groups", "Measure", "group_runs", "read_folder"]
 
 OWN_DATA = ("wgangp.data.images.image_folder", "wgangp.data.text.text")  # their place says which data it is
 PLACES = ("data.root", "data.path", "data.heldout_root")
