@@ -139,6 +139,11 @@ class TestScores:
             ["newest checkpoint, step 10", "3; n = 1"],
         ]
 
+    def test_steps_before_the_last_ones_have_no_row(self, write, page):
+        for i, name in enumerate("ab"):
+            write(name, f"seed={i}", scores=[make_score(value, step) for step, value in ((5, 9.0), (10, 4.0))])
+        assert find_row(page("a", "b"), "`tiny_fid`") == [["newest checkpoint, step 10", "4"]]
+
     def test_best_checkpoints_are_one_row_and_never_in_that_of_the_newest(self, write, page):
         best = "best by modes in training"
         for i, name in enumerate("ab"):
