@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from wgangp import compare as module
 from wgangp.compare import compare, convert_folders
+from wgangp.metrics.scores import MAIN
 
 
 def make_log(*values, **more):
@@ -120,48 +121,53 @@ class TestScores:
         b = write("b", "penalty.weight=1", scores=[make_score(6.0, n=500)])
         text = page(a, b)
         assert find_row(text, "`tiny_fid`") == [
-            ["newest checkpoint, step 10; n = 100", "1.5", "4", "-"],
-            ["newest checkpoint, step 10; n = 500", "", "3", "6"],
+            ["checkpoint of step 10; n = 100", "1.5", "4", "-"],
+            ["checkpoint of step 10; n = 500", "", "3", "6"],
         ]
         assert "- Settings of `tiny`: reference = training set\n" in text
         assert find_row(text, "`wasserstein`")[0][0] == "end of the log"
 
     def test_equal_settings_are_named_once_below_the_table(self, write, page):
         text = page(*(write(name, f"seed={i}", scores=[make_score(4.0 + i)]) for i, name in enumerate("ab")))
-        assert find_row(text, "`tiny_fid`") == [["newest checkpoint, step 10", "4.5 (4 ... 5)"]]
+        assert find_row(text, "`tiny_fid`") == [["checkpoint of step 10", "4.5 (4 ... 5)"]]
         assert "- Settings of `tiny`: n = 100, reference = training set\n" in text
 
     def test_numbers_at_different_steps_are_not_averaged(self, write, page):
         a = write("a", scores=[make_score(4.0, step=5), make_score(3.0, step=10)])
         b = write("b", "seed=1", scores=[make_score(8.0, step=5)])
         assert find_row(page(a, b), "`tiny_fid`") == [
-            ["newest checkpoint, step 5", "6 (4 ... 8)"],
-            ["newest checkpoint, step 10", "3; n = 1"],
+            ["checkpoint of step 5", "6 (4 ... 8)"],
+            ["checkpoint of step 10", "3; n = 1"],
         ]
-
-    def test_steps_before_the_last_ones_have_no_row(self, write, page):
-        for i, name in enumerate("ab"):
-            write(name, f"seed={i}", scores=[make_score(value, step) for step, value in ((5, 9.0), (10, 4.0))])
-        assert find_row(page("a", "b"), "`tiny_fid`") == [["newest checkpoint, step 10", "4"]]
 
     def test_best_checkpoints_are_one_row_and_never_in_that_of_the_newest(self, write, page):
         best = "best by modes in training"
         for i, name in enumerate("ab"):
             write(name, f"seed={i}", scores=[make_score(4.0), make_score(2.0 + i, step=6 + i, checkpoint=best)])
         assert find_row(page("a", "b"), "`tiny_fid`") == [
-            ["newest checkpoint, step 10", "4"],
+            ["checkpoint of step 10", "4"],
             ["best by modes in training, step 6 to 7", "2.5 (2 ... 3)"],
         ]
+
+    def test_scores_of_the_log_are_in_one_row_per_settings(self, write, page):
+        logs = [make_log(1.0, points_w1=4.0 + i, real_points_w1=0.5) for i in range(2)]
+        folders = [write(f"s{i}", f"seed={i}", f"evaluate.n={50 + i}", log=log) for i, log in enumerate(logs)]
+        text = page(*folders)
+        assert find_row(text, "`points_w1`") == [
+            ["end of the log; evaluate.n = 50", "0.5", "4; n = 1"],
+            ["end of the log; evaluate.n = 51", "0.5", "5; n = 1"],
+        ]
+        assert "- Settings of scores in the log: evaluate.seed = 0\n" in text
 
     def test_real_values_that_differ_between_groups_are_named_per_group(self, write, page):
         a = write("a", scores=[make_score(4.0, real=1.0)])
         b = write("b", "data=gaussians25", scores=[make_score(6.0, real=2.0)])
-        assert find_row(page(a, b), "`tiny_fid`") == [["newest checkpoint, step 10", "A: 1, B: 2", "4", "6"]]
+        assert find_row(page(a, b), "`tiny_fid`") == [["checkpoint of step 10", "A: 1, B: 2", "4", "6"]]
 
     def test_name_without_its_score_has_the_score_before_it(self, write, page):
         score = make_score(4.0) | {"score": "coverage", "values": {"modes": 7}}
         text = page(write("a", scores=[score]), write("b", "seed=1"))
-        assert find_row(text, "`coverage: modes`") == [["newest checkpoint, step 10", "7; n = 1"]]
+        assert find_row(text, "`coverage: modes`") == [["checkpoint of step 10", "7; n = 1"]]
 
 
 class TestFolder:
@@ -194,6 +200,11 @@ class TestFolder:
         with pytest.raises(ValueError, match=r"file/x cannot be created .* choose another out="):
             compare([a, c], out="file/x")
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    def test_folder_of_all_comparisons_is_left_out_of_the_runs(self, write, page):
+        folders = write("runs/a"), write("runs/b", "seed=1")
+        before = page(*folders)
+        assert page("runs/a", "runs/b", "runs/compared") == before
 
     def test_empty_folder_is_used(self, write, page, tmp_path):
         (tmp_path / "out").mkdir()
@@ -270,13 +281,12 @@ class TestPicture:
         (line,) = draw("a", "b").axes[0].lines
         assert list(line.get_xdata()) == [0, 20] and list(line.get_ydata()) == [2.0, 4.0]
 
-    def test_score_that_was_measured_at_several_steps_has_a_panel(self, write, draw):
-        for i, name in enumerate("ab"):
-            scores = [make_score(4.0 + i, step) for step in (5, 10)] + [make_score(9.0, 7, checkpoint="best by x")]
-            write(name, f"penalty.weight={i}", scores=[*scores, make_score(1.0, 10, n=7)])
-        figure = draw("a", "b")
-        assert [axes.get_title() for axes in figure.axes[1:]] == ["tiny_fid, newest checkpoint; n = 100"]
-        assert [list(line.get_ydata()) for line in figure.axes[1].lines] == [[4.0, 4.0], [5.0, 5.0]]
+    def test_scores_of_the_log_have_a_panel_per_settings(self, write, draw):
+        for i, name in enumerate("abc"):
+            write(name, f"penalty.weight={i}", f"evaluate.n={50 if i < 2 else 9}", log=make_log(1.0, 2.0, points_w1=i))
+        axes = draw("a", "b", "c").axes[1]
+        assert axes.get_title() == "exact W1 to held-out points; evaluate.n = 50" and axes.get_ylabel() == "points_w1"
+        assert [list(line.get_ydata()) for line in axes.lines] == [[0, 0], [1, 1], []]
 
     def test_every_line_has_its_own_color_and_style(self, write_many, draw):
         figure = draw(*write_many(16))
@@ -313,3 +323,7 @@ class TestConvertFolders:
     @pytest.mark.parametrize("arguments", [[], ["out=x"], ["runs=[a,b]"], ["a", "runs=[b]"]])
     def test_nothing_else_is_changed(self, arguments):
         assert convert_folders(arguments) == arguments
+
+
+def test_every_score_that_chooses_the_best_checkpoint_is_compared():
+    assert set(MAIN) <= set(module.METRICS)

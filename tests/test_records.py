@@ -42,9 +42,22 @@ def test_last_record_of_a_score_at_a_step_counts(write):
     scores += [{**SCORE, "step": 20, "values": {"fid": 7.0}}]  # real can be missing
     scores += [{**SCORE, "settings": {"reference": "train", "n": 50}, "values": {"fid": 6.0}}]
     content = read_folder(write("a", scores=scores))
-    assert content.curves[Measure("fid", "fid", "newest", SETTINGS)] == {10: 8.0, 20: 7.0}
-    assert content.curves[Measure("fid", "fid", "newest", (("n", "50"), ("reference", "train")))] == {10: 6.0}
-    assert content.reals[Measure("fid", "fid", "newest", SETTINGS)] == {10: 1.0}
+    assert content.curves[Measure("fid", "fid", "", SETTINGS)] == {10: 8.0, 20: 7.0}
+    assert content.curves[Measure("fid", "fid", "", (("n", "50"), ("reference", "train")))] == {10: 6.0}
+    assert content.reals[Measure("fid", "fid", "", SETTINGS)] == {10: 1.0}
+
+
+def test_newest_checkpoint_and_one_of_this_step_are_the_same_at_equal_steps(write):
+    scores = [{**SCORE, "checkpoint": name, "values": {"fid": 3.0}} for name in ("newest", "of this step")]
+    assert read_folder(write("a", scores=scores)).curves[Measure("fid", "fid", "", SETTINGS)] == {10: 3.0}
+
+
+def test_scores_in_the_log_depend_on_the_settings_of_the_evaluation(write):
+    log = [{"step": 0, "wasserstein": 1.0, "points_w1": 2.0, "real_points_w1": 0.5, "modes": 8}]
+    content = read_folder(write("a", "evaluate.n=50", "evaluate.scores=[points]", log=log))
+    measure = Measure("points_w1", settings=(("evaluate.n", "50"), ("evaluate.seed", "0")))
+    assert set(content.curves) == {Measure("step"), Measure("wasserstein"), Measure("modes"), measure}
+    assert content.reals == {measure: {0: 0.5}}
 
 
 def test_best_checkpoint_has_only_its_last_step(write):

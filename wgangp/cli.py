@@ -32,6 +32,7 @@ from wgangp.compare import compare, convert_folders
 from wgangp.distributed import join_ranks, local_device
 from wgangp.evaluate import evaluate
 from wgangp.figures.study import reproduce
+from wgangp.help import explain_keys, list_choices
 from wgangp.logs import read_metrics
 from wgangp.runs import claim_folder, find_folder, normalize_overrides, run_name
 from wgangp.sample import sample
@@ -171,7 +172,7 @@ def main(command: str | None = None) -> None:
         sys.argv[0] = f"wgangp {command}"
     config_name, job = COMMANDS[command]
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(explain_keys(command))
+        print(explain_keys(config_name))
         sys.exit()
     if command == "compare":
         sys.argv[1:] = convert_folders(sys.argv[1:])
@@ -228,35 +229,6 @@ def main(command: str | None = None) -> None:
         sys.exit(1)
 
 
-def explain_keys(command: str) -> str:
-    """Return the help of a command: every key, group and choice, with its comment in conf/."""
-    root = config.CONF / f"{COMMANDS[command][0]}.yaml"
-    groups = re.findall(r"^  - (\w+):", root.read_text(), re.MULTILINE)
-    lines: list[str] = []
-    choices = [(group, name, path) for group in groups for name, path in config.list_choices(group).items()]
-    for group, name, path in (("", "", root), *choices):
-        header, body = re.match(r"((?:# .*\n)+)((?s:.*))", path.read_text()).groups()
-        titles, prefix = header.replace("# ", "").splitlines(), ""
-        if path is root:
-            lines += [*titles, "", "Keys and choices. A choice lists keys that are new or have another default:", ""]
-        else:
-            title = next(line for line in titles if not line.startswith(("@package", "python ")))
-            lines.append(f"{f'{group}={name}':<36} {title}")
-            prefix = f"  {group}."
-        block = ""
-        for indent, key, value, comment in re.findall(r"^( *)(\w+):(?: (.*?))??(?: # (.*))?$", body, re.MULTILINE):
-            block = block if indent else f"{key}."
-            default = "BUDGET" if value.startswith('"${budget') else value
-            line = f"{f'{prefix}{block if indent else str()}{key}={default}':<36} {comment}"
-            if comment and key != "hydra" and line not in lines:
-                lines.append(line)
-    lines += [
-        "",
-        "-m: one job per value of key=1,2. --cfg job: prints the config, runs nothing. --hydra-help: Hydra's help",
-    ]
-    return "\n".join(lines)
-
-
 @contextmanager
 def _set_environment(name: str, value: str | None) -> Iterator[None]:
     """Set an environment variable inside of the with block; None: it is not set there."""
@@ -283,7 +255,7 @@ def _check_overrides(overrides: list[str]) -> None:
         for value in values if key in FOLDERS else ():
             _check_folder(key, value)
         group, _, name = key.partition(".")
-        choices = list(config.list_choices(key)) if key else []
+        choices = list(list_choices(key)) if key else []
         instead = f"; for none, write {NONE[group]}" if group in NONE else ""
         can_delete = key == "experiment" or group.startswith("hydra") or (group in config.TRUSTED and name)
         if not key:
@@ -320,7 +292,7 @@ def _explain(error: Exception, config_name: str) -> str:
     schema = SCHEMAS[config_name]
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     absent = re.search("Could not find '([a-z]+)/(.*)'", text)
-    if absent and (choices := config.list_choices(absent[1])):
+    if absent and (choices := list_choices(absent[1])):
         return f"{absent[1]}={absent[2]}: {absent[1]} is one of {', '.join(choices)}"
     key = str(cause.full_key) if cause else "".join(re.findall(r"full_key: (\S+)", text)[:1])
     merged, unknown = re.match("Error merging override (.*)", text), re.match("Could not override '(.*)'", text)
@@ -341,7 +313,7 @@ def _explain_unknown(key: str, schema: type, config_name: str) -> str:
         return f"the config has no key {key}: begin a config of your own with defaults: [{config_name}, _self_]"
     if siblings is not None:
         return explain_key(schema, key)
-    choices = [choice for choice, path in config.list_choices(group).items() if f"\n{name}:" in path.read_text()]
+    choices = [choice for choice, path in list_choices(group).items() if f"\n{name}:" in path.read_text()]
     if choices:
         return f"the config has no key {key}. Choices that have it: {', '.join(f'{group}={c}' for c in choices)}"
     return f"the config has no key {key}. An option of no config file needs a plus: +{key}=VALUE"

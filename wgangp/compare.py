@@ -30,7 +30,15 @@ METRICS = {  # what is compared of a log -> the title of its panel
     "accuracy_real": "accuracy of the critic's classifier, real samples",
     "accuracy_fake": "accuracy of the critic's classifier, generated samples",
     **{f"js{n}": f"Jensen-Shannon divergence of {n}-grams (bits)" for n in range(1, 5)},
+    "points_w1": "exact W1 to held-out points",
+    "ngrams_js4": "Jensen-Shannon divergence of 4-grams (bits)",
+    "modes_covered": "covered modes of stacked digits",
+    "classifier_fid": "FID, classifier features",
+    "efficientnet_fid": "FID, EfficientNet features",
+    "inception_is": "Inception score",
 }
+COMPARED = Path("runs", "compared")  # where comparisons are written by default
+END_OF_LOG = "end of the log"
 LIMIT = 16  # groups: as many lines can be told apart by color and style
 LABEL, NAME = 75, 60  # characters of a label in the picture, and of the name of the folder
 BEGIN, END = "<!-- rendered by scripts/compare.py -->", "<!-- /rendered -->"
@@ -44,7 +52,7 @@ def compare(runs: list[str], out: str | None = None) -> Path:
     the same step. A number of a group is the mean over its runs, with the smallest and the largest value.
 
     Args:
-        runs: the run folders, two or more.
+        runs: the run folders, two or more. runs/compared is left out, so that a shell can expand runs/*.
         out: the folder to write; None: runs/compared/NAME, where NAME is made of the names of the run folders. The same
             comparison is written again, and text around its rendered block stays.
 
@@ -52,7 +60,7 @@ def compare(runs: list[str], out: str | None = None) -> Path:
         ValueError: there are fewer than two folders, or two are the same; one is not a run folder, has no log, or has a
             damaged file; out has something else. Nothing is written.
     """
-    folders = [Path(run) for run in runs]
+    folders = [Path(run) for run in runs if Path(run).resolve() != COMPARED.resolve()]
     if len(folders) < 2:
         example = "python scripts/compare.py runs/a runs/b"
         raise ValueError(f"runs = {list(runs)}: name two or more run folders, for example {example}")
@@ -65,7 +73,7 @@ def compare(runs: list[str], out: str | None = None) -> Path:
     panels = _list_panels(groups)
     if not panels:
         raise ValueError(f"no two groups have one of {', '.join(METRICS)} in their logs: choose other runs")
-    path = Path(out or Path("runs", "compared", _make_name(folders)))
+    path = Path(out or COMPARED / _make_name(folders))
     command = f"`{shlex.join(['python', 'scripts/compare.py', *map(str, folders)])}`"
     readme = replace_block(_read_readme(path, command, len(folders)), BEGIN, END, _render(groups, command))
     try:
@@ -173,32 +181,33 @@ def _list_warnings(groups: Groups, keys: list[str]) -> list[str]:
 def _list_measures(groups: Groups) -> list[Measure]:
     """Return what is compared: METRICS of the logs, and everything in scores.jsonl, if at least one run has it."""
     measured = dict.fromkeys(measure for group in groups.values() for run in group for measure in run.curves)
-    return [m for m in map(Measure, METRICS) if m in measured] + [m for m in measured if m.score]
+    logged = sorted((m for m in measured if m.name in METRICS and not m.score), key=lambda m: [*METRICS].index(m.name))
+    return logged + [measure for measure in measured if measure.score]
 
 
 def _list_places(groups: Groups, measure: Measure) -> list[tuple[str, list[int | None]]]:
     """Return where a measure is shown: a text, and one step per group; None: the only step that each run has.
 
-    There is one place per last step of a run, since numbers at different steps do not compare. The best checkpoint is
-    at another step in every run.
+    Numbers at different steps do not compare, so that there is one place per step. The best checkpoint is at another
+    step in every run.
     """
-    if not measure.score:
-        return [("end of the log", [group[0].step for group in groups.values()])]
-    curves = [run.curves[measure] for group in groups.values() for run in group if measure in run.curves]
-    steps = sorted({max(curve) for curve in curves})
     settings = _describe_settings(measure, _find_differing_settings(groups, measure.score))
     suffix = f"; {settings}" if settings else ""
-    if measure.checkpoint.startswith("best"):
+    if not measure.score:
+        return [(END_OF_LOG + suffix, [group[0].step for group in groups.values()])]
+    curves = [run.curves.get(measure, {}) for group in groups.values() for run in group]
+    steps = sorted({step for curve in curves for step in curve})
+    if measure.best:
         between = f"step {steps[0]:,}" + f" to {steps[-1]:,}" * (len(steps) > 1)
-        return [(f"{measure.checkpoint}, {between}{suffix}", [None] * len(groups))]
-    return [(f"{measure.checkpoint} checkpoint, step {step:,}{suffix}", [step] * len(groups)) for step in steps]
+        return [(f"{measure.best}, {between}{suffix}", [None] * len(groups))]
+    return [(f"checkpoint of step {step:,}{suffix}", [step] * len(groups)) for step in steps]
 
 
 def _tabulate_scores(groups: Groups) -> list[dict[str, str]]:
     """Return the rows of the table of scores. Columns without any text are left out."""
     heads = [f"{letter} (n = {len(group)})" for letter, group in groups.items()]
     label, place, real = "score", "measured at", "real against real"
-    end = {place: "end of the log", real: ""}
+    end = {place: END_OF_LOG, real: ""}
     steps = [f"{group[0].step:,}" for group in groups.values()]
     seconds = [[run.seconds for run in group if run.seconds is not None] for group in groups.values()]
     times = [_format([value / 60 for value in values], len(values)) for values in seconds]
@@ -241,7 +250,9 @@ def _format_reals(groups: Groups, reals: list[list[float]]) -> str:
 
 
 def _find_differing_settings(groups: Groups, score: str) -> list[str]:
-    return find_differing_keys([dict(m.settings) for m in _list_measures(groups) if m.score == score])
+    """Return the settings that are not equal for all numbers of a score; of metrics, only some have settings."""
+    measures = [measure for measure in _list_measures(groups) if measure.score == score]
+    return find_differing_keys([dict(m.settings) for m in measures if m.score or m.settings])
 
 
 def _describe_settings(measure: Measure, names: list[str]) -> str:
@@ -252,31 +263,32 @@ def _list_settings(groups: Groups) -> list[str]:
     """Return a list with one line per score: the settings that all of its numbers have in common."""
     firsts: dict[str, Measure] = {}
     for measure in _list_measures(groups):
-        firsts.setdefault(measure.score, measure)
+        if measure.settings:
+            firsts.setdefault(measure.score, measure)
     lines = []
     for score, measure in firsts.items():
         differing = _find_differing_settings(groups, score)
         common = _describe_settings(measure, [name for name, _ in measure.settings if name not in differing])
-        lines += [f"- Settings of `{score}`: {common}"] * bool(common)
+        name = f"`{score}`" if score else "scores in the log"
+        lines += [f"- Settings of {name}: {common}"] * bool(common)
     return ["\n".join(lines)] if lines else []
 
 
 def _list_panels(groups: Groups) -> dict[tuple[str, str], list[dict[int, list[float]]]]:
     """Return title and name of each panel -> one curve per group: step -> the values of its runs.
 
-    A panel has the curves of two groups or more. A score has a panel if it was measured at two steps or more.
+    A panel has one metric of the log, and the curves of two groups or more.
     """
     panels = {}
-    for measure in _list_measures(groups):
+    for measure in (measure for measure in _list_measures(groups) if not measure.score):
         curves = []
         for group in groups.values():
             parts = [run.curves.get(measure, {}) for run in group]
             steps = sorted(set(parts[0]).intersection(*parts))  # where all runs of the group have a value
-            curves.append({step: [part[step] for part in parts] for step in steps if not measure.score or steps[1:]})
-        settings = _describe_settings(measure, _find_differing_settings(groups, measure.score))
-        title = f"{measure.name}, {measure.checkpoint} checkpoint" + f"; {settings}" * bool(settings)
+            curves.append({step: [part[step] for part in parts] for step in steps})
+        settings = _describe_settings(measure, _find_differing_settings(groups, ""))
         if sum(map(bool, curves)) >= min(2, len(groups)):
-            panels[title if measure.score else METRICS[measure.name], measure.name] = curves
+            panels[METRICS[measure.name] + f"; {settings}" * bool(settings), measure.name] = curves
     return panels
 
 

@@ -33,7 +33,6 @@ __all__ = [
     "build_networks",
     "build_run",
     "find_device",
-    "list_choices",
     "load_run",
     "restore",
     "train_options",
@@ -58,12 +57,6 @@ NEEDED = {  # attributes of what a config builds
     "penalty": ("weight", "target", "draw"),
 }
 BUDGETS = ("cpu", "paper")
-
-
-def list_choices(group: str) -> dict[str, Path]:
-    """Return the choices of a group with their files. A choice in a folder of the group is called FOLDER/NAME."""
-    folder = CONF / group
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def load_run(

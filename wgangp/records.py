@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wgangp.logs import read_lines, read_metrics
+from wgangp.metrics.scores import MAIN
 from wgangp.runs import find_differing_keys, read_config, select_computed
 
 __all__ = ["PLACES", "Content", "Groups", "Measure", "group_runs", "read_folder"]
 
 OWN_DATA = ("wgangp.data.images.image_folder", "wgangp.data.text.text")  # their place says which data it is
 PLACES = ("data.root", "data.path", "data.heldout_root")
-REFERENCE = "reference_"  # the prefix of a metric of real samples: reference_js4 belongs to js4
+REAL = ("reference_", "real_")  # prefixes of a metric of real samples: reference_js4 belongs to js4
 
 
 class Measure(NamedTuple):
@@ -20,7 +21,7 @@ class Measure(NamedTuple):
 
     name: str
     score: str = ""  # the name under which scripts/evaluate.py computes it; empty: it is a metric of the log
-    checkpoint: str = ""  # newest, or best by NAME in training; empty for the log
+    best: str = ""  # best by NAME in training; empty: the checkpoint was not chosen by a score
     settings: tuple[tuple[str, str], ...] = ()  # sorted pairs of name and value
 
 
@@ -68,11 +69,15 @@ def read_folder(folder: Path) -> Content:
         raise ValueError(f"{folder} has no log ({path.name} is missing or empty): train the run first, or leave it out")
     curves: Curves = {}
     reals: Curves = {}
+    options = {name: value for name, value in flat.items() if name.startswith("evaluate.") and value is not None}
+    settings = _sort_settings({name: value for name, value in options.items() if name != "evaluate.scores"})
     for number, record in enumerate(log, 1):
         _check_numbers(path, number, record, "step")
         for name, value in record.items():
-            kind = reals if name.startswith(REFERENCE) else curves
-            kind.setdefault(Measure(name.removeprefix(REFERENCE)), {})[record["step"]] = value
+            prefix = next((prefix for prefix in REAL if name.startswith(prefix)), "")
+            name = name.removeprefix(prefix)
+            measure = Measure(name, settings=settings if name in MAIN else ())
+            (reals if prefix else curves).setdefault(measure, {})[record["step"]] = value
     path = folder / "timing.jsonl"
     timing = read_lines(path)
     for number, record in enumerate(timing, 1):
@@ -94,19 +99,21 @@ def _read_scores(path: Path, curves: Curves, reals: Curves) -> None:
             if type(record.get(name)) is not kind:
                 reason = f"{name} is missing or has another type than {kind.__name__}"
                 raise ValueError(f"{path}, line {number} is damaged ({reason}): restore the file from a copy")
-        settings = tuple(sorted((name, _format_setting(value)) for name, value in record["settings"].items()))
+        settings = _sort_settings(record["settings"])
+        best = record["checkpoint"] if record["checkpoint"].startswith("best") else ""
         for key, kind in (("values", curves), ("real", reals)):
             _check_numbers(path, number, record[key])
             for name, value in record[key].items():
-                curve = kind.setdefault(Measure(name, record["score"], record["checkpoint"], settings), {})
-                if record["checkpoint"].startswith("best"):
+                curve = kind.setdefault(Measure(name, record["score"], best, settings), {})
+                if best:
                     curve.clear()
                 curve[record["step"]] = value
 
 
-def _format_setting(value: Any) -> str:
-    """Return a setting of a score as one line of text."""
-    return " ".join((value if isinstance(value, str) else json.dumps(value)).split())
+def _sort_settings(settings: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return settings as sorted pairs of name and value, each value as one line of text."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
+    return tuple(sorted((name, " ".join(text.split())) for name, text in texts.items()))
 
 
 def _check_numbers(path: Path, number: int, values: dict[str, Any], needed: str | None = None) -> None:
