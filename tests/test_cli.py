@@ -748,6 +748,7 @@ class TestFullError:
         ("train", ["clip.weights=-1"], "clip.weights"),
         ("sample", ["run=nowhere"], "not a run folder"),
         ("lipschitz", ["run=nowhere"], "not a run folder"),
+        ("evaluate", ["run=nowhere"], "not a run folder"),
         ("compare", ["runs=[nowhere]"], "two or more run folders"),
         ("reproduce", ["figure=penalties", "seeds=[]"], "seeds"),
     )
@@ -774,7 +775,8 @@ class TestFullError:
 
 class TestMain:
     USAGE = (
-        "usage: wgangp COMMAND [key=value ...], where COMMAND is one of train, sample, lipschitz, compare, reproduce"
+        "usage: wgangp COMMAND [key=value ...], where COMMAND is one of"
+        " train, sample, lipschitz, evaluate, compare, reproduce"
     )
 
     def test_command_is_the_first_argument(self, command, quick_pictures, monkeypatch, capsys):
