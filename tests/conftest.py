@@ -1,3 +1,4 @@
+import functools
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import wgangp.cli  # noqa: F401 - registers the schemas
-from wgangp.config import CONF
+from wgangp.config import CONF, train_options
 from wgangp.networks import mlp
 from wgangp.signals import STOP_SIGNALS
 
@@ -65,6 +66,12 @@ def configure():
             return compose(name, overrides=list(overrides))
 
     return compose_config
+
+
+@pytest.fixture(scope="session")
+def config_text(configure):
+    """config_text("seed=1", ...) -> the config.yaml of this run. Each is composed once: it takes a while."""
+    return functools.cache(lambda *overrides: train_options(configure(*overrides))["config"])
 
 
 @pytest.fixture(scope="session")

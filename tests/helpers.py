@@ -1,5 +1,6 @@
-"""What several test files share: networks, data files, and the settings of a tiny run."""
+"""What several test files share: networks, data files, run folders, and the settings of a tiny run."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,20 @@ def write_idx(folder, pictures, side):
         (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         header = np.array([0x801, pictures], dtype=">i4").tobytes()
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + (np.arange(pictures) % 10).astype("u1").tobytes())
+
+
+def write_run(folder, config, log, seconds=None, scores=()):
+    """Write a run folder with the text of a config and a log, without training. Returns the folder.
+
+    log, scores: lists of records. seconds: of training; None: there is no timing.jsonl.
+    """
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config)
+    timing = [] if seconds is None else [{"step": log[-1]["step"], "elapsed_s": seconds}]
+    for name, records in (("metrics", log), ("timing", timing), ("scores", scores)):
+        if records:
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
 
 
 def train_run(cfg, folder):

@@ -719,11 +719,41 @@ class TestKeySuggestions:
         assert output == "" and errors.endswith("train.stps is unknown. Did you mean train.steps?\n")
 
 
+class TestCompare:
+    def test_folders_are_positional_and_one_page_and_one_picture_are_written(self, command, quick_pictures):
+        for seed in (0, 1):
+            command("train", *TINY, "train.steps=1", f"seed={seed}", f"run_dir=runs/seed {seed}")
+        command("train", *TINY, "train.steps=1", "penalty.sides=one", "run_dir=runs/one")
+        output = command("compare", "runs/seed 0", "runs/seed 1", "runs/one/")
+        page, folder = output.rstrip("\n").rsplit("\n\n", 1)
+        assert folder == "runs/compared/seed-0_vs_seed-1_vs_one"
+        assert page + "\n" == (command.folder / folder / "README.md").read_text()
+        assert "| A | 0, 1 | `runs/seed 0`, `runs/seed 1` |" in page and "| `penalty.sides` | two | one |" in page
+        assert (command.folder / folder / "compare.png").exists()
+        again = command("compare", "runs=[runs/seed 0,runs/seed 1,runs/one]")
+        assert again == output
+        assert {p.name for p in command.folder.iterdir()} == {"runs"}
+
+    def test_out_and_flags_of_hydra_can_be_anywhere(self, command, trained):
+        folders = [str(trained(*TINY, "train.steps=1", f"seed={seed}", name=f"run{seed}")) for seed in (0, 1)]
+        output = command("compare", folders[0], "out=mine", folders[1])
+        assert "\nmine\n" in output and (command.folder / "mine" / "compare.png").exists()
+        assert f"- {folders[1]}\n" in command("compare", "--cfg", "job", *folders)
+
+    def test_fewer_than_two_folders_are_refused(self, command):
+        for arguments in ([], ["runs/a"], ["runs/a", "runs=[runs/b]"]):
+            output = command("compare", *arguments, status=1)
+            assert output.startswith("error: ") and "Traceback" not in output
+        assert "two or more run folders, for example python scripts/compare.py runs/a" in command("compare", status=1)
+
+
 class TestFullError:
     CASES = (
         ("train", ["clip.weights=-1"], "clip.weights"),
         ("sample", ["run=nowhere"], "not a run folder"),
         ("lipschitz", ["run=nowhere"], "not a run folder"),
+        ("evaluate", ["run=nowhere"], "not a run folder"),
+        ("compare", ["runs=[nowhere]"], "two or more run folders"),
         ("reproduce", ["figure=penalties", "seeds=[]"], "seeds"),
     )
 
@@ -732,10 +762,11 @@ class TestFullError:
 
     @pytest.mark.parametrize("name, arguments, message", CASES)
     def test_variable_shows_the_traceback(self, command, monkeypatch, name, arguments, message):
-        output = command(name, *arguments, "device=cpu", status=1)
+        arguments = arguments if name == "compare" else [*arguments, "device=cpu"]
+        output = command(name, *arguments, status=1)
         assert output.startswith("error: ") and message in output and "Traceback" not in output
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, "device=cpu"])
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         with pytest.raises(ValueError, match=message):  # the interpreter prints its traceback
             cli.main(name)
 
@@ -747,7 +778,10 @@ class TestFullError:
 
 
 class TestMain:
-    USAGE = "usage: wgangp COMMAND [key=value ...], where COMMAND is one of train, sample, lipschitz, reproduce"
+    USAGE = (
+        "usage: wgangp COMMAND [key=value ...], where COMMAND is one of"
+        " train, sample, lipschitz, evaluate, compare, reproduce"
+    )
 
     def test_command_is_the_first_argument(self, command, quick_pictures, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["/bin/wgangp", "train", *TINY, "train.steps=1", "run_dir=custom"])

@@ -98,7 +98,7 @@ def test_every_choice_and_key_is_documented():
     ]
     for key in [*keys, "seed", "device", "budget", "run_dir"]:
         assert f"`{key}`" in page, key
-    for name in ("sample", "lipschitz", "evaluate", "reproduce"):
+    for name in ("sample", "lipschitz", "evaluate", "compare", "reproduce"):
         for key in OmegaConf.load(CONF / f"{name}.yaml"):
             assert key in ("defaults", "hydra") or f"`{key}`" in page, f"{name}: {key}"
 

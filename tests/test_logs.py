@@ -56,6 +56,14 @@ def test_incomplete_last_line_is_ignored(tmp_path):
     assert logs.read_lines(tmp_path / "none.jsonl") == []
 
 
+@pytest.mark.parametrize("line", [b'{"step": 1', b"5", b"[]", b"\xff", b""])
+def test_damaged_line_is_an_error_that_names_file_and_line(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=rf"^{path}, line 2 is damaged \(.+\): restore the file from a copy$"):
+        logs.read_lines(path)
+
+
 def test_provenance_has_command_versions_device_and_commit(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/scripts/train.py", "seed=3"])
     record = logs.collect_provenance(torch.device("cpu"))

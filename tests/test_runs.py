@@ -4,7 +4,18 @@ import pytest
 from omegaconf import OmegaConf
 
 from wgangp import config
-from wgangp.runs import MOVED, NOT_COMPUTED, claim_folder, find_folder, normalize_overrides, run_name
+from wgangp.runs import (
+    ADDED,
+    MOVED,
+    NOT_COMPUTED,
+    claim_folder,
+    find_differing_keys,
+    find_folder,
+    normalize_overrides,
+    read_config,
+    run_name,
+    select_computed,
+)
 
 
 class TestRunName:
@@ -175,3 +186,28 @@ class TestClaimFolder:
         assert MOVED[old] in text
         (tmp_path / "config.yaml").write_text(text.replace(MOVED[old], old))
         claim(tmp_path, configure("optim=normalized"))
+
+
+class TestReadConfig:
+    def test_keys_are_flat_and_old_names_are_those_of_this_version(self, config_text, tmp_path):
+        (old,) = MOVED
+        text = config_text("optim=normalized")
+        (tmp_path / "config.yaml").write_text(text.replace(MOVED[old], old))
+        flat = read_config(tmp_path)
+        assert flat["optim._target_"] == MOVED[old] and flat["networks.critic.width"] == 128 and flat["seed"] == 0
+        assert set(flat) - set(select_computed(flat)) == {*NOT_COMPUTED, "budget"} & set(flat)
+
+    def test_damaged_file_is_an_error_that_names_the_line(self, config_text, tmp_path):
+        lines = config_text().splitlines()
+        number = lines.index("penalty:") + 1
+        (tmp_path / "config.yaml").write_text("\n".join([*lines[: number - 1], "penalty: : {", *lines[number:]]))
+        with pytest.raises(ValueError, match=rf"config\.yaml, line {number}: the file is damaged \(.+\)\. Restore it"):
+            read_config(tmp_path)
+
+
+def test_differing_keys_are_those_whose_values_are_not_equal_in_all_configs():
+    a = {"optim.lr": 1, "seed": 0, "optim.eps": 0.1, "loss.margin": None, **ADDED}
+    b = {"optim.lr": 1.0, "seed": 0, "optim.eps": 0.1}  # keys of ADDED have their value there, other keys are null
+    c = {"optim.lr": 1, "seed": 1, "train.precision": "bf16"}
+    assert find_differing_keys([a, b]) == find_differing_keys([a]) == []
+    assert find_differing_keys([a, b, c]) == ["optim.eps", "seed", "train.precision"]

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 import wgangp
 from wgangp import cli, config
 from wgangp.analysis import analyze
+from wgangp.compare import compare
 from wgangp.config import CONF
 from wgangp.figures.study import reproduce
 from wgangp.optim import build_average
@@ -112,6 +113,7 @@ class TestConfigs:
         [
             ("sample", sample, set(), set()),
             ("lipschitz", analyze, set(), set()),
+            ("compare", compare, set(), set()),
             ("reproduce", reproduce, {"figure"}, {"name"}),  # a group; its choice is the name
         ],
     )

@@ -28,10 +28,12 @@ from yaml import YAMLError
 
 from wgangp import config
 from wgangp.analysis import analyze
+from wgangp.compare import compare, convert_folders
 from wgangp.distributed import join_ranks, local_device
 from wgangp.evaluate import evaluate
 from wgangp.figures.overview import list_figures
 from wgangp.figures.study import reproduce
+from wgangp.help import explain_keys, list_choices
 from wgangp.logs import read_metrics
 from wgangp.runs import claim_folder, find_folder, normalize_overrides, run_name
 from wgangp.sample import sample
@@ -47,11 +49,12 @@ def _read_keys(function: Callable[..., Path], **replaced: Any) -> dict[str, Any]
 
 
 SAMPLE = register_schema("sample", _read_keys(sample, trust=list[str]))
+COMPARE = register_schema("compare", _read_keys(compare))
 LIPSCHITZ = register_schema("lipschitz", _read_keys(analyze, trust=list[str]))
 EVALUATE = register_schema("evaluate", _read_keys(evaluate, trust=list[str]))
 REPRODUCE = register_schema("reproduce", _read_keys(reproduce, figure=dict[str, Any]))
-SCHEMAS = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ, "reproduce": REPRODUCE}
-SCHEMAS["evaluate"] = EVALUATE
+SCHEMAS = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ, "evaluate": EVALUATE}
+SCHEMAS |= {"compare": COMPARE, "reproduce": REPRODUCE}
 OPTIMIZERS = ("ax", "nevergrad", "optuna")  # choices of hydra/sweeper that need a number from every job
 FOLDERS = {  # settings of Hydra that would move files, with the values that move none
     "hydra.job.chdir": (None, False),
@@ -130,6 +133,12 @@ def run_evaluate(cfg: DictConfig) -> None:
     print(evaluate(**to_arguments(cfg, EVALUATE)))
 
 
+def run_compare(cfg: DictConfig) -> None:
+    """Compare run folders: scripts/compare.py. Prints the page with the tables, and its folder."""
+    folder = compare(**to_arguments(cfg, COMPARE))
+    print(f"{(folder / 'README.md').read_text()}\n{folder}")
+
+
 def run_reproduce(cfg: DictConfig) -> None:
     """Reproduce a figure: scripts/reproduce.py. Prints the folder with the results."""
     arguments = to_arguments(cfg, REPRODUCE) | {"figure": config.build(cfg, "figure")}
@@ -145,6 +154,7 @@ COMMANDS = {  # name -> its config in conf/, its function
     "sample": ("sample", run_sample),
     "lipschitz": ("lipschitz", run_lipschitz),
     "evaluate": ("evaluate", run_evaluate),
+    "compare": ("compare", run_compare),
     "reproduce": ("reproduce", run_reproduce),
 }
 
@@ -162,11 +172,13 @@ def main(command: str | None = None) -> None:
         sys.argv[0] = f"wgangp {command}"
     config_name, job = COMMANDS[command]
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(explain_keys(command))
+        print(explain_keys(config_name))
         sys.exit()
     if command == "reproduce" and "--list" in sys.argv[1:]:
         print(list_figures())
         sys.exit()
+    if command == "compare":
+        sys.argv[1:] = convert_folders(sys.argv[1:])
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))  # argparse needs it
     show_traceback = os.environ.get("HYDRA_FULL_ERROR")
     process, arguments, started, failures = os.getpid(), sys.argv, 0, []
@@ -223,41 +235,6 @@ def main(command: str | None = None) -> None:
         sys.exit(1)
 
 
-def explain_keys(command: str) -> str:
-    """Return the help of a command: every key, group and choice, with its comment in conf/."""
-    root = config.CONF / f"{COMMANDS[command][0]}.yaml"
-    groups = re.findall(r"^  - (\w+):", root.read_text(), re.MULTILINE)
-    lines: list[str] = []
-    choices = [(group, name, path) for group in groups for name, path in _list_choices(group).items()]
-    for group, name, path in (("", "", root), *choices):
-        header, body = re.match(r"((?:# .*\n)+)((?s:.*))", path.read_text()).groups()
-        titles, prefix = header.replace("# ", "").splitlines(), ""
-        if path is root:
-            lines += [*titles, "", "Keys and choices. A choice lists keys that are new or have another default:", ""]
-        else:
-            title = next(line for line in titles if not line.startswith(("@package", "python ")))
-            lines.append(f"{f'{group}={name}':<36} {title}")
-            prefix = f"  {group}."
-        block = ""
-        for indent, key, value, comment in re.findall(r"^( *)(\w+):(?: (.*?))??(?: # (.*))?$", body, re.MULTILINE):
-            block = block if indent else f"{key}."
-            default = "BUDGET" if value.startswith('"${budget') else value
-            line = f"{f'{prefix}{block if indent else str()}{key}={default}':<36} {comment}"
-            if comment and key != "hydra" and line not in lines:
-                lines.append(line)
-    lines += [
-        "",
-        "-m: one job per value of key=1,2. --cfg job: prints the config, runs nothing. --hydra-help: Hydra's help",
-    ]
-    return "\n".join(lines)
-
-
-def _list_choices(group: str) -> dict[str, Path]:
-    """Return the choices of a group with their files. A choice in a folder of the group is called FOLDER/NAME."""
-    folder = config.CONF / group
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-
-
 @contextmanager
 def _set_environment(name: str, value: str | None) -> Iterator[None]:
     """Set an environment variable inside of the with block; None: it is not set there."""
@@ -284,7 +261,7 @@ def _check_overrides(overrides: list[str]) -> None:
         for value in values if key in FOLDERS else ():
             _check_folder(key, value)
         group, _, name = key.partition(".")
-        choices = list(_list_choices(key)) if key else []
+        choices = list(list_choices(key)) if key else []
         instead = f"; for none, write {NONE[group]}" if group in NONE else ""
         can_delete = key == "experiment" or group.startswith("hydra") or (group in config.TRUSTED and name)
         if not key:
@@ -321,7 +298,7 @@ def _explain(error: Exception, config_name: str) -> str:
     schema = SCHEMAS[config_name]
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     absent = re.search("Could not find '([a-z]+)/(.*)'", text)
-    if absent and (choices := _list_choices(absent[1])):
+    if absent and (choices := list_choices(absent[1])):
         return f"{absent[1]}={absent[2]}: {absent[1]} is one of {', '.join(choices)}"
     key = str(cause.full_key) if cause else "".join(re.findall(r"full_key: (\S+)", text)[:1])
     merged, unknown = re.match("Error merging override (.*)", text), re.match("Could not override '(.*)'", text)
@@ -342,7 +319,7 @@ def _explain_unknown(key: str, schema: type, config_name: str) -> str:
         return f"the config has no key {key}: begin a config of your own with defaults: [{config_name}, _self_]"
     if siblings is not None:
         return explain_key(schema, key)
-    choices = [choice for choice, path in _list_choices(group).items() if f"\n{name}:" in path.read_text()]
+    choices = [choice for choice, path in list_choices(group).items() if f"\n{name}:" in path.read_text()]
     if choices:
         return f"the config has no key {key}. Choices that have it: {', '.join(f'{group}={c}' for c in choices)}"
     return f"the config has no key {key}. An option of no config file needs a plus: +{key}=VALUE"

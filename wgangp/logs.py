@@ -171,10 +171,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file of JSON lines; none if there is no file.
 
     A last line without a line break was cut off by a crash, and is left out.
+
+    Raises:
+        ValueError: another line is damaged: it is not a JSON object.
     """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            reason = "" if isinstance(record, dict) else "it is not a JSON object"
+        except ValueError as error:  # not JSON, or not UTF-8
+            reason = str(error)
+        if reason:
+            raise ValueError(f"{path}, line {number} is damaged ({reason}): restore the file from a copy")
+        records.append(record)
+    return records
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

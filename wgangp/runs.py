@@ -13,8 +13,10 @@ import torch
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from yaml import YAMLError
 
 from wgangp.data.images import Images, Streamed
 from wgangp.data.stacked import StackedImages
@@ -27,10 +29,14 @@ __all__ = [
     "choose_generator",
     "claim_folder",
     "collect_stateful",
+    "find_differing_keys",
     "find_folder",
+    "format_value",
     "match_parts",
     "normalize_overrides",
+    "read_config",
     "run_name",
+    "select_computed",
 ]
 
 
@@ -177,7 +183,7 @@ def normalize_overrides(overrides: list[str], cfg: DictConfig) -> list[str]:
         if override.is_delete():
             texts[key] = override.input_line
         else:
-            text = override.get_value_element_as_str() if OmegaConf.is_dict(value) else _format(value)
+            text = override.get_value_element_as_str() if OmegaConf.is_dict(value) else format_value(value)
             texts[key] = f"{key}={text}"
     decay_steps = OmegaConf.to_container(cfg.train, resolve=False)["decay_steps"]
     if "train.steps" in texts and decay_steps == "${train.steps}":
@@ -185,9 +191,10 @@ def normalize_overrides(overrides: list[str], cfg: DictConfig) -> list[str]:
     return list(texts.values())
 
 
-def _format(value: Any) -> str:
-    if OmegaConf.is_list(value):
-        return f"[{','.join(map(_format, value))}]"
+def format_value(value: Any) -> str:
+    """Return a value of a config as it is written in an override."""
+    if OmegaConf.is_list(value) or isinstance(value, list):
+        return f"[{','.join(map(format_value, value))}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
@@ -256,24 +263,63 @@ def _check_same(saved: Path, cfg: DictConfig, key: str) -> None:
 
 def _compare(saved: Path, cfg: DictConfig) -> list[str]:
     """Return a line per key whose value changes a number and is not that of the saved config."""
-    old, new = ADDED | _select_computed(OmegaConf.load(saved)), _select_computed(cfg)
-    old = {name: value for name, value in old.items() if name in new or name not in ADDED}
-    missing = "(no such key)"
+    old, new = (select_computed(_flatten(node)) for node in (OmegaConf.load(saved), cfg))
+
+    def show(config: dict[str, Any], name: str) -> Any:
+        return config.get(name, ADDED.get(name, "(no such key)"))
+
     return [
-        f"\n  {name}: {old.get(name, missing)} in the folder, {new.get(name, missing)} now"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)  # a key that was added later is null where it changes nothing
+        f"\n  {name}: {show(old, name)} in the folder, {show(new, name)} now"
+        for name in find_differing_keys([old, new])
     ]
 
 
-def _select_computed(cfg: DictConfig) -> dict[str, Any]:
-    """Return the config as flat keys, without the keys that do not change a computed number."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the saved config of a run folder as flat keys, for example optim.lr. No object is built.
+
+    Raises:
+        ValueError: the folder is not a run folder; its config.yaml cannot be read (the message names the line).
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
+    try:
+        config = _flatten(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise ValueError(f"{path}{line}: the file is damaged ({reason}). Restore it from a copy of the run") from error
+    if not {"seed", "data._target_"} <= config.keys():
+        raise ValueError(f"{folder} is not a run folder: its config.yaml has no seed or no data._target_")
+    return config
+
+
+def find_differing_keys(configs: list[dict[str, Any]]) -> list[str]:
+    """Return the keys, sorted, whose values are not the same in all of the flat configs.
+
+    A key that a config does not have has its value in ADDED, or null: it was added later and changes nothing.
+    """
+
+    def differs(name: str) -> bool:
+        first, *others = (config.get(name, ADDED.get(name)) for config in configs)
+        return any(value != first for value in others)
+
+    return sorted(filter(differs, {name for config in configs for name in config}))
+
+
+def select_computed(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a flat config without the keys that do not change a computed number."""
+    # The values that budget chose are in the config.
+    return {name: value for name, value in config.items() if name not in (*NOT_COMPUTED, "budget")}
+
+
+def _flatten(cfg: DictConfig) -> dict[str, Any]:
+    """Return a config as flat keys, with the names of this version."""
 
     def flatten(node: Any, prefix: str) -> dict[str, Any]:
         if isinstance(node, dict):
             return {k: v for name, child in node.items() for k, v in flatten(child, f"{prefix}.{name}").items()}
         return {prefix.lstrip("."): MOVED.get(node, node) if isinstance(node, str) else node}
 
-    flat = flatten(OmegaConf.to_container(cfg, resolve=True), "")
-    # The values that budget chose are in the config.
-    return {k: v for k, v in flat.items() if k not in (*NOT_COMPUTED, "budget")}
+    return flatten(OmegaConf.to_container(cfg, resolve=True), "")
