@@ -125,14 +125,15 @@ class TestTrain:
             message = command("train", *TINY, "run_dir=custom", status=1)
         assert "custom is in use by another process" in message and "Traceback" not in message
 
-    def test_interrupted_run_prints_how_to_continue(self, command, quick_pictures, monkeypatch):
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+    def test_interrupted_run_prints_how_to_continue(self, command, quick_pictures, monkeypatch, number):
         def interrupt(step, *arguments, **options):
             if step == 2:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
             return update(step, *arguments, **options)
 
         monkeypatch.setattr("wgangp.train.update", interrupt)
-        output = command("train", *TINY, "train.steps=9", "run_dir=custom", status=130)
+        output = command("train", *TINY, "train.steps=9", "run_dir=custom", status=128 + number)
         assert "stopped at step 3 of 9; the same command continues from there" in output
         monkeypatch.setattr("wgangp.train.update", update)
         assert "finished: 9 generator updates" in command("train", *TINY, "train.steps=9", "run_dir=custom")
@@ -365,7 +366,11 @@ class TestSweep:
             assert output.count("Traceback") == 1
 
     def test_ctrl_c_stops_it_and_the_failures_are_listed(self, command, quick_pictures, monkeypatch):
-        monkeypatch.setattr(cli, "train", lambda folder, run, **options: 1)
+        def stop(folder, run, received, **options):
+            received.append(signal.SIGINT)
+            return 1
+
+        monkeypatch.setattr(cli, "train", stop)
         arguments = (*TINY, "train.steps=2", "optim.lr=-1,0.001,0.002")
         output = command("train", "-m", *arguments, status=130)
         assert output.count("stopped at step 1 of 2") == 1 and "error: 1 of 2 jobs failed" in output
