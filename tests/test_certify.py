@@ -632,6 +632,7 @@ def test_layer_that_is_no_product_of_linear_maps_is_refused_with_the_reason(laye
         ),
         (nn.MultiheadAttention(4, 2), lambda layer, x: layer(*[x.transpose(0, 1)] * 3)[0].transpose(0, 1)),
         (nn.MultiheadAttention(4, 2, batch_first=True), lambda layer, x: layer(query=x, key=x, value=x)[0]),
+        (nn.LSTMCell(4, 4), lambda layer, x: layer(input=x[:, 0])[0]),
     ],
 )
 def test_layer_that_takes_the_samples_on_another_axis_or_by_name_is_refused_with_the_reason(layer, apply):
