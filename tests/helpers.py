@@ -1,6 +1,7 @@
 """What several test files share: networks, data files, run folders, and the settings of a tiny run."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+from wgangp.certify import certified_lipschitz
 from wgangp.config import build_run, train_options
 from wgangp.logs import read_metrics
 from wgangp.runs import ADDED, MOVED
@@ -112,3 +114,20 @@ def make_old(path):
     for old, new in MOVED.items():
         text = text.replace(new, old)
     path.write_text(text)
+
+
+def matrix(function, shape):
+    """The linear part of an affine function of one sample, as a matrix (transposed)."""
+    n = math.prod(shape)
+    with torch.no_grad():
+        basis = torch.cat([torch.eye(n), torch.zeros(1, n)]).double().reshape(n + 1, *shape)
+        columns = function(basis).unsqueeze(-1).flatten(1)
+    return columns[:-1] - columns[-1]
+
+
+def bound_of(function, shape):
+    """The bound of a map whose output is not a score: a last layer with `lipschitz` = 1 computes the norm of it."""
+    norm = Function(lambda y: y.unsqueeze(-1).flatten(1).norm(dim=1))
+    norm.lipschitz = 1.0
+    module = function if isinstance(function, nn.Module) else Function(function)
+    return certified_lipschitz(nn.Sequential(module, norm), shape)

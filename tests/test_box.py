@@ -329,3 +329,9 @@ def test_zonotope_bounds_all_corners():
         bound = box._bound_zonotope(box._propagate(critic, center[some], half[some], 8))
         assert some.any() and (bound >= exact * (1 - 1e-12)).all()
         assert (bound <= 1.5 * exact + 1e-3).all()
+
+
+@pytest.mark.parametrize("factor", [lambda x: len(x), lambda x: 1 + (len(x) == 1), lambda x: 1 + (len(x) > 100)])
+def test_critic_that_depends_on_the_size_of_the_batch_is_refused(factor):
+    with pytest.raises(ValueError, match=r"no interval: the scores of the same points in batches of 2 and of \d+"):
+        lipschitz_on_box(Function(lambda x: x.sum(1) * factor(x)), [0.0, 0.0], [1.0, 1.0])

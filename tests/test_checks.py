@@ -408,6 +408,11 @@ def divide_gradient(layer, x):
 
 DEPENDING = {
     "size": lambda layer, x: layer(x) * len(x),
+    "one sample": lambda layer, x: layer(x) * (1 + (len(x) == 1)),
+    "gradient of one sample": lambda layer, x: (
+        layer(x) + (1e-6 * torch.sin(1e6 * x).sum(1, True) if len(x) == 1 else 0)
+    ),
+    "real and fake": lambda layer, x: layer(x) * (1 + (len(x) == 8)),
     "place": lambda layer, x: layer(x) + torch.arange(len(x)).unsqueeze(1),
     "gradient": divide_gradient,
 }
@@ -419,6 +424,14 @@ def test_critics_that_depend_on_the_size_of_the_batch_are_refused(forward):
         check_per_sample(Wrapped(forward), X)
     with pytest.raises(ValueError, match="works for batches of one size only"):
         check_per_sample(lambda x: x.view(4, -1).sum(1), X)
+
+
+def test_critics_that_squeeze_or_that_fail_for_one_sample_pass():
+    layer = small_critic()
+    check_per_sample(lambda x: layer(x).squeeze(), X)
+    with pytest.raises(ValueError, match="depends on the size of the batch"):
+        check_per_sample(lambda x: layer(x).squeeze() * (1 + (len(x) == 1)), X)
+    check_per_sample(lambda x: layer(x) if len(x) > 1 else layer(x)[5], X)
 
 
 NOISE = {  # where a critic can draw its random numbers from, and what is added to the points

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from wgangp import (
     certified_lipschitz,
+    check_per_sample,
     corrected_wasserstein,
     expected_slope,
     largest_quotient,
@@ -379,6 +380,69 @@ def test_no_rounding_lifts_a_quotient_above_the_truth(distance, offset):
         assert largest_quotient(critic, x) <= certified_lipschitz(critic, (5,))
     far = largest_quotient(critic, torch.cat([x[:30], x[:30] + critic.w.detach()]))
     assert far == pytest.approx(norm, rel=1e-9)
+
+
+SIGNS = torch.tensor([[1.0]] * 5 + [[-1.0]] * 5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-6, 1e-7, 1e-9, 1e-12, 1e-15])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: (x + 1e6) - 1e6,
+        lambda x: x.clone().add_(1e6).sub_(1e6),
+        lambda x: torch.cat([1e6 + x, 1e6 - x], 1) @ torch.eye(5).double().repeat(2, 1).mul(SIGNS) / 2,
+        lambda x: x.float().double(),
+        lambda x: torch.sinh(torch.asinh(1e4 * x)) / 1e4,
+        lambda x: (9 * x).softmax(1).log() / 9 + torch.logsumexp(9 * x, 1, True) / 9,
+    ],
+)
+def test_no_rounding_inside_of_the_critic_lifts_a_quotient_above_the_truth(change, distance):
+    """D(x) = w . x, computed with a loss of digits that its scores do not show."""
+    rng = make_rng()
+    for _ in range(5):
+        critic = Linear((5,))
+        x = torch.randn(20, 5, generator=rng, dtype=torch.float64)
+        step = torch.nn.functional.normalize(critic.w.detach(), dim=0)  # the steepest direction
+        x = torch.cat([x, x + distance * step, 1e-9 * x])
+        norm = critic.w.detach().norm().item()
+        assert largest_quotient(lambda x, critic=critic: critic(change(x)), x) <= norm
+        if distance == 1e-2 and change(x[:1]).sub(x[:1]).abs().max() < 1e-9:
+            assert largest_quotient(lambda x, critic=critic: critic(change(x)), x) > 0.999 * norm
+
+
+def test_quotient_of_two_points_that_rounding_explains_is_zero():
+    x = torch.tensor([[1.0, 0.0], [1.0 + 2**-52, 0.0]], dtype=torch.float64)
+    assert largest_quotient(Linear((2,)), x) == 0
+
+
+def test_largest_quotient_is_the_same_in_every_call_and_changes_no_random_state():
+    critic, x = smooth_critic(3), torch.randn(9, 3)
+    before = torch.get_rng_state()
+    assert largest_quotient(critic, x) == largest_quotient(critic, x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated", "ignore:The .grad attribute")
+def test_scripts_are_measured_as_their_module_or_refused_in_words():
+    critic, x = smooth_critic(3), torch.randn(6, 3, dtype=torch.float64)
+    scripts = torch.jit.script(critic), torch.jit.trace(critic, x), torch.jit.freeze(torch.jit.script(critic.eval()))
+    for script in scripts:
+        for measure in MEASURES.values():
+            torch.manual_seed(0)
+            result = measure(script, x)
+            torch.manual_seed(0)
+            expected = measure(critic, x)
+            if isinstance(result, float):
+                assert result == pytest.approx(expected, rel=1e-9)
+            else:
+                assert result["real"]["max"] == pytest.approx(expected["real"]["max"], rel=1e-9)
+        check_per_sample(script, x)
+        with pytest.raises(ValueError, match="pass the original module"):
+            certified_lipschitz(script, (3,))
+    single = torch.jit.freeze(torch.jit.script(smooth_critic(3).float().eval()))  # its weights are constants
+    with pytest.raises(ValueError, match="do not fit this critic"):
+        largest_quotient(single, x.float())
 
 
 def test_interval_is_that_of_the_critic_in_eval_mode():

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from wgangp.bounds import MIXED, STATISTICS, NoRuleError
+from wgangp.bounds import STATISTICS
 from wgangp.form import ROUNDING, RULES, UNKNOWN, Cells, Form
+from wgangp.linear import MIXED, NoRuleError
 
 __all__ = ["ROUNDING", "Cells", "Form"]
 

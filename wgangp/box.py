@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wgangp.affine import ROUNDING, Cells, Form
-from wgangp.bounds import NoRuleError
-from wgangp.certify import certified_lipschitz, open_network
+from wgangp.certify import SIZES, certified_lipschitz, check_batch_sizes, open_network
 from wgangp.checks import check_not_random
+from wgangp.linear import NoRuleError
 from wgangp.networks.layers import LeakyReLU
 
 __all__ = ["find_box", "lipschitz_on_box"]
@@ -80,7 +80,13 @@ def lipschitz_on_box(
             bound = torch.tensor([certified_lipschitz(critic, (d,))], dtype=torch.float64)
         except ValueError:
             bound = torch.tensor([math.inf], dtype=torch.float64)
-        return _search(_replace_activations(network), low, high, bound, tolerance, max_cells)
+        network = _replace_activations(network)
+        _propagate(
+            network, torch.stack([low, high]), torch.zeros(2, d, dtype=torch.float64)
+        )  # an operation without a rule is named
+        share = torch.rand(SIZES[-1], d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        check_batch_sizes(network, low + share * (high - low), "no interval")
+        return _search(network, low, high, bound, tolerance, max_cells)
 
 
 def _search(

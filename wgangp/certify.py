@@ -28,27 +28,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from wgangp.bounds import (
-    CONSTANTS,
-    LEAVES,
-    PRODUCT,
-    PRODUCTS,
-    REASONS,
-    RULES,
-    SAMPLES,
-    UNKNOWN,
-    NoRuleError,
-    bound_linear,
-    find_tracked,
-    ones,
-)
+from wgangp.bounds import CONSTANTS, LEAVES, PRODUCT, PRODUCTS, REASONS, RULES, UNKNOWN
 from wgangp.checks import check_not_random, compute_scores
+from wgangp.linear import MIXED, SAMPLES, NoRuleError, bound_linear, find_tracked, ones
 from wgangp.state import convert_to_float64, use_eval_mode
 
-__all__ = ["certified_lipschitz", "open_network"]
+__all__ = ["SIZES", "certified_lipschitz", "check_batch_sizes", "open_network"]
 
 SLACK = 1 + 1e-9  # covers the rounding of the bound itself
-SIZES = (2, 3, 9)  # of batches that must give a point the same score
+SIZES = (2, 1, 3, 4, 12)  # of batches that must give a point the same score; the others divide the last one
+LARGE_SIZES, LARGE = (16, 64, 256), 2**17  # also these, if such a batch has at most so many numbers
 
 
 def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
@@ -59,9 +48,10 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
 
     Args:
         critic: (B, *shape) -> (B,) or (B, 1). A copy in float64 on the CPU is used; the critic itself is not changed.
-            If a module inside of it has an attribute `lipschitz`, a number, this number is used and not checked: the
-            module promises that it has one input and one output, treats every sample separately, and is nowhere
-            steeper. On the critic itself the attribute is not used: it would be the whole proof.
+            If a module inside of it has an attribute `lipschitz`, a number, this number is used: the module promises
+            that it has one input and one output, treats every sample separately, and is nowhere steeper. It is
+            compared with a few points, which can only disprove it. On the critic itself the attribute is not used: it
+            would be the whole proof.
         shape: the shape of one sample.
 
     Returns:
@@ -78,28 +68,62 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
     """
     with open_network(critic, "certified_lipschitz", "no certificate") as network:
         call_stack = ["the score"]  # modules being executed, innermost last; after an error the last one raised it
+        products: dict[str, str] = {}  # LSTM, attention and the like that were called: name -> class
         for name, module in network.named_modules():
-            _trace(module, f"{name or 'the critic'} ({type(module).__name__})", call_stack, name != "")
-        points = torch.randn(SIZES[-1], *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            _trace(module, f"{name or 'the critic'} ({type(module).__name__})", call_stack, products, name != "")
+        scale = torch.logspace(-1, 1, SIZES[-1], dtype=torch.float64).view(-1, *[1] * len(shape))
+        points = scale * torch.randn(SIZES[-1], *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         try:
-            check_not_random(network, points[:SAMPLES])
+            check_not_random(network, points[-SAMPLES:])
             score = network(_Tracked(ones([SAMPLES, *shape]), 1.0))
-            scores, *others = (compute_scores(network, points[:size])[:SAMPLES] for size in SIZES)
+            if not isinstance(score, _Tracked):
+                raise ValueError(
+                    f"no certificate: the score is not computed from the points, or its computation {LEAVES}"
+                )
+            if not math.isfinite(score.bound):
+                raise ValueError(
+                    f"no certificate: the bound is {score.bound}. Look for a constant that is inf or very large"
+                )
+            check_batch_sizes(network, points, "no certificate")
         except NoRuleError as error:
-            raise ValueError(f"no certificate, at {call_stack[-1]}: {error}") from None
+            place, reason = call_stack[-1], str(error)
+            if MIXED in reason and products:  # the samples were moved to the axis where such a layer takes them
+                place, kind = next(iter(products.items()))
+                reason = f"{kind} {PRODUCT}"
+            raise ValueError(f"no certificate, at {place}: {reason}") from None
         except (RuntimeError, LookupError, AssertionError) as error:
             message = f"points of shape {tuple(shape)} do not fit the critic, at {call_stack[-1]}: {error}"
             raise ValueError(message) from error
-    if not isinstance(score, _Tracked):
-        raise ValueError(f"no certificate: the score is not computed from the points, or its computation {LEAVES}")
-    if not math.isfinite(score.bound):
-        raise ValueError(f"no certificate: the bound is {score.bound}. Look for a constant that is inf or very large")
-    if not all(torch.allclose(scores, other, rtol=1e-9, atol=1e-12) for other in others):
-        raise ValueError(
-            f"no certificate: the scores of two points are not the same in batches of {', '.join(map(str, SIZES))}."
-            " Use a critic whose forward does not depend on the size of the batch"
-        )
     return score.bound * SLACK
+
+
+def check_batch_sizes(network: nn.Module, points: Tensor, failure: str) -> None:
+    """Raise ValueError if the score of a point changes with the size of its batch.
+
+    The rules are read off in a batch of SAMPLES points, and hold for other batches only if the network does the same
+    there. A network that fails for one point alone has no score for it.
+
+    Args:
+        points: (SIZES[-1], *).
+        failure: what the error begins with.
+    """
+    expected = None
+    for size in [*SIZES, *(n for n in LARGE_SIZES if n * points[0].numel() <= LARGE)]:
+        batch = points[torch.arange(max(size, len(points))) % len(points)]
+        try:  # for one point, squeeze() also removes the axis of the samples
+            score = compute_scores if size > 1 else lambda network, point: network(point.clone()).reshape(1)
+            scores = torch.cat([score(network, part) for part in batch.split(size)])[: len(points)]
+        except Exception:
+            if size == 1:
+                continue
+            raise
+        expected = scores if expected is None else expected
+        rounding = 1e-6 * expected[expected.isfinite()].abs().sum().item()
+        if not torch.allclose(scores, expected, rtol=0, atol=rounding, equal_nan=True):
+            raise ValueError(
+                f"{failure}: the scores of the same points in batches of {SIZES[0]} and of {size} are not equal. Use a"
+                " critic whose forward does not depend on the size of the batch"
+            )
 
 
 @contextmanager
@@ -130,15 +154,17 @@ def _is_program(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") or exported
 
 
-def _trace(module: nn.Module, name: str, call_stack: list[str], trusted: bool) -> None:
+def _trace(module: nn.Module, name: str, call_stack: list[str], products: dict[str, str], trusted: bool) -> None:
     """Record a module's name on call_stack during its forward, and use its attribute `lipschitz` if it is trusted."""
 
-    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def enter(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         call_stack.append(name)
-        if isinstance(module, PRODUCTS) and find_tracked({"inputs": inputs}):
-            raise NoRuleError(f"{type(module).__name__} {PRODUCT}")
+        if isinstance(module, PRODUCTS):
+            products[name] = type(module).__name__
+            if find_tracked({"inputs": inputs, "options": options}):
+                raise NoRuleError(f"{products[name]} {PRODUCT}")
 
-    module.register_forward_pre_hook(enter, prepend=True)
+    module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
     module.register_forward_hook(lambda *_: call_stack.pop() and None)  # None: the output is not changed
     constant, forward = getattr(module, "lipschitz", None), module.forward
     if trusted and isinstance(constant, Real) and not isinstance(constant, bool):
@@ -146,9 +172,27 @@ def _trace(module: nn.Module, name: str, call_stack: list[str], trusted: bool) -
             raise ValueError(f"{name}: lipschitz = {constant}: must be >= 0 and finite")
 
         def use_constant(x: Tensor) -> Tensor:
-            return _Tracked(forward(ones(x.shape)), constant * x.bound) if isinstance(x, _Tracked) else forward(x)
+            if isinstance(x, _Tracked):
+                return _Tracked(forward(ones(x.shape)), constant * x.bound)
+            _check_constant(name, float(constant), forward, x)
+            return forward(x)
 
         module.forward = use_constant
+
+
+def _check_constant(name: str, constant: float, forward: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Raise ValueError if two of a few inputs show that a module is steeper than its attribute `lipschitz`."""
+    noise = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+    for other in (x + 1e-3 * noise, x.roll(1, 0)):
+        y = forward(x.clone())
+        values = (y - forward(other.clone()), x - other, y)
+        change, distance, size = (v.unsqueeze(-1).flatten(1).norm(dim=1) for v in values)
+        if not (change <= constant * distance * (1 + 1e-6) + 1e-6 * size).all():  # it may compute in float32
+            quotient = (change / distance).nan_to_num(0).max()
+            raise ValueError(
+                f"{name}: lipschitz = {constant} is wrong: two of its inputs have the quotient {quotient:.6g}. Use a"
+                " constant that you can prove"
+            )
 
 
 class _Tracked(Tensor):
@@ -169,6 +213,13 @@ class _Tracked(Tensor):
         name = getattr(func, "__name__", "")
         if name == "instance_norm" and not (kwargs or {}).get("use_input_stats", True):
             return F.batch_norm(*args, **{n: value for n, value in kwargs.items() if n != "use_input_stats"})
+        if name == "einsum":  # aten takes it apart, and moves the samples to another axis
+
+            def call(fill: Callable[[Sequence[int]], Tensor]) -> Tensor:
+                return func(*tree_map_only(cls, lambda t: fill(t.shape), args))
+
+            out = call(ones)
+            return cls(out, RULES[name]({"op": name, "equation": args[0], "operands": args[1:]}, out, call))
         if name in REASONS:  # aten takes these apart, or they never reach it
             raise NoRuleError(f"{name} {REASONS[name]}")
         with torch._C.DisableTorchFunctionSubclass():

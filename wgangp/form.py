@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from wgangp.bounds import MIXED, NoRuleError
+from wgangp.linear import MIXED, NoRuleError
 
 __all__ = ["ROUNDING", "RULES", "UNKNOWN", "Cells", "Form"]
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from wgangp.checks import SCORE, check_not_random, check_pairs, check_points, compute_scores, differentiate
 from wgangp.gradients import gradient_norm
@@ -40,7 +42,7 @@ __all__ = [
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 CHUNK = 500  # points per forward pass, to limit the memory
-ROUNDING = 1e-12  # of a score in float64, relative: several thousand times the rounding of one operation
+ROUNDING = 2**12  # times the rounding of one operation: what is allowed for all operations that one number depends on
 Critic = Callable[..., Tensor]
 
 
@@ -157,7 +159,9 @@ def largest_quotient(critic: Critic, x: Tensor) -> float:
     """Compute the largest |D(x_i) - D(x_j)| / ||x_i - x_j|| over all pairs: a lower bound of the Lipschitz constant.
 
     It is computed in float64, on a copy of the critic, and rounded down: each difference of scores is made smaller by
-    what rounding can add to it. Pairs of equal points are left out. For one point it is 0.
+    what rounding can add to it. This is measured: how far scores move if the result of every operation is multiplied
+    by 1 + 1e-12 or 1 - 1e-12 at random. Two points that are so close that rounding explains the difference of their
+    scores therefore have the quotient 0. Pairs of equal points are left out. For one point it is 0.
 
     Args:
         critic: (B, *) -> (B,) or (B, 1).
@@ -168,13 +172,33 @@ def largest_quotient(critic: Critic, x: Tensor) -> float:
     """
     with _open(critic, x, float64=True) as (critic, x), torch.no_grad(), _explain_misfit(x):
         score = torch.cat([compute_scores(critic, part) for part in x.split(CHUNK)])
+        with _Perturbation(x.device):
+            perturbed = [torch.cat([compute_scores(critic, part) for part in x.split(CHUNK)]) for _ in range(2)]
+    rounding = (torch.stack(perturbed) - score).abs().max() + ROUNDING * torch.finfo(score.dtype).eps * score.abs()
     flat = x.unsqueeze(-1).flatten(1)
     largest = []
-    for x, scores in zip(flat.split(CHUNK), score.split(CHUNK), strict=True):
+    for x, scores, margin in zip(*(values.split(CHUNK) for values in (flat, score, rounding)), strict=True):
         distance = torch.cdist(x, flat, compute_mode="donot_use_mm_for_euclid_dist")
-        rise = (scores.unsqueeze(1) - score).abs() - ROUNDING * (scores.abs().unsqueeze(1) + score.abs())
+        rise = (scores.unsqueeze(1) - score).abs() - (margin.unsqueeze(1) + rounding)
         largest.append(torch.where(distance > 0, rise.clamp(min=0) / distance, 0).max())
     return torch.stack(largest).max().item()  # NaN if one of them is
+
+
+class _Perturbation(TorchDispatchMode):
+    """Multiply the result of every operation by 1 +- ROUNDING eps, eps of its type, with one random sign per column."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.rng = torch.Generator(device).manual_seed(0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **kwargs or {})
+        rounds = not func.is_view and any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs)))
+        for value in tree_leaves(result) if rounds else ():
+            if isinstance(value, Tensor) and value.is_floating_point() and value.device == self.rng.device:
+                noise = torch.rand(value.shape[1:], generator=self.rng, dtype=value.dtype, device=value.device)
+                value.mul_(1 + (noise - 0.5).sign() * ROUNDING * torch.finfo(value.dtype).eps)
+        return result
 
 
 def steepest_slope(critic: Critic, x: Tensor, steps: int = 100) -> float:

@@ -30,7 +30,8 @@ def check_per_sample(critic: Callable[..., Tensor], x: Tensor, *, y: tuple[Tenso
     The penalty has no meaning for a critic that maps a whole batch to a batch of scores (Paper: section 4, "No critic
     batch normalization"), and it needs second derivatives. For every pair i, j the check computes d score_i / d x_j,
     which must be 0, and score_i with another x_j, which must not change. Besides, score and gradient of each sample
-    must be the same in a batch of its own copies, unless the critic draws random numbers (dropout draws per sample).
+    must be the same alone, in a small batch of its own copies, and in a batch twice as large (a step joins real and
+    fake samples), unless the critic draws random numbers (dropout draws per sample).
 
     Args:
         critic: (x, *y) -> (B,) or (B, 1). Copies are used: its state does not change, nor do torch's random numbers.
@@ -75,17 +76,26 @@ def _check(critic: Callable[..., Tensor], holders: list[Any], x: Tensor, *y: Ten
                     "the critic mixes the samples of a batch (batch norm?): score i changes with x_j,"
                     f" {UNDEFINED} Use a norm within each sample (layer norm), or penalty.weight=0"
                 )
-    for i in range(0 if random else count):
-        copies = (t[i : i + 1].repeat_interleave(2 + (count == 2), dim=0) for t in (x, *y))
+    if random:
+        return
+    # Indices of a batch, and the samples to compare.
+    batches = [(torch.full((size,), i), slice(i, i + 1)) for i in range(count) for size in (2 + (count == 2), 1)]
+    batches.append((torch.arange(2 * count) % count, slice(0, count)))
+    for indices, own in batches:
+        alone = len(indices) == 1
         try:
-            own_scores, own_gradient, _ = evaluate(*copies)
-        except RuntimeError as error:
+            results = evaluate(*(t[indices.to(t.device)] for t in (x, *y)), alone=alone)
+        except (RuntimeError, ValueError, LookupError) as error:
+            if alone:  # a critic need not work for one sample
+                continue
             raise ValueError(f"the critic works for batches of one size only: {error}") from error
-        change, turn = (own_scores[0] - scores[i]).abs(), (own_gradient[0] - gradient[i]).norm()
-        if not (change <= eps**0.5 * largest and turn <= 0.05 * gradient[i].norm()):
+        changes = (a[: own.stop - own.start] - b[own] for a, b in zip(results[:2], (scores, gradient), strict=True))
+        change, turn, norm = (t.unsqueeze(-1).flatten(1).norm(dim=1) for t in (*changes, gradient[own]))
+        wrong = ~((change <= eps**0.5 * largest) & (turn <= 0.05 * norm))  # NaN is wrong, too
+        if wrong.any():
             raise ValueError(
-                f"the score of sample {i}, or its gradient, depends on the size of the batch or the place in it,"
-                f" {UNDEFINED} Let the critic treat every sample by itself, or use penalty.weight=0"
+                f"the score of sample {positions[own][wrong][0]}, or its gradient, depends on the size of the batch or"
+                f" the place in it, {UNDEFINED} Let the critic treat every sample by itself, or use penalty.weight=0"
             )
 
 
@@ -96,8 +106,11 @@ def _evaluate(
     *y: Tensor,
     rows: Tensor | None = None,
     second: bool = False,
+    alone: bool = False,
 ) -> tuple[Tensor, Tensor, bool]:
     """Evaluate the critic, always from the same state, and with the second derivative of a step.
+
+    alone: of one sample, the score may be a tensor (), as squeeze() makes it.
 
     Returns:
         scores (B,); the gradient (B, *) of their sum, or of a weighted sum over rows (a mask); whether random numbers
@@ -112,7 +125,7 @@ def _evaluate(
         before, x = digest_random_state(*holders), x.clone().requires_grad_()
         modules = [holder for holder in holders if isinstance(holder, nn.Module)]
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        scores = compute_scores(critic, x, *y)
+        scores = compute_scores((lambda *batch: critic(*batch).reshape(1)) if alone else critic, x, *y)
         if second:
             _watch_functions(scores)
         random = digest_random_state(*holders) != before

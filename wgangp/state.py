@@ -49,7 +49,7 @@ def preserve_state(*holders: Any) -> Iterator[None]:
         raise ValueError("a lazy layer has no weights yet: call the network with a batch once before it is measured")
     values = [(t, t.detach().clone()) for t in tensors]
     gradients = [(t, t.requires_grad, t.grad) for t in tensors if t.is_leaf]
-    modes = [(m, m.training) for m in _list_modules(holders)]
+    modes = [(m, m.training) for m in _list_modules(holders) if hasattr(m, "training")]  # a frozen script has no mode
     restores = [restore for item in items if (restore := _save(item)) is not None]
     random_state = _random_state()
     for t, _, gradient in gradients:
