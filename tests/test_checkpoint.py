@@ -1,3 +1,5 @@
+import errno
+import os
 import subprocess
 
 import pytest
@@ -90,13 +92,13 @@ def test_full_disk_does_not_change_existing_files(tmp_path, monkeypatch):
     save_steps(tmp_path, 1)
     before = sorted(tmp_path.iterdir())
 
-    def write_half(state, path):
-        path.write_bytes(b"half")
-        raise RuntimeError("No space left on device")
+    def fail(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", write_half)
-    with pytest.raises(RuntimeError, match="No space"):
-        save_steps(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)  # the bytes are in the file, and do not reach the disk
+        with pytest.raises(OSError, match=r"No space .*step_00000002\.pt"):
+            save_steps(tmp_path, 2)
     assert sorted(tmp_path.iterdir()) == before
     assert checkpoint.load_latest(tmp_path)["step"] == 1
 

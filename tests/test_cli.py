@@ -3,6 +3,7 @@
 Most tests run a command in this process, because a new process needs seconds for its imports.
 """
 
+import errno
 import json
 import os
 import re
@@ -895,3 +896,49 @@ class TestProcesses:
         output, _ = first.communicate(timeout=120)
         assert re.search(r"stopped at step \d+ of 1000000; the same command continues from there", output)
         assert first.returncode == 130
+
+
+class TestFiles:
+    """Errors of files are one message with the name of the file, and what was saved stays."""
+
+    @pytest.mark.parametrize("name", ["checkpoints", "samples", "metrics.jsonl", "provenance.jsonl", "curves.png"])
+    def test_something_in_the_way_is_named(self, command, quick_pictures, name):
+        command("train", *TINY, "train.steps=1", "run_dir=run")
+        path = command.folder / "run" / name
+        if path.is_dir():
+            kept = [p.read_bytes() for p in sorted(path.glob("*.pt"))]
+            path.rename(path.with_name("away"))
+            path.write_text("")
+        else:
+            path.unlink()
+            path.mkdir()
+        output = command("train", *TINY, "train.steps=2", "run_dir=run", status=1)
+        named = "no checkpoint to continue from" if name == "checkpoints" else f"run/{name}"
+        assert "Traceback" not in output and named in output and "error: " in output
+        if name == "checkpoints":
+            assert [p.read_bytes() for p in sorted((command.folder / "run" / "away").glob("*.pt"))] == kept
+
+    def test_folder_that_is_removed_under_the_run_is_named(self, command, quick_pictures, monkeypatch):
+        def remove(step, *arguments, **options):
+            if step == 1:
+                shutil.rmtree(command.folder / "run")
+            return update(step, *arguments, **options)
+
+        monkeypatch.setattr("wgangp.train.update", remove)
+        monkeypatch.setattr("wgangp.logs._tensorboard", lambda folder, start: None)  # its thread would fail, too
+        output = command("train", *TINY, "train.steps=3", "train.log_every=1", "run_dir=run", status=1)
+        assert "Traceback" not in output and "run/" in output and "A folder or file was removed" in output
+
+    def test_full_disk_is_named_and_can_be_freed(self, command, quick_pictures, monkeypatch):
+        command("train", *TINY, "train.steps=1", "run_dir=run")
+        sync = os.fsync
+
+        def fail(handle):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", fail)
+        output = command("train", *TINY, "train.steps=2", "run_dir=run", status=1)
+        assert "No space left on device. Free some space" in output and "Traceback" not in output
+        assert re.search(r"error: run/\S+: No space", output)
+        monkeypatch.setattr(os, "fsync", sync)
+        assert "finished: 2" in command("train", *TINY, "train.steps=2", "run_dir=run")

@@ -20,6 +20,7 @@ LAYERS = [  # from the bottom up: a module may import modules of the layers befo
         "linear",
         "state",
         "signals",
+        "files",
     },
     {"bounds", "checks", "compiler"},
     {"form", "gradients", "per_sample"},

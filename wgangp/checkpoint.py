@@ -6,6 +6,7 @@ undamaged checkpoints are kept, and that with the best score. If the newest is d
 """
 
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Collection
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from wgangp.files import name_file
 
 __all__ = ["check_finite", "load_latest", "load_step", "save", "write_atomic"]
 
@@ -31,18 +34,22 @@ def save(
 
     Raises:
         ValueError: as in `check_finite`. Nothing is written.
-        RuntimeError, OSError: the disk is full or not writable. The existing files are unchanged.
+        OSError: the disk is full or not writable. The existing files are unchanged.
     """
     check_finite(step, state, buffers)
     folder.mkdir(parents=True, exist_ok=True)
     path = _path_of(folder, step)
     temporary = _temporary(path)
     try:
-        torch.save(state, temporary)
-        digest = _sha256(temporary)
-        write_atomic(_digest_of(path), f"{digest}  {path.name}\n")  # first: a checkpoint never lacks its sha256
-        with temporary.open("rb") as file:
+        # In memory first: torch.save reports a full disk as a RuntimeError without the name of the file.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with name_file(path), temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
             os.fsync(file.fileno())
+        digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+        write_atomic(_digest_of(path), f"{digest}  {path.name}\n")  # first: a checkpoint never lacks its sha256
         temporary.replace(path)
         _sync_folder(folder)
     finally:
@@ -105,7 +112,7 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a small text file. After a crash the file is either the old one or the new one, never a part of it."""
     temporary = _temporary(path)
     try:
-        with temporary.open("w") as file:
+        with name_file(path), temporary.open("w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

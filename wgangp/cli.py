@@ -33,6 +33,7 @@ from wgangp.distributed import join_ranks, local_device
 from wgangp.evaluate import evaluate
 from wgangp.figures.overview import list_figures
 from wgangp.figures.study import reproduce
+from wgangp.files import explain_error
 from wgangp.help import explain_keys, list_choices
 from wgangp.logs import read_metrics
 from wgangp.runs import claim_folder, find_folder, normalize_overrides, run_name
@@ -202,7 +203,9 @@ def main(command: str | None = None) -> None:
                     raise ValueError(f"trust = {cfg.trust}: write it on the command line; a config file cannot set it")
                 return job(cfg)
         except Exception as error:
-            known = isinstance(error, ValueError) and not show_traceback
+            known = isinstance(error, ValueError | OSError) and not show_traceback
+            if isinstance(error, OSError):
+                error = ValueError(explain_error(error))
             if hydra_config.mode == RunMode.MULTIRUN:  # the other jobs are not lost
                 print(f"error: {error}" if known else traceback.format_exc(), file=sys.stderr)
                 if os.getpid() != process:

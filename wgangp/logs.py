@@ -6,7 +6,10 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from tqdm.auto import tqdm
 from tqdm.notebook import tqdm_notebook
 
 from wgangp.checkpoint import write_atomic
+from wgangp.files import name_file
 from wgangp.metrics.scores import MAIN
 from wgangp.version import __version__
 
@@ -81,22 +85,33 @@ class Log:
         elapsed = round(self.elapsed_before + time.monotonic() - self.start_time, 3)
         append_line(self.metrics, {"step": step, **values})
         append_line(self.timing, {"step": step, "elapsed_s": elapsed})
-        if self.board is not None:
-            for name, value in {**values, "elapsed_s": elapsed}.items():
-                self.board.add_scalar(tensorboard_name(name), value, step)
+        with self._use_board() as board:
+            for name, value in {**values, "elapsed_s": elapsed}.items() if board else ():
+                board.add_scalar(tensorboard_name(name), value, step)
 
     def write_picture(self, step: int) -> None:
         """Add samples/STEP.png or samples/STEP.txt to TensorBoard. Nothing is done if there is neither."""
         path = self.folder / "samples" / f"{step:08d}.png"
-        if self.board is not None and path.exists():
-            with Image.open(path) as image:
-                self.board.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
-        if self.board is not None and (path := path.with_suffix(".txt")).exists():
-            self.board.add_text("samples", _format_code(path.read_text(encoding="utf-8")), step)
+        with self._use_board() as board:
+            if board and path.exists():
+                with Image.open(path) as image:
+                    board.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            if board and (path := path.with_suffix(".txt")).exists():
+                board.add_text("samples", _format_code(path.read_text(encoding="utf-8")), step)
 
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
+        with self._use_board() as board:
+            if board:
+                board.close()
+
+    @contextmanager
+    def _use_board(self) -> Iterator[Any]:
+        """Yield the writer of TensorBoard, or None. After an error, such as a full disk, it is not used again."""
+        try:
+            yield self.board
+        except OSError as error:
+            _warn_of_lost_events(error)
+            self.board = None
 
 
 class Progress:
@@ -157,7 +172,7 @@ def tensorboard_name(name: str) -> str:
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON line."""
-    with path.open("a") as file:
+    with name_file(path), path.open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -248,6 +263,7 @@ def _tensorboard(folder: Path, start: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # the extra is not installed
         return None
+    threading.excepthook = _report_lost_events
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
     if (folder / "config.yaml").exists():
         board.add_text("config", _format_code((folder / "config.yaml").read_text()), start)
@@ -257,3 +273,15 @@ def _tensorboard(folder: Path, start: int) -> Any:
 def _format_code(text: str) -> str:
     """Return a text as a code block of Markdown, which TensorBoard shows as it is."""
     return "".join(f"    {line}\n" for line in text.removesuffix("\n").split("\n"))
+
+
+def _report_lost_events(arguments: threading.ExceptHookArgs, default: Any = threading.excepthook) -> None:
+    """Say in one line that TensorBoard's own thread cannot write, as on a full disk. Other threads fail as always."""
+    if type(arguments.thread).__name__ == "_AsyncWriterThread":
+        _warn_of_lost_events(arguments.exc_value)
+    else:
+        default(arguments)
+
+
+def _warn_of_lost_events(error: BaseException | None) -> None:
+    print(f"warning: TensorBoard's events are not written ({error})", file=sys.stderr, flush=True)

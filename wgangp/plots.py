@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from wgangp.checks import compute_scores
+from wgangp.files import name_file
 
 __all__ = [
     "CHANNELS",
@@ -56,7 +57,8 @@ def open_figure(path: Path, height: float, width: float = PAGE) -> Iterator[Any]
     with matplotlib.rc_context({**STYLE, "axes.prop_cycle": matplotlib.cycler(**LINES)}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        figure.savefig(path, dpi=130)
+        with name_file(path):
+            figure.savefig(path, dpi=130)
 
 
 def draw_points(axes: Any, real: Tensor | None, fake: Tensor | None = None, size: float = 4.0) -> None:
@@ -89,7 +91,8 @@ def to_bytes(x: Tensor, span: tuple[float, float]) -> Tensor:
 
 def save_image(path: Path, pixels: Tensor) -> None:
     """Save one image, uint8 (H, W, C). With one channel the file is gray."""
-    Image.fromarray(pixels.squeeze(-1).numpy()).save(path)
+    with name_file(path):
+        Image.fromarray(pixels.squeeze(-1).numpy()).save(path)
 
 
 def save_image_grid(path: Path, x: Tensor, span: tuple[float, float], columns: int | None = None) -> None:
