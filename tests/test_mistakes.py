@@ -300,7 +300,7 @@ class TestFigure:
         assert format_finite([None, None]) == "not finite"
         assert format_finite([1.0, None, 3.0]) == "2 +- 1 (1 of 3 not finite)"
         assert format_finite([0.51234]) == "0.512" and format_finite([30.04, 30.56]) == "30.3 +- 0.4"
-        assert format_finite([2345.6, 4345.6]) == "3,346 +- 1,414" and format_finite([1.2345e6]) == "1.23e+06"
+        assert format_finite([2345.6, 4345.6]) == "3,346 +- 1,414" and format_finite([1.2345e6]) == "1.23e6"
 
 
 class AxesDouble:

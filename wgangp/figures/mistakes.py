@@ -230,5 +230,6 @@ def format_finite(values: list[float | None]) -> str:
 
 
 def format_number(value: float, digits: int) -> str:
-    """Format a number with `digits` digits, or without a fraction if it has four or five before the point."""
-    return f"{value:,.0f}" if 1_000 <= abs(value) < 100_000 else f"{value:.{digits}g}"
+    """Format a number with `digits` digits, but without an exponent below 100,000."""
+    large = 10**digits <= abs(value) < 100_000
+    return f"{value:,.0f}" if large else f"{value:.{digits}g}".replace("e+0", "e")
