@@ -411,6 +411,13 @@ def test_no_rounding_inside_of_the_critic_lifts_a_quotient_above_the_truth(chang
             assert largest_quotient(lambda x, critic=critic: critic(change(x)), x) > 0.999 * norm
 
 
+def test_no_rounding_of_a_score_that_torch_does_not_compute_lifts_a_quotient_above_the_truth():
+    for seed in range(20):
+        x = torch.randn(2, 3, generator=make_rng(seed), dtype=torch.float64)
+        x[1] = x[0] + 1e-9
+        assert largest_quotient(lambda x: torch.from_numpy(1e6 + x.numpy().sum(1)), x) <= 3**0.5
+
+
 def test_quotient_of_two_points_that_rounding_explains_is_zero():
     x = torch.tensor([[1.0, 0.0], [1.0 + 2**-52, 0.0]], dtype=torch.float64)
     assert largest_quotient(Linear((2,)), x) == 0
