@@ -391,6 +391,7 @@ SIGNS = torch.tensor([[1.0]] * 5 + [[-1.0]] * 5, dtype=torch.float64)
     [
         lambda x: (x + 1e6) - 1e6,
         lambda x: x.clone().add_(1e6).sub_(1e6),
+        lambda x: ((x + 1e6) * 1 + 0).neg().neg() - 1e6,
         lambda x: torch.cat([1e6 + x, 1e6 - x], 1) @ torch.eye(5).double().repeat(2, 1).mul(SIGNS) / 2,
         lambda x: x.float().double(),
         lambda x: torch.sinh(torch.asinh(1e4 * x)) / 1e4,
