@@ -47,6 +47,7 @@ EXACT = {
     "nearest-exact 2d": (scale(2, "nearest-exact"), (1, 3, 5)),
     "vector": (lambda x: x @ weight(5), (4, 5)),
     "vector of a point": (lambda x: x @ weight(5), (5,)),
+    "addmv": (lambda x: torch.addmv(weight(1), x, weight(5), alpha=-3), (5,)),
     "baddbmm": (lambda x: torch.baddbmm(weight(1, 4, 3), x, weight(5, 3).expand(len(x), 5, 3), alpha=-2), (4, 5)),
     "tensordot": (lambda x: torch.tensordot(x, weight(3, 2), dims=([1], [0])), (3, 4)),
     "conv3d": (lambda x: F.conv3d(x, weight(2, 2, 3, 3, 3), stride=2, padding=1), (2, 4, 3, 5)),
@@ -175,6 +176,7 @@ EQUATIONS = {
     "bii->bi": [(3, 3)],
     "bii,ik->bk": [(3, 3), (3, 2)],
     "b...,...->b...": [(3, 4), (3, 1)],
+    "b..., ...->b...": [(3, 4), (4,)],
     "b...,...->b": [(1, 4), (3, 1)],
     "bhd,hde->bhe": [(2, 3), (2, 3, 4)],
 }

@@ -391,6 +391,7 @@ SIGNS = torch.tensor([[1.0]] * 5 + [[-1.0]] * 5, dtype=torch.float64)
     [
         lambda x: (x + 1e6) - 1e6,
         lambda x: x.clone().add_(1e6).sub_(1e6),
+        lambda x: ((x + 1e6) * 1 + 0).neg().neg() - 1e6,
         lambda x: torch.cat([1e6 + x, 1e6 - x], 1) @ torch.eye(5).double().repeat(2, 1).mul(SIGNS) / 2,
         lambda x: x.float().double(),
         lambda x: torch.sinh(torch.asinh(1e4 * x)) / 1e4,
@@ -409,6 +410,13 @@ def test_no_rounding_inside_of_the_critic_lifts_a_quotient_above_the_truth(chang
         assert largest_quotient(lambda x, critic=critic: critic(change(x)), x) <= norm
         if distance == 1e-2 and change(x[:1]).sub(x[:1]).abs().max() < 1e-9:
             assert largest_quotient(lambda x, critic=critic: critic(change(x)), x) > 0.999 * norm
+
+
+def test_no_rounding_of_a_score_that_torch_does_not_compute_lifts_a_quotient_above_the_truth():
+    for seed in range(20):
+        x = torch.randn(2, 3, generator=make_rng(seed), dtype=torch.float64)
+        x[1] = x[0] + 1e-9
+        assert largest_quotient(lambda x: torch.from_numpy(1e6 + x.numpy().sum(1)), x) <= 3**0.5
 
 
 def test_quotient_of_two_points_that_rounding_explains_is_zero():

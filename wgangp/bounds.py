@@ -50,8 +50,6 @@ def _bound_elementwise(
 
 def _bound_join(args: dict[str, Any], out: Tensor, call: Callable) -> float:
     """Each entry of the result is one of two entries: where with a constant mask, maximum, minimum."""
-    if hasattr(args.get("condition"), "bound"):
-        raise NoRuleError(f"{args['op']} {BRANCH}")
     return math.hypot(*(_bound_broadcast(x, out) for x in find_tracked(args)))
 
 

@@ -160,7 +160,7 @@ def largest_quotient(critic: Critic, x: Tensor) -> float:
 
     It is computed in float64, on a copy of the critic, and rounded down: each difference of scores is made smaller by
     what rounding can add to it. This is measured: how far scores move if the result of every operation is multiplied
-    by 1 + 1e-12 or 1 - 1e-12 at random. Two points that are so close that rounding explains the difference of their
+    by random factors within 1 +- 1e-12. Two points that are so close that rounding explains the difference of their
     scores therefore have the quotient 0. Pairs of equal points are left out. For one point it is 0.
 
     Args:
@@ -185,7 +185,7 @@ def largest_quotient(critic: Critic, x: Tensor) -> float:
 
 
 class _Perturbation(TorchDispatchMode):
-    """Multiply the result of every operation by 1 +- ROUNDING eps, eps of its type, with one random sign per column."""
+    """Multiply the result of every operation by a factor within 1 +- ROUNDING eps of its type, one per column."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class _Perturbation(TorchDispatchMode):
         for value in tree_leaves(result) if rounds else ():
             if isinstance(value, Tensor) and value.is_floating_point() and value.device == self.rng.device:
                 noise = torch.rand(value.shape[1:], generator=self.rng, dtype=value.dtype, device=value.device)
-                value.mul_(1 + (noise - 0.5).sign() * ROUNDING * torch.finfo(value.dtype).eps)
+                value.mul_(1 + (2 * noise - 1) * ROUNDING * torch.finfo(value.dtype).eps)
         return result
 
 
