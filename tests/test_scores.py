@@ -411,6 +411,7 @@ def test_images_are_compared_with_the_reference_and_real_ones_with_the_same(stri
         return flat[:, :6], flat[:, 6:10] / 99
 
     space = FeatureSpace("classifier", 6, extract, {"weights": "abc"})
+    monkeypatch.setitem(scores.WIDTHS, "classifier", 6)
     monkeypatch.setattr(scores, "load_classifier", lambda *arguments: space)
     run = build_run(configure(*TINY))
     shades = torch.linspace(0, 1, 144).view(12, 12)
@@ -441,6 +442,38 @@ def test_test_digits_are_the_reference_where_there_are_some(small_mnist):
 def test_reference_of_an_early_stream_is_read_in_whole(stripes):
     read = torch.cat(list(scores._read_images(stripes, "heldout")))
     assert torch.equal(read.flatten(1).sort(0).values, stripes.pictures["heldout"].flatten(1).sort(0).values)
+
+
+def test_wrong_samples_are_refused_before_anything_is_loaded(stripes, configure, monkeypatch):
+    def load(*arguments):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(scores, "load_classifier", load)
+    run = replace(build_run(configure(*TINY)), data=stripes)
+    for options, message in (
+        ({"n": 999}, "999 samples are too few.*at least 1,000"),
+        ({"reference": "test"}, "reference = test.*train, heldout"),
+        ({}, "60 images of reference = heldout are too few.*at least 1,000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_scores(run, scores=["classifier"], **options)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ValueError, match="needs the package torch-fidelity"):
+        build_scores(run, scores=["classifier"])
+
+
+def test_score_of_the_critic_names_the_generator_that_it_was_trained_against(configure):
+    run = build_run(configure(*TINY, "ema.decay=0.5"))
+    points, critic = build_scores(run, n=20)
+    assert points.settings["generator"] == "moving average of the weights"
+    assert critic.settings["generator"] == "last weights"
+
+
+def test_number_of_lines_is_at_most_that_of_the_held_out_ones(configure):
+    ids = torch.zeros(9, 4, dtype=torch.uint8)
+    run = replace(build_run(configure(*TINY)), data=Text({"train": ids, "heldout": ids[:5]}, "ab"))
+    (score,) = build_scores(run, scores=["ngrams"])
+    assert score.settings["n"] == 5
 
 
 # Evaluation during training.

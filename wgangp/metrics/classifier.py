@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wgangp.metrics.features import FeatureSpace
+from wgangp.metrics.features import WIDTHS, FeatureSpace
 from wgangp.seeds import initialize, rng_for
 
 __all__ = ["Classifier", "classify", "find_labeled", "load_classifier", "train_classifier"]
 
-WIDTH = 512  # features
+WIDTH = WIDTHS["classifier"]
 STEPS, BATCH, RATE = 2_500, 64, 1e-3  # updates of Adam, whose rate decays linearly to 0
 KEYS = {"weights", "fingerprint", "shape", "classes", "accuracy"}  # of a file
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "WIDTHS",
     "FeatureSpace",
     "Features",
     "compare_features",
@@ -23,6 +24,7 @@ __all__ = [
 
 SPLITS = 10  # of the samples, for the Inception score. Paper: 10
 SUBSETS, SUBSET_SIZE = 100, 1_000  # for the kernel distance. Paper: Binkowski et al. 2018
+WIDTHS = {"classifier": 512, "efficientnet": 1_280, "inception": 2_048}  # name of a space -> number of its features
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wgangp.metrics.features import FeatureSpace, require_library
+from wgangp.metrics.features import WIDTHS, FeatureSpace, require_library
 
 __all__ = ["load_inception"]
 
@@ -41,9 +41,8 @@ def load_inception(weights: str | None = None, device: torch.device | str = "cpu
     def extract(x: Tensor) -> tuple[Tensor, Tensor]:
         return network(x.to(device).expand(-1, 3, -1, -1))
 
-    return FeatureSpace(
-        "inception", 2_048, extract, {"weights": SHA256[:8], "classifier": "Inception v3, TensorFlow 1"}
-    )
+    facts = {"weights": SHA256[:8], "classifier": "Inception v3, TensorFlow 1"}
+    return FeatureSpace("inception", WIDTHS["inception"], extract, facts)
 
 
 def _find_weights(weights: str | None) -> Path:

@@ -19,10 +19,12 @@ from wgangp.lipschitz import corrected_wasserstein
 from wgangp.metrics.classifier import classify, find_labeled, load_classifier
 from wgangp.metrics.efficientnet import load_efficientnet
 from wgangp.metrics.features import (
+    WIDTHS,
     Features,
     FeatureSpace,
     compare_features,
     extract_features,
+    require_library,
     require_samples,
     to_bytes,
 )
@@ -125,13 +127,13 @@ def build_scores(
     }
     built = []
     for name in names:
-        count = SAMPLES[name] if n is None else n
-        _check(name, run, count)
+        count, split = SAMPLES[name] if n is None else n, reference or _choose_reference(name, run.data)
+        _check(name, run, count, split)
+        if name == "ngrams":
+            count = min(count, len(run.data.ids["heldout"]))  # as many lines are compared
         settings = {"n": count, "seed": seed}
         if name in loaders:
-            split, space = reference or _choose_reference(name, run.data), loaders[name]()
-            require_samples(name, space.width, count)
-            _require_split(run.data, split)
+            space = loaders[name]()
             measure = partial(_score_images, space=space, n=count, seed=seed, reference=split)
             facts = {"reference": f"the {len(run.data.labels[split]):,} images of {split}", "splits": 10}
             settings |= facts | space.facts
@@ -142,7 +144,8 @@ def build_scores(
         else:
             measures = {"points": _score_points, "ngrams": _score_ngrams, "critic": _score_critic}
             measure = partial(measures[name], n=count, seed=seed)
-        built.append(Score(name, measure, settings | _describe_samples(run)))
+        generator = run.generator if name == "critic" else choose_generator(run)
+        built.append(Score(name, measure, settings | _describe_samples(run, generator)))
     return built
 
 
@@ -156,8 +159,12 @@ def find_best(records: Sequence[dict[str, Any]]) -> dict[str, int]:
     return best
 
 
-def _check(name: str, run: Run, n: int) -> None:
-    """Raise ValueError if a score does not fit the data of a run, or if there are too few or too many samples."""
+def _check(name: str, run: Run, n: int, reference: str) -> None:
+    """Raise ValueError if a score does not fit the data of a run, or if there are too few or too many samples.
+
+    Args:
+        reference: the split that images are compared with.
+    """
     data = run.data
     images, text = len(data.shape) == 3, hasattr(data, "symbols")
     needs = {
@@ -177,23 +184,25 @@ def _check(name: str, run: Run, n: int) -> None:
         raise ValueError(f"n = {n}: a score needs at least 2 samples")
     if name == "points" and n > LIMIT and data.shape != (1,):
         raise ValueError(f"n = {n}: the exact distance between points takes at most {LIMIT:,} of them")
+    if name in WIDTHS:
+        require_library("torch_fidelity", "torch-fidelity")
+        if reference not in data.labels:
+            splits = ", ".join(data.labels)
+            raise ValueError(f"reference = {reference}: this data has the splits {splits}. Choose one of them")
+        require_samples(name, WIDTHS[name], n)
+        require_samples(name, WIDTHS[name], len(data.labels[reference]), f"images of reference = {reference}")
 
 
 def _choose_reference(name: str, data: Any) -> str:
     if name == "inception":
         return "train"
-    return "test" if "test" in data.labels else "heldout"
+    return "test" if "test" in getattr(data, "labels", {}) else "heldout"
 
 
-def _require_split(data: Any, split: str) -> None:
-    if split not in data.labels:
-        raise ValueError(f"reference = {split}: this data has the splits {', '.join(data.labels)}. Choose one of them")
-
-
-def _describe_samples(run: Run) -> dict[str, Any]:
-    """Return what the samples of a run depend on, besides the checkpoint."""
-    described = {"generator": "last weights" if run.average is None else "moving average of the weights"}
-    for module in choose_generator(run).modules():
+def _describe_samples(run: Run, generator: nn.Module) -> dict[str, Any]:
+    """Return what the samples of a generator of a run depend on, besides the checkpoint."""
+    described = {"generator": "last weights" if generator is run.generator else "moving average of the weights"}
+    for module in generator.modules():
         if isinstance(module, BatchNorm):
             return described | {"batch norm": f"statistics of batches of {BATCH}"}
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
