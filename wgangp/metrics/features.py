@@ -6,7 +6,9 @@ the literature, efficientnet.py and classifier.py need no download. Numbers in d
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ __all__ = [
     "WIDTHS",
     "FeatureSpace",
     "Features",
+    "cache_per_data",
     "compare_features",
     "extract_features",
     "require_library",
@@ -49,6 +52,21 @@ class Features:
 
     features: Tensor
     logits: Tensor
+
+
+def cache_per_data(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function whose first argument is a data set: its results are kept as long as the data set exists."""
+    results: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+
+    @wraps(compute)
+    def call(data: Any, *arguments: Any) -> Any:
+        kept = results.setdefault(data, {})
+        if arguments not in kept:
+            kept[arguments] = compute(data, *arguments)
+        return kept[arguments]
+
+    call.cache_clear = results.clear
+    return call
 
 
 def require_library(name: str, package: str) -> None:

@@ -6,7 +6,7 @@ in place of generated ones, which is what a perfect generator would get. Network
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from wgangp.metrics.features import (
     WIDTHS,
     Features,
     FeatureSpace,
+    cache_per_data,
     compare_features,
     extract_features,
     require_library,
@@ -110,8 +111,8 @@ def build_scores(
         classifier: file with the classifier; None: trained once.
 
     Raises:
-        ValueError: there is no such score, it does not fit the data, it needs something that cannot be loaded, or n is
-            too small.
+        ValueError: there is no such score, it does not fit the data, it needs something that cannot be loaded, n is too
+            small, or no score uses reference, weights or classifier.
     """
     names = list_scores(run.data) if scores is None else list(scores)
     unknown = [name for name in names if name not in NAMES]
@@ -119,6 +120,15 @@ def build_scores(
         raise ValueError(f"scores = {names}: choose among {', '.join(NAMES)}, each at most once")
     if seed < 0:
         raise ValueError(f"seed = {seed}: must be >= 0")
+    for option, (value, users) in {
+        "reference": (reference, tuple(WIDTHS)),
+        "weights": (weights, ("inception",)),
+        "classifier": (classifier, ("classifier", "modes")),
+    }.items():
+        if value is not None and not set(users) & set(names):
+            raise ValueError(
+                f"{option} = {value}: it is for {', '.join(users)}, not for {', '.join(names)}. Leave it out"
+            )
     device = next(run.generator.parameters()).device
     loaders = {
         "inception": partial(load_inception, weights, device),
@@ -214,15 +224,15 @@ def _score_images(run: Run, step: int, space: FeatureSpace, n: int, seed: int, r
     """Compute Inception score, FID and KID of n samples; real ones are of another split than the reference."""
     batches = (to_bytes(x, run.data.span) for x in generate_batches(run, n, seed, "evaluate"))
     samples = extract_features(space, batches)
-    values = compare_features(samples, _extract_real(space, run.data, reference), space.name)
-    return values | _compare_real(space, run.data, reference, n)
+    values = compare_features(samples, _extract_real(run.data, space, reference), space.name)
+    return values | _compare_real(run.data, space, reference, n)
 
 
-@lru_cache(maxsize=2)
-def _compare_real(space: FeatureSpace, data: Any, reference: str, n: int) -> dict[str, float]:
-    """Compute the scores of at most n real images of another split. None if there are too few for a score."""
+@cache_per_data
+def _compare_real(data: Any, space: FeatureSpace, reference: str, n: int) -> dict[str, float]:
+    """Compute the scores of at most n real images of another split; no scores if there are too few."""
     other = "train" if reference != "train" else "heldout"
-    real, beside = _extract_real(space, data, other, n), _extract_real(space, data, reference)
+    real, beside = extract_features(space, _read_images(data, other, n)), _extract_real(data, space, reference)
     try:
         values = compare_features(real, beside, space.name)
     except ValueError:  # too few held-out images: the samples are scored without a real value
@@ -230,10 +240,10 @@ def _compare_real(space: FeatureSpace, data: Any, reference: str, n: int) -> dic
     return {f"real_{name}": value for name, value in values.items()} | {"real_" + space.name + "_n": len(real.logits)}
 
 
-@lru_cache(maxsize=4)
-def _extract_real(space: FeatureSpace, data: Any, split: str, n: int | None = None) -> Features:
-    """Compute the features of a split, or of its first n images in a fixed random order."""
-    return extract_features(space, _read_images(data, split, n))
+@cache_per_data
+def _extract_real(data: Any, space: FeatureSpace, split: str) -> Features:
+    """Compute the features of all images of a split."""
+    return extract_features(space, _read_images(data, split))
 
 
 def _read_images(data: Any, split: str, n: int | None = None) -> Iterator[Tensor]:
@@ -246,13 +256,14 @@ def _read_images(data: Any, split: str, n: int | None = None) -> Iterator[Tensor
 def _score_modes(run: Run, step: int, space: FeatureSpace, n: int, seed: int) -> dict[str, float]:
     """Count modes of stacked digits: the classifier names the digit in each channel."""
     batches = (to_bytes(x, run.data.span) for x in generate_batches(run, n, seed, "evaluate"))
-    real = _count_real_modes(space, run.data, n)
+    real = _count_real_modes(run.data, space, n)
     return _count_modes(space, batches) | {f"real_{name}": value for name, value in real.items()}
 
 
-@lru_cache(maxsize=2)
-def _count_real_modes(space: FeatureSpace, data: Any, n: int) -> dict[str, float]:
-    return _count_modes(space, _read_images(data, "heldout", n))
+@cache_per_data
+def _count_real_modes(data: Any, space: FeatureSpace, n: int) -> dict[str, float]:
+    count = min(n, len(data.labels["heldout"]))
+    return _count_modes(space, _read_images(data, "heldout", count)) | {"modes_n": count}
 
 
 def _count_modes(space: FeatureSpace, batches: Iterator[Tensor]) -> dict[str, float]:
