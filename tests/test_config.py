@@ -246,6 +246,12 @@ class TestTrial:
         for name in ("wasserstein", "modes", "largest_quotient", "corrected_wasserstein"):
             config.build_run(configure(*TINY), objective=name)
 
+    def test_objective_can_be_a_score_of_the_evaluation(self, configure):
+        config.build_run(configure(*TINY, "train.evaluate_every=5"), objective="points_w1")
+        for extra in ([], ["train.evaluate_every=5", "evaluate.scores=[critic]"]):
+            with pytest.raises(ValueError, match="objective = points_w1"):
+                config.build_run(configure(*TINY, *extra), objective="points_w1")
+
     def test_trial_changes_nothing(self, configure):
         """The networks are the initial ones, and the global random state is as before."""
         state = torch.get_rng_state()

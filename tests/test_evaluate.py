@@ -4,7 +4,7 @@ from helpers import TINY
 
 from wgangp.cli import main
 from wgangp.config import build_run, train_options
-from wgangp.evaluate import evaluate
+from wgangp.evaluate import _list_rows, evaluate
 from wgangp.logs import read_lines
 from wgangp.metrics.scores import Score
 from wgangp.train import train
@@ -62,6 +62,13 @@ def test_newest_and_best_checkpoint_are_two_rows(scored):
     assert newest["values"] != best["values"]
     evaluate(str(scored), scores=["points"], n=60, step=4, device="cpu")
     assert read_lines(scored / "scores.jsonl")[-1]["checkpoint"] == "of this step"
+
+
+def test_table_names_the_number_of_real_samples_where_they_are_fewer():
+    common = {"score": "a", "values": {"a_fid": 1.0}, "settings": {"n": 50}, "step": 1, "checkpoint": "newest"}
+    for count, cell in ((20, "2 (n = 20)"), (50, "2")):
+        (row,) = _list_rows(common | {"real": {"a_fid": 2.0, "a_n": count}})
+        assert row["real samples"] == cell
 
 
 def test_command_prints_the_table_and_explains_what_is_wrong(trained, monkeypatch, capsys):

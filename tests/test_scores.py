@@ -1,6 +1,10 @@
+import gc
 import hashlib
+import json
 import math
+import signal
 import sys
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +22,13 @@ from wgangp.data.stacked import StackedImages
 from wgangp.data.text import Text
 from wgangp.data.toy import gaussians8, gaussians25
 from wgangp.generate import BATCH, generate_batches
-from wgangp.logs import read_metrics
+from wgangp.logs import read_lines, read_metrics
 from wgangp.metrics import classifier, efficientnet, features, inception, scores
 from wgangp.metrics.classifier import load_classifier, train_classifier
 from wgangp.metrics.features import Features, FeatureSpace, compare_features, extract_features, to_bytes
 from wgangp.metrics.modes import count_modes
 from wgangp.metrics.scores import MAIN, NAMES, SAMPLES, build_scores, find_best, list_scores
+from wgangp.precision import product_precision
 from wgangp.report import evaluate
 from wgangp.seeds import draw_latent
 from wgangp.train import train
@@ -279,9 +284,43 @@ def test_classifier_of_other_data_and_other_files_are_refused(stripes, home, tmp
     damaged.write_bytes(file.read_bytes()[:200])
     with pytest.raises(ValueError, match="cannot be read"):
         load_classifier(stripes, str(damaged))
+    saved = torch.load(file, weights_only=True)
+    for changed in ({"shape": [1, 16, 16]}, {"classes": 3}):  # streamed images have the sha256 of names and sizes
+        torch.save(saved | changed, damaged)
+        with pytest.raises(ValueError, match="trained on other data"):
+            load_classifier(stripes, str(damaged))
     torch.save({"weights": {}}, damaged)
     with pytest.raises(ValueError, match="not a classifier"):
         load_classifier(stripes, str(damaged))
+
+
+def test_classifier_that_cannot_be_written_is_not_trained(stripes, home, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(classifier, "train_classifier", fail)
+    (tmp_path / "file").write_text("")
+    for path, message in ((tmp_path / "file" / "c.pt", "cannot be written"), (tmp_path, "is a folder")):
+        with pytest.raises(ValueError, match=f"classifier = .*{message}"):
+            load_classifier(stripes, str(path))
+
+
+def test_data_is_not_kept_after_its_run(stripes):
+    data = Images(stripes.pictures, stripes.labels)
+    calls = []
+
+    def extract(x):
+        calls.append(len(x))
+        return x.flatten(1).float(), x.flatten(1).float()
+
+    space = FeatureSpace("classifier", 144, extract, {})
+    first, second = (scores._extract_real(data, space, "heldout") for _ in range(2))
+    assert first is second
+    assert calls == [60]
+    kept = weakref.ref(data)
+    del data
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize(
@@ -336,6 +375,12 @@ def test_scores_that_fit_the_data_are_the_default(stripes):
         ({"n": 1}, "n = 1"),
         ({"n": 5_001}, "at most 5,000"),
         ({"seed": -1}, "seed = -1"),
+        (
+            {"reference": "test"},
+            "reference = test: it is for classifier, efficientnet, inception, not for points, critic",
+        ),
+        ({"weights": "file"}, "weights = file: it is for inception"),
+        ({"classifier": "file"}, "classifier = file: it is for classifier, modes"),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(configure, options, message):
@@ -401,6 +446,7 @@ def test_modes_of_stacked_digits_are_those_of_the_classifier(stripes, home, conf
     assert values["modes_covered"] == len(modes.unique())
     assert values["modes_reverse_kl"] == pytest.approx(count_modes(repeated, 1_000)["reverse_kl"])
     assert score.settings["accuracy"] == space.facts["accuracy"]
+    assert values["real_modes_n"] == 40  # all held-out images
 
 
 def test_images_are_compared_with_the_reference_and_real_ones_with_the_same(stripes, few, home, configure, monkeypatch):
@@ -411,6 +457,7 @@ def test_images_are_compared_with_the_reference_and_real_ones_with_the_same(stri
         return flat[:, :6], flat[:, 6:10] / 99
 
     space = FeatureSpace("classifier", 6, extract, {"weights": "abc"})
+    monkeypatch.setitem(scores.WIDTHS, "classifier", 6)
     monkeypatch.setattr(scores, "load_classifier", lambda *arguments: space)
     run = build_run(configure(*TINY))
     shades = torch.linspace(0, 1, 144).view(12, 12)
@@ -441,6 +488,38 @@ def test_test_digits_are_the_reference_where_there_are_some(small_mnist):
 def test_reference_of_an_early_stream_is_read_in_whole(stripes):
     read = torch.cat(list(scores._read_images(stripes, "heldout")))
     assert torch.equal(read.flatten(1).sort(0).values, stripes.pictures["heldout"].flatten(1).sort(0).values)
+
+
+def test_wrong_samples_are_refused_before_anything_is_loaded(stripes, configure, monkeypatch):
+    def load(*arguments):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(scores, "load_classifier", load)
+    run = replace(build_run(configure(*TINY)), data=stripes)
+    for options, message in (
+        ({"n": 999}, "999 samples are too few.*at least 1,000"),
+        ({"reference": "test"}, "reference = test.*train, heldout"),
+        ({}, "60 images of reference = heldout are too few.*at least 1,000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_scores(run, scores=["classifier"], **options)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ValueError, match="needs the package torch-fidelity"):
+        build_scores(run, scores=["classifier"])
+
+
+def test_score_of_the_critic_names_the_generator_that_it_was_trained_against(configure):
+    run = build_run(configure(*TINY, "ema.decay=0.5"))
+    points, critic = build_scores(run, n=20)
+    assert points.settings["generator"] == "moving average of the weights"
+    assert critic.settings["generator"] == "last weights"
+
+
+def test_number_of_lines_is_at_most_that_of_the_held_out_ones(configure):
+    ids = torch.zeros(9, 4, dtype=torch.uint8)
+    run = replace(build_run(configure(*TINY)), data=Text({"train": ids, "heldout": ids[:5]}, "ab"))
+    (score,) = build_scores(run, scores=["ngrams"])
+    assert score.settings["n"] == 5
 
 
 # Evaluation during training.
@@ -509,6 +588,60 @@ def test_random_layers_and_random_states_do_not_see_an_evaluation(configure):
     assert first["points_eval"] == 0.0
     assert run.generator.training
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_evaluation_is_in_fp32_at_every_precision_of_training(configure):
+    run = build_run(configure(*TINY))
+    convolutions = torch.backends.cudnn.conv
+
+    def read(run, step):
+        return {"points_w1": float(convolutions.fp32_precision == "ieee")}
+
+    score = scores.Score("points", read, {})
+    for precision in ("tf32", "fp32"):
+        with product_precision(precision):
+            before = convolutions.fp32_precision
+            assert evaluate(run, 0, [score])["points_w1"] == 1.0
+            assert convolutions.fp32_precision == before
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_settings_of_the_scores_are_in_the_provenance(configure, tmp_path):
+    cfg = configure(*TINY, "train.steps=1", "train.evaluate_every=1")
+    score = scores.Score("points", lambda run, step: {"points_w1": 0.5}, {"n": 7})
+    train(tmp_path, build_run(cfg), **train_options(cfg), scores=[score])
+    (line,) = read_lines(tmp_path / "provenance.jsonl")
+    assert line["scores"] == {"points": {"n": 7}}
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_resumed_run_has_the_same_log_and_the_same_best_checkpoint(configure, tmp_path):
+    score = scores.Score("points", lambda run, step: {"points_w1": abs(step - 2.0)}, {})
+    for name, parts in (("whole", [8]), ("parts", [3, 4, 8])):
+        for steps in parts:
+            cfg = configure(*TINY, f"train.steps={steps}", "train.evaluate_every=2", "train.checkpoint_every=3")
+            train(tmp_path / name, build_run(cfg), **train_options(cfg), scores=[score])
+            # As after kill -9 between a line of the log and its checkpoint.
+            with (tmp_path / name / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": steps + 1, "points_w1": -1.0}) + "\n")
+    whole, parts = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert [line for line in parts if line["step"] % 2 == 0] == [line for line in whole if line["step"] % 2 == 0]
+    for name in ("whole", "parts"):
+        assert (tmp_path / name / "checkpoints" / "step_00000002.pt").exists()
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_stop_in_the_first_evaluation_leaves_a_run_that_continues(configure, tmp_path):
+    cfg = configure(*TINY, "train.steps=2", "train.evaluate_every=1")
+
+    def stop(run, step):
+        signal.raise_signal(signal.SIGTERM)
+        return {"points_w1": 0.0}
+
+    for compute, steps in ((stop, 0), (lambda run, step: {"points_w1": 1.0}, 2)):
+        score = scores.Score("points", compute, {})
+        assert train(tmp_path, build_run(cfg), **train_options(cfg), scores=[score]) == steps
+    assert [line["points_w1"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1.0, 1.0, 1.0]
 
 
 def test_evaluation_options_are_checked_before_training(configure):

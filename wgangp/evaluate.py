@@ -87,17 +87,19 @@ def _list_checkpoints(folder: Path, step: int | None) -> list[tuple[int | None, 
 
 
 def _list_rows(record: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the rows of a table: a row per number, with its standard deviation and the number of real samples."""
+    """Return the rows of a table: a row per number, with its standard deviation and the value of real samples."""
     rows = []
     for name, value in record["values"].items():
         if name.endswith("_sd"):
             continue
         spread, real = record["values"].get(f"{name}_sd"), record["real"].get(name)
+        count = record["real"].get(f"{record['score']}_n", record["settings"].get("n"))
+        fewer = f" (n = {count:,})" * (count != record["settings"].get("n"))
         rows.append(
             {
                 "score": name,
                 "value": f"{value:.5g}" + ("" if spread is None else f" +- {spread:.2g}"),
-                "real samples": "" if real is None else f"{real:.5g}",
+                "real samples": "" if real is None else f"{real:.5g}{fewer}",
                 "step": f"{record['step']:,} ({record['checkpoint']})",
             }
         )

@@ -28,6 +28,7 @@ from wgangp.metrics.modes import mode_coverage
 from wgangp.metrics.ngrams import ngram_divergence
 from wgangp.metrics.scores import Score
 from wgangp.per_sample import check_per_sample
+from wgangp.precision import product_precision
 from wgangp.runs import Run, choose_generator
 from wgangp.seeds import arrange_classes, draw_latent, rng_for, seed_layers
 from wgangp.state import use_eval_mode
@@ -44,7 +45,8 @@ COVERAGE_SAMPLES, NGRAM_SAMPLES = 10_000, 640  # samples for the mode coverage; 
 def leave_unchanged(measure: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a function of a run: it sees the networks in eval mode, and they and random states stay as they were.
 
-    Layers that are random in eval mode, too, draw the same numbers at every call.
+    Layers that are random in eval mode, too, draw the same numbers at every call. Products are in fp32, as precise
+    during training as afterwards.
     """
 
     @wraps(measure)
@@ -52,7 +54,7 @@ def leave_unchanged(measure: Callable[..., Any]) -> Callable[..., Any]:
         run = next(value for value in (*args, *keywords.values()) if isinstance(value, Run))
         device = next(run.critic.parameters()).device
         networks = (run.generator, run.critic, choose_generator(run))
-        with use_eval_mode(*networks), seed_layers(run.seed, 0, "measurement", device):
+        with use_eval_mode(*networks), seed_layers(run.seed, 0, "measurement", device), product_precision("fp32"):
             return measure(*args, **keywords)
 
     return call

@@ -114,7 +114,8 @@ def train(
         if config is not None:
             write_atomic(folder / "config.yaml", config)
         ranks = {"ranks": world.size} if world.size > 1 else {}
-        append_line(folder / "provenance.jsonl", collect_provenance(device) | ranks)
+        settings = {"scores": {score.name: score.settings for score in scores}} if scores else {}
+        append_line(folder / "provenance.jsonl", collect_provenance(device) | ranks | settings)
     log = Log(folder, step) if world.first else None
     synchronized = networks if sync_batch_norm else ()
     not_compiled: dict[str, str] = {}  # steps that were to be compiled and are eager, and why
@@ -160,8 +161,10 @@ def train(
 
             # Checkpoint, and the curves of the log until here.
             if checkpoint_due and world.first:
-                draw_curves(folder, run)
-                best = find_best(read_metrics(folder / "metrics.jsonl"))
+                records = read_metrics(folder / "metrics.jsonl")
+                if records:  # none if a signal stopped the first evaluation
+                    draw_curves(folder, run)
+                best = find_best(records)
                 save(folder / "checkpoints", step, *collect_state(run, step), kept=best.values())
 
             # Done?

@@ -9,6 +9,7 @@ import torch
 from wgangp.checkpoint import check_finite
 from wgangp.compiled import build_computation
 from wgangp.distributed import World
+from wgangp.metrics.scores import MAIN, list_scores
 from wgangp.per_sample import check_per_sample
 from wgangp.precision import product_precision
 from wgangp.report import lipschitz_report, report
@@ -50,6 +51,8 @@ def try_run(run: Run, cfg: Any, objective: str | None, world: World) -> None:
             values = report(run, 0, min(sizes.pop("report_size"), 2))
             if objective is not None:
                 values |= lipschitz_report(run, 0, 2) | (dict.fromkeys(SOMETIMES) if run.penalty.weight else {})
+                scores = (cfg.evaluate.scores or list_scores(run.data)) if cfg.train.evaluate_every else ()
+                values |= dict.fromkeys(name for name in MAIN if name.split("_")[0] in scores)
             if world.size == 1 or not cfg.train.sync_batch_norm:  # the ranks make their trials one after another
                 networks, weight = (run.generator, run.critic, run.loss, run.penalty), cfg.regularize.gradient_norm
                 computation = build_computation(*networks, weight, precision=cfg.train.precision)

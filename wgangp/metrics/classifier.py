@@ -6,8 +6,8 @@ beside real images.
 
 import hashlib
 import os
-from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wgangp.metrics.features import FeatureSpace
+from wgangp.metrics.features import WIDTHS, FeatureSpace, cache_per_data
 from wgangp.seeds import initialize, rng_for
 
 __all__ = ["Classifier", "classify", "find_labeled", "load_classifier", "train_classifier"]
 
-WIDTH = 512  # features
+WIDTH = WIDTHS["classifier"]
 STEPS, BATCH, RATE = 2_500, 64, 1e-3  # updates of Adam, whose rate decays linearly to 0
 KEYS = {"weights", "fingerprint", "shape", "classes", "accuracy"}  # of a file
 
@@ -65,7 +65,7 @@ def find_labeled(data: Any) -> Any:
     return data
 
 
-@lru_cache(maxsize=2)
+@cache_per_data
 def load_classifier(data: Any, path: str | None = None, device: torch.device | str = "cpu") -> FeatureSpace:
     """Load the classifier of a data set. It is trained on the first use, which takes minutes, and kept in a file.
 
@@ -75,19 +75,22 @@ def load_classifier(data: Any, path: str | None = None, device: torch.device | s
             classifier is trained and the file is written.
 
     Raises:
-        ValueError: as in `find_labeled`; the file cannot be read, is damaged or was trained on other data.
+        ValueError: as in `find_labeled`; the file cannot be read or written, is damaged or was trained on other data.
     """
     data = find_labeled(data)
     file = Path(path) if path else Path(torch.hub.get_dir(), "wgangp", f"classifier-{data.fingerprint[:16]}.pt")
+    if file.is_dir():
+        raise ValueError(f"classifier = {file}: is a folder. Choose a file")
     if not file.exists():
+        _require_writable(file)
         network, accuracy = train_classifier(data, device)
         contents = {"fingerprint": data.fingerprint, "shape": list(data.shape), "classes": data.classes}
         _save(file, {"weights": network.cpu().state_dict(), "accuracy": accuracy, **contents})
     saved = _read(file)
-    if saved["fingerprint"] != data.fingerprint:
+    if [saved[name] for name in ("fingerprint", "shape", "classes")] != [data.fingerprint, [*data.shape], data.classes]:
         raise ValueError(
-            f"classifier = {file}: it was trained on other data (their sha256 differ). Leave out classifier=, so that"
-            " one is trained on this data"
+            f"classifier = {file}: it was trained on other data (sha256, shape or number of classes differ). Leave out"
+            " classifier=, or name a file that does not exist: one is trained on this data"
         )
     network = initialize(lambda: Classifier(tuple(saved["shape"]), saved["classes"]), 0, "classifier")
     network.load_state_dict(saved["weights"])
@@ -139,9 +142,18 @@ def _digest(network: nn.Module) -> str:
     return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
+def _require_writable(file: Path) -> None:
+    """Create the folder of a file. ValueError, before training, if the file cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"classifier = {file}: cannot be written ({error.strerror}). Choose another file") from error
+
+
 def _save(file: Path, contents: dict[str, Any]) -> None:
     """Write a file under a name of this process, and rename it: two processes may train the same classifier."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         torch.save(contents, temporary)

@@ -6,14 +6,18 @@ the literature, efficientnet.py and classifier.py need no download. Numbers in d
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "WIDTHS",
     "FeatureSpace",
     "Features",
+    "cache_per_data",
     "compare_features",
     "extract_features",
     "require_library",
@@ -23,6 +27,7 @@ __all__ = [
 
 SPLITS = 10  # of the samples, for the Inception score. Paper: 10
 SUBSETS, SUBSET_SIZE = 100, 1_000  # for the kernel distance. Paper: Binkowski et al. 2018
+WIDTHS = {"classifier": 512, "efficientnet": 1_280, "inception": 2_048}  # name of a space -> number of its features
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,21 @@ class Features:
 
     features: Tensor
     logits: Tensor
+
+
+def cache_per_data(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function whose first argument is a data set: its results are kept as long as the data set exists."""
+    results: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+
+    @wraps(compute)
+    def call(data: Any, *arguments: Any) -> Any:
+        kept = results.setdefault(data, {})
+        if arguments not in kept:
+            kept[arguments] = compute(data, *arguments)
+        return kept[arguments]
+
+    call.cache_clear = results.clear
+    return call
 
 
 def require_library(name: str, package: str) -> None:

@@ -2,12 +2,13 @@
 
 import hashlib
 from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from wgangp.metrics.features import FeatureSpace, require_library
+from wgangp.metrics.features import WIDTHS, FeatureSpace, require_library
 
 __all__ = ["load_inception"]
 
@@ -41,19 +42,18 @@ def load_inception(weights: str | None = None, device: torch.device | str = "cpu
     def extract(x: Tensor) -> tuple[Tensor, Tensor]:
         return network(x.to(device).expand(-1, 3, -1, -1))
 
-    return FeatureSpace(
-        "inception", 2_048, extract, {"weights": SHA256[:8], "classifier": "Inception v3, TensorFlow 1"}
-    )
+    facts = {"weights": SHA256[:8], "classifier": "Inception v3, TensorFlow 1"}
+    return FeatureSpace("inception", WIDTHS["inception"], extract, facts)
 
 
 def _find_weights(weights: str | None) -> Path:
     """Return the file with the published weights; download it if `weights` is None and it is not in torch's cache."""
     path = Path(weights) if weights else Path(torch.hub.get_dir(), "checkpoints", NAME)
     if weights is None and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256)  # a file with another sha256 is not kept
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             raise ValueError(
                 f"the weights of the Inception network cannot be downloaded from {URL}: {error}. Download the file with"
                 " a browser and set weights=FILE, or use scores that need no download, as in scores=[efficientnet]"
@@ -65,7 +65,7 @@ def _find_weights(weights: str | None) -> Path:
         raise ValueError(f"weights = {path}: cannot be read ({error.strerror})") from error
     if digest != SHA256:
         raise ValueError(
-            f"weights = {path}: its sha256 is {digest}, and that of the published weights is {SHA256}. Delete the file"
-            f" and download {URL} again"
+            f"weights = {path}: its sha256 is {digest}, and that of the published weights is {SHA256}. Download"
+            f" {URL}. If that is where the file is from, delete it"
         )
     return path

@@ -6,7 +6,7 @@ in place of generated ones, which is what a perfect generator would get. Network
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +19,13 @@ from wgangp.lipschitz import corrected_wasserstein
 from wgangp.metrics.classifier import classify, find_labeled, load_classifier
 from wgangp.metrics.efficientnet import load_efficientnet
 from wgangp.metrics.features import (
+    WIDTHS,
     Features,
     FeatureSpace,
+    cache_per_data,
     compare_features,
     extract_features,
+    require_library,
     require_samples,
     to_bytes,
 )
@@ -108,8 +111,8 @@ def build_scores(
         classifier: file with the classifier; None: trained once.
 
     Raises:
-        ValueError: there is no such score, it does not fit the data, it needs something that cannot be loaded, or n is
-            too small.
+        ValueError: there is no such score, it does not fit the data, it needs something that cannot be loaded, n is too
+            small, or no score uses reference, weights or classifier.
     """
     names = list_scores(run.data) if scores is None else list(scores)
     unknown = [name for name in names if name not in NAMES]
@@ -117,6 +120,15 @@ def build_scores(
         raise ValueError(f"scores = {names}: choose among {', '.join(NAMES)}, each at most once")
     if seed < 0:
         raise ValueError(f"seed = {seed}: must be >= 0")
+    for option, (value, users) in {
+        "reference": (reference, tuple(WIDTHS)),
+        "weights": (weights, ("inception",)),
+        "classifier": (classifier, ("classifier", "modes")),
+    }.items():
+        if value is not None and not set(users) & set(names):
+            raise ValueError(
+                f"{option} = {value}: it is for {', '.join(users)}, not for {', '.join(names)}. Leave it out"
+            )
     device = next(run.generator.parameters()).device
     loaders = {
         "inception": partial(load_inception, weights, device),
@@ -125,13 +137,13 @@ def build_scores(
     }
     built = []
     for name in names:
-        count = SAMPLES[name] if n is None else n
-        _check(name, run, count)
+        count, split = SAMPLES[name] if n is None else n, reference or _choose_reference(name, run.data)
+        _check(name, run, count, split)
+        if name == "ngrams":
+            count = min(count, len(run.data.ids["heldout"]))  # as many lines are compared
         settings = {"n": count, "seed": seed}
         if name in loaders:
-            split, space = reference or _choose_reference(name, run.data), loaders[name]()
-            require_samples(name, space.width, count)
-            _require_split(run.data, split)
+            space = loaders[name]()
             measure = partial(_score_images, space=space, n=count, seed=seed, reference=split)
             facts = {"reference": f"the {len(run.data.labels[split]):,} images of {split}", "splits": 10}
             settings |= facts | space.facts
@@ -142,7 +154,8 @@ def build_scores(
         else:
             measures = {"points": _score_points, "ngrams": _score_ngrams, "critic": _score_critic}
             measure = partial(measures[name], n=count, seed=seed)
-        built.append(Score(name, measure, settings | _describe_samples(run)))
+        generator = run.generator if name == "critic" else choose_generator(run)
+        built.append(Score(name, measure, settings | _describe_samples(run, generator)))
     return built
 
 
@@ -156,8 +169,12 @@ def find_best(records: Sequence[dict[str, Any]]) -> dict[str, int]:
     return best
 
 
-def _check(name: str, run: Run, n: int) -> None:
-    """Raise ValueError if a score does not fit the data of a run, or if there are too few or too many samples."""
+def _check(name: str, run: Run, n: int, reference: str) -> None:
+    """Raise ValueError if a score does not fit the data of a run, or if there are too few or too many samples.
+
+    Args:
+        reference: the split that images are compared with.
+    """
     data = run.data
     images, text = len(data.shape) == 3, hasattr(data, "symbols")
     needs = {
@@ -177,23 +194,25 @@ def _check(name: str, run: Run, n: int) -> None:
         raise ValueError(f"n = {n}: a score needs at least 2 samples")
     if name == "points" and n > LIMIT and data.shape != (1,):
         raise ValueError(f"n = {n}: the exact distance between points takes at most {LIMIT:,} of them")
+    if name in WIDTHS:
+        require_library("torch_fidelity", "torch-fidelity")
+        if reference not in data.labels:
+            splits = ", ".join(data.labels)
+            raise ValueError(f"reference = {reference}: this data has the splits {splits}. Choose one of them")
+        require_samples(name, WIDTHS[name], n)
+        require_samples(name, WIDTHS[name], len(data.labels[reference]), f"images of reference = {reference}")
 
 
 def _choose_reference(name: str, data: Any) -> str:
     if name == "inception":
         return "train"
-    return "test" if "test" in data.labels else "heldout"
+    return "test" if "test" in getattr(data, "labels", {}) else "heldout"
 
 
-def _require_split(data: Any, split: str) -> None:
-    if split not in data.labels:
-        raise ValueError(f"reference = {split}: this data has the splits {', '.join(data.labels)}. Choose one of them")
-
-
-def _describe_samples(run: Run) -> dict[str, Any]:
-    """Return what the samples of a run depend on, besides the checkpoint."""
-    described = {"generator": "last weights" if run.average is None else "moving average of the weights"}
-    for module in choose_generator(run).modules():
+def _describe_samples(run: Run, generator: nn.Module) -> dict[str, Any]:
+    """Return what the samples of a generator of a run depend on, besides the checkpoint."""
+    described = {"generator": "last weights" if generator is run.generator else "moving average of the weights"}
+    for module in generator.modules():
         if isinstance(module, BatchNorm):
             return described | {"batch norm": f"statistics of batches of {BATCH}"}
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -205,15 +224,15 @@ def _score_images(run: Run, step: int, space: FeatureSpace, n: int, seed: int, r
     """Compute Inception score, FID and KID of n samples; real ones are of another split than the reference."""
     batches = (to_bytes(x, run.data.span) for x in generate_batches(run, n, seed, "evaluate"))
     samples = extract_features(space, batches)
-    values = compare_features(samples, _extract_real(space, run.data, reference), space.name)
-    return values | _compare_real(space, run.data, reference, n)
+    values = compare_features(samples, _extract_real(run.data, space, reference), space.name)
+    return values | _compare_real(run.data, space, reference, n)
 
 
-@lru_cache(maxsize=2)
-def _compare_real(space: FeatureSpace, data: Any, reference: str, n: int) -> dict[str, float]:
-    """Compute the scores of at most n real images of another split. None if there are too few for a score."""
+@cache_per_data
+def _compare_real(data: Any, space: FeatureSpace, reference: str, n: int) -> dict[str, float]:
+    """Compute the scores of at most n real images of another split; no scores if there are too few."""
     other = "train" if reference != "train" else "heldout"
-    real, beside = _extract_real(space, data, other, n), _extract_real(space, data, reference)
+    real, beside = extract_features(space, _read_images(data, other, n)), _extract_real(data, space, reference)
     try:
         values = compare_features(real, beside, space.name)
     except ValueError:  # too few held-out images: the samples are scored without a real value
@@ -221,10 +240,10 @@ def _compare_real(space: FeatureSpace, data: Any, reference: str, n: int) -> dic
     return {f"real_{name}": value for name, value in values.items()} | {"real_" + space.name + "_n": len(real.logits)}
 
 
-@lru_cache(maxsize=4)
-def _extract_real(space: FeatureSpace, data: Any, split: str, n: int | None = None) -> Features:
-    """Compute the features of a split, or of its first n images in a fixed random order."""
-    return extract_features(space, _read_images(data, split, n))
+@cache_per_data
+def _extract_real(data: Any, space: FeatureSpace, split: str) -> Features:
+    """Compute the features of all images of a split."""
+    return extract_features(space, _read_images(data, split))
 
 
 def _read_images(data: Any, split: str, n: int | None = None) -> Iterator[Tensor]:
@@ -237,13 +256,14 @@ def _read_images(data: Any, split: str, n: int | None = None) -> Iterator[Tensor
 def _score_modes(run: Run, step: int, space: FeatureSpace, n: int, seed: int) -> dict[str, float]:
     """Count modes of stacked digits: the classifier names the digit in each channel."""
     batches = (to_bytes(x, run.data.span) for x in generate_batches(run, n, seed, "evaluate"))
-    real = _count_real_modes(space, run.data, n)
+    real = _count_real_modes(run.data, space, n)
     return _count_modes(space, batches) | {f"real_{name}": value for name, value in real.items()}
 
 
-@lru_cache(maxsize=2)
-def _count_real_modes(space: FeatureSpace, data: Any, n: int) -> dict[str, float]:
-    return _count_modes(space, _read_images(data, "heldout", n))
+@cache_per_data
+def _count_real_modes(data: Any, space: FeatureSpace, n: int) -> dict[str, float]:
+    count = min(n, len(data.labels["heldout"]))
+    return _count_modes(space, _read_images(data, "heldout", count)) | {"modes_n": count}
 
 
 def _count_modes(space: FeatureSpace, batches: Iterator[Tensor]) -> dict[str, float]:
