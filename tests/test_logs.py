@@ -277,3 +277,16 @@ def test_scores_have_a_group_of_their_own_in_tensorboard():
     assert logs.tensorboard_name("real_points_w1") == "score/real_points_w1"
     assert logs.tensorboard_name("modes") == "coverage/modes"
     assert logs.tensorboard_name("critic_loss") == "loss/critic_loss"
+
+
+def test_line_that_was_cut_off_is_replaced_by_the_next_one(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    for record in ({"a": 1}, {"b": 2}):
+        logs.append_line(path, record)
+    with path.open("a") as file:
+        file.write('{"c": 3')
+    logs.append_line(path, {"d": 4})
+    assert logs.read_lines(path) == [{"a": 1}, {"b": 2}, {"d": 4}]
+    path.write_text('{"only": ')
+    logs.append_line(path, {"d": 4})
+    assert path.read_text() == '{"d": 4}\n'

@@ -171,9 +171,15 @@ def tensorboard_name(name: str) -> str:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line."""
-    with name_file(path), path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Append one JSON line. A last line without a line break was cut off by a crash; it is replaced."""
+    with name_file(path), path.open("ab+") as file:
+        size = file.tell()
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(record).encode() + b"\n")
 
 
 def amend_last_line(path: Path, values: dict[str, Any]) -> None:

@@ -231,7 +231,7 @@ def _score_images(run: Run, step: int, space: FeatureSpace, n: int, seed: int, r
 @cache_per_data
 def _compare_real(data: Any, space: FeatureSpace, reference: str, n: int) -> dict[str, float]:
     """Compute the scores of at most n real images of another split; no scores if there are too few."""
-    other = "train" if reference != "train" else "heldout"
+    other = "heldout" if reference != "heldout" else "train"  # the classifier was not trained on held-out images
     real, beside = extract_features(space, _read_images(data, other, n)), _extract_real(data, space, reference)
     try:
         values = compare_features(real, beside, space.name)
