@@ -10,6 +10,7 @@ import torch
 from wgangp.figures.common import check_names, count_seeds, select
 from wgangp.figures.image_runs import (
     NEVER,
+    check_samples,
     describe_real,
     draw_samples,
     format_score,
@@ -74,6 +75,7 @@ class Architectures:
 
     def __post_init__(self) -> None:
         check_names(self, pairs=PAIRS, losses=LOSSES)
+        check_samples(self.samples)
 
     def cells(self) -> list[dict[str, str]]:
         return [{"pair": pair, "loss": loss} for pair in self.pairs for loss in self.losses]

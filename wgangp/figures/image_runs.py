@@ -1,7 +1,8 @@
-"""What figures of trained runs share: a command per cell, scores in features without a download, samples."""
+"""What figures of trained runs share: a command per cell, scores that need no download, samples in the picture."""
 
 import base64
 import io
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from wgangp.data.text import decode
 from wgangp.figures.common import format_spread
 from wgangp.figures.study import train_command
 from wgangp.generate import generate
-from wgangp.logs import read_lines
 from wgangp.metrics.scores import build_scores
 from wgangp.plots import save_image_grid
 from wgangp.report import leave_unchanged
@@ -22,27 +22,33 @@ from wgangp.seeds import arrange_classes, draw_latent
 
 __all__ = [
     "NEVER",
+    "check_samples",
     "describe_real",
     "draw_pictures",
     "draw_samples",
     "encode_pictures",
     "format_score",
     "list_data_options",
-    "read_elapsed",
     "score_images",
     "show_samples",
     "train_finite",
 ]
 
 NEVER = 10**9
-LINES = 16  # of text per panel
-ENOUGH = 1_281  # reference images, for the distance in 1,280 features
+LINES = 32  # of text per panel, in two columns
+ENOUGH = 1_281  # samples or reference images, for the distance in 1,280 features
 
 
 def list_data_options(data: str, data_root: str | None, size: int) -> list[str]:
     """Return the overrides that choose the images: cifar10, or image_folder at size x size."""
     options = [f"data={data}"] + [f"data.size={size}"] * (data == "image_folder")
     return options + ([] if data_root is None else [f"data.root={data_root}"])
+
+
+def check_samples(samples: int) -> None:
+    """Raise ValueError if there are too few samples for `score_images`."""
+    if samples < ENOUGH:
+        raise ValueError(f"figure.samples = {samples}: must be >= {ENOUGH:,}, more than the features of EfficientNet")
 
 
 def train_finite(folder: Path, overrides: list[str]) -> Run | None:
@@ -76,12 +82,7 @@ def format_score(records: list[dict[str, Any]], name: str) -> str:
 def describe_real(records: list[dict[str, Any]], name: str = "fid") -> str:
     """Say what real images would get, for a title."""
     known = [record[f"real_{name}"] for record in records if record.get(f"real_{name}") is not None]
-    return f"of real images: {known[0]:.3g}" if known else "too few real images to compare"
-
-
-def read_elapsed(folder: Path) -> float:
-    """Return the seconds of training of a folder so far."""
-    return read_lines(folder / "timing.jsonl")[-1]["elapsed_s"]
+    return f"real images have {known[0]:.3g}" if known else "too few real images to compare"
 
 
 def show_samples(run: Run, folder: Path, count: int, columns: int) -> str | list[str]:
@@ -109,7 +110,10 @@ def draw_samples(axes: Any, samples: str | list[str] | None) -> None:
     if samples is None:
         axes.text(0.5, 0.5, "not finite", ha="center", va="center")
     elif isinstance(samples, list):
-        axes.text(0.02, 0.98, "\n".join(samples), family="monospace", va="top", parse_math=False, fontsize="small")
+        half, width = -(-len(samples) // 2), max(map(len, samples))
+        columns = zip_longest(samples[:half], samples[half:], fillvalue="")
+        text = "\n".join(f"{left:<{width}}   {right}" for left, right in columns)
+        axes.text(0.5, 0.5, text, family="monospace", ha="center", va="center", ma="left", parse_math=False)
     else:
         draw_pictures(axes, samples)
 

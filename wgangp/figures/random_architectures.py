@@ -12,6 +12,7 @@ from wgangp.checkpoint import write_atomic
 from wgangp.figures.common import count_seeds, select
 from wgangp.figures.image_runs import (
     NEVER,
+    check_samples,
     describe_real,
     format_score,
     list_data_options,
@@ -90,6 +91,9 @@ class RandomArchitectures:
     data: str = "cifar10"
     data_root: str | None = None
 
+    def __post_init__(self) -> None:
+        check_samples(self.samples)
+
     def cells(self) -> list[dict[str, Any]]:
         return [{"draw": draw, "method": method} for draw in range(self.draws) for method in METHODS]
 
@@ -142,12 +146,12 @@ class RandomArchitectures:
             counts = {"only GAN": (True, False), "only WGAN-GP": (False, True), "both": (True, True)}
             counts["neither"] = (False, False)
             text = ", ".join(f"{name} {won.count(outcome)}" for name, outcome in counts.items())
-            rows.append({"draw": f"Inception score > {threshold}", **totals, "success": text, "command": ""})
+            rows.append({"runs": f"Inception score > {threshold}", **totals, "success": text, "command": ""})
         for draw in range(self.draws):
             runs = {method: select(records, draw=draw, method=method) for method in METHODS}
             commands = [f"`scripts/train.py {shlex.join(self.list_overrides(draw, method))}`" for method in METHODS]
             scores = {method: format_score(runs[method], "is") for method in METHODS}
-            rows.append({"draw": f"{draw}", **scores, "success": "", "command": "<br>".join(commands)})
+            rows.append({"runs": f"draw {draw}", **scores, "success": "", "command": "<br>".join(commands)})
         return rows
 
 

@@ -1,6 +1,6 @@
 """Two DCGAN pairs with 5x5 convolutions of stride 2: for MNIST in [0, 1], and for CIFAR-10 in [-1, 1].
 
-The pair for MNIST also takes three digits as channels, which the released code does not have.
+The pair for MNIST also takes three digits as the channels of one image. Differs: the released code has one digit.
 
 Paper: released gan_mnist.py, lines 55-101 (the paper uses MNIST for figure 5b only, and does not give the layers);
 gan_cifar.py, lines 47-89. For WGAN-GP the critics have no norm. norm=True is the released "wgan" mode (clipping), with
@@ -23,7 +23,7 @@ class MNISTGenerator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64, norm: bool = False) -> None:
         super().__init__()
-        check_shape("the MNIST generator", STACKED if shape[0] == 3 else MNIST, shape)
+        check_shape("the MNIST generator", _expect_digits(shape), shape)
         check_sizes(latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = nn.Sequential(linear(latent_dim, 4 * width * 4 * 4), *_norm(norm, 4 * width * 4 * 4), nn.ReLU())
@@ -57,15 +57,15 @@ class CIFARGenerator(nn.Module):
 
 
 class _Critic(nn.Module):
-    """images (B, *SHAPE) -> scores (B,): three convolutions down to 4 x 4, then a linear layer."""
+    """images (B, *shape) -> scores (B,): three convolutions down to 4 x 4, then a linear layer."""
 
     NAME: str
-    SHAPE: tuple[int, int, int]
 
-    def __init__(self, shape: tuple[int, ...], width: int, norm: bool) -> None:
+    def __init__(self, expected: tuple[int, ...], shape: tuple[int, ...], width: int, norm: bool) -> None:
         super().__init__()
-        check_shape(self.NAME, self.SHAPE, shape)
+        check_shape(self.NAME, expected, shape)
         check_sizes(width=width)
+        self.shape = expected
         self.layers = nn.Sequential(
             *(Conv2d(shape[0], width, kernel=5, stride=2), LeakyReLU()),  # 14 x 14 or 16 x 16
             *(Conv2d(width, 2 * width, kernel=5, stride=2), *_norm(norm, 2 * width), LeakyReLU()),  # 7 x 7 or 8 x 8
@@ -75,28 +75,32 @@ class _Critic(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        check_shape(self.NAME, self.SHAPE, x.shape[1:])
+        check_shape(self.NAME, self.shape, x.shape[1:])
         return self.layers(x).squeeze(1)
 
 
 class MNISTCritic(_Critic):
     """images (B, C, 28, 28), C = 1 or 3 -> scores (B,)."""
 
-    NAME, SHAPE = "the MNIST critic", MNIST
+    NAME = "the MNIST critic"
 
     def __init__(self, shape: tuple[int, ...], width: int = 64, norm: bool = False) -> None:
-        self.SHAPE = STACKED if shape[0] == 3 else MNIST
-        super().__init__(shape, width, norm)
+        super().__init__(_expect_digits(shape), shape, width, norm)
 
 
 class CIFARCritic(_Critic):
     """images (B, 3, 32, 32) -> scores (B,)."""
 
-    NAME, SHAPE = "the CIFAR critic", CIFAR
+    NAME = "the CIFAR critic"
 
     def __init__(self, shape: tuple[int, ...], width: int = 128, norm: bool = False) -> None:
-        super().__init__(shape, width, norm)
+        super().__init__(CIFAR, shape, width, norm)
 
 
 def _norm(norm: bool, features: int) -> list[nn.Module]:
     return [BatchNorm(features)] if norm else []
+
+
+def _expect_digits(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the shape that the networks for MNIST are built for: that of one digit, or of three in three channels."""
+    return STACKED if shape[0] == 3 else MNIST
