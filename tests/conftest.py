@@ -16,6 +16,9 @@ from PIL import Image
 
 import wgangp.cli  # noqa: F401 - registers the schemas
 from wgangp.config import CONF, train_options
+from wgangp.figures import image_runs
+from wgangp.metrics import features, scores
+from wgangp.metrics.features import FeatureSpace
 from wgangp.networks import mlp
 from wgangp.signals import STOP_SIGNALS
 
@@ -125,6 +128,27 @@ def quick_compile(monkeypatch):
 def quick_pictures(monkeypatch):
     """Training without matplotlib."""
     use_quick_pictures(monkeypatch)
+
+
+@pytest.fixture
+def small_features(monkeypatch):
+    """Scores of images in six features, which are pixels, of 12 images or more, in batches of 16."""
+
+    def extract(x):
+        pixels = x.float().flatten(1) / 99
+        return pixels[:, :6], pixels[:, 6:10]
+
+    def make(name):
+        space = FeatureSpace(name, 6, extract, {"weights": f"pixels for {name}"})
+        return lambda *arguments, **keywords: space
+
+    for name in ("classifier", "efficientnet", "inception"):
+        monkeypatch.setattr(scores, f"load_{name}", make(name))
+        monkeypatch.setitem(features.WIDTHS, name, 6)
+    monkeypatch.setattr(scores, "BATCH", 16)
+    monkeypatch.setattr("wgangp.generate.BATCH", 16)
+    monkeypatch.setattr(features, "SUBSET_SIZE", 12)
+    monkeypatch.setattr(image_runs, "ENOUGH", 12)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Figures 2 and 3: image networks, each cell a command."""
+"""Figure 2: pairs of image networks, each cell a command; and what figures of image runs share."""
 
 import json
 from dataclasses import replace
@@ -8,49 +8,51 @@ import torch
 from PIL import Image
 
 from wgangp import config
-from wgangp.figures import architectures, cifar_modes, image_runs
+from wgangp.figures import image_runs
 from wgangp.figures.architectures import LOSSES, PAIRS, Architectures
-from wgangp.figures.cifar_modes import MODES, CIFARModes
-from wgangp.figures.image_runs import score_images
-from wgangp.figures.study import train_command
+from wgangp.figures.image_runs import draw_samples, score_images, show_samples
+from wgangp.generate import generate_batches
+from wgangp.metrics import scores
+from wgangp.metrics.features import compare_features, extract_features, to_bytes
+from wgangp.plots import open_figure
 
 CPU = torch.device("cpu")
-SMALL = {"width": 4, "batch_size": 4, "samples": 4}
+SMALL = {"width": 4, "batch_size": 4, "samples": 12}
 
 
 @pytest.fixture(autouse=True)
-def _quick(quick_pictures):
+def _quick(quick_pictures, small_features):
     pass
 
 
 @pytest.fixture
-def pairs(small_pictures):
+def figure(small_pictures):
     """Two pairs of networks with two losses, at a tiny size."""
     names = {"pairs": ["DCGAN", "no normalization"], "losses": ["LSGAN", "WGAN-GP"]}
     return Architectures(**names, steps=1, rate_factor=1.0, data_root=str(small_pictures), **SMALL)
 
 
-@pytest.fixture
-def modes(small_pictures):
-    return CIFARModes(steps=2, points=1, data="image_folder", data_root=str(small_pictures), **SMALL)
-
-
-@pytest.mark.parametrize("name", ["pairs", "modes"])
-def test_every_cell_is_measured_drawn_and_in_the_table(name, request, tmp_path):
-    figure, records = request.getfixturevalue(name), []
+def test_every_cell_is_measured_drawn_and_in_the_table(figure, tmp_path):
+    figure, records = replace(figure, pairs=["DCGAN"]), []
     for number, cell in enumerate(figure.cells()):
         numbers = json.loads(json.dumps(figure.measure(cell, 0, tmp_path / f"run-{number}", CPU), allow_nan=False))
-        assert numbers["finite"] and numbers["floor"] > 0
+        assert numbers["finite"]
+        assert numbers["fid"] > 0
+        assert numbers["real_fid"] is None  # 4 images are held out, and all others are the reference
+        assert numbers["facts"]["reference"] == "the 36 images of train"
         records.append({"seed": 0, **cell, **numbers})
     again, other = (figure.measure(figure.cells()[0], seed, tmp_path / f"again-{seed}", CPU) for seed in (0, 1))
-    assert again["distance"] == records[0]["distance"] and again["pictures"] == records[0]["pictures"]
-    assert other["distance"] != records[0]["distance"]  # the seed matters
-    records += [record | {"seed": 1, "distance": other["distance"]} for record in records]
+    assert again["fid"] == records[0]["fid"]
+    assert again["pictures"] == records[0]["pictures"]
+    assert other["fid"] != records[0]["fid"]  # the seed matters
+    records += [record | {"seed": 1, "fid": other["fid"]} for record in records]
     figure.draw(tmp_path / "figure.png", records)
     with Image.open(tmp_path / "figure.png") as image:
-        assert image.width > 700 and len(image.convert("L").getcolors()) > 20
+        assert image.width > 700
+        assert len(image.convert("L").getcolors()) > 20
     rows = figure.table(records)
-    assert len({tuple(row) for row in rows}) == 1 and any("+-" in text for row in rows for text in row.values())
+    assert len({tuple(row) for row in rows}) == 1
+    assert "+-" in rows[0]["LSGAN"]
     for cell in figure.cells():
         assert all(value in str(rows) for value in cell.values())
 
@@ -58,7 +60,7 @@ def test_every_cell_is_measured_drawn_and_in_the_table(name, request, tmp_path):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_cell_of_figure_2_has_its_networks_its_loss_and_no_batch_norm_with_a_penalty(configure, pair, loss):
-    figure = Architectures([pair], [loss], width=4, steps=1, rate_factor=1, batch_size=4, samples=4, data_root="x")
+    figure = Architectures([pair], [loss], width=4, steps=1, rate_factor=1, batch_size=4, samples=12, data_root="x")
     cfg = configure("experiment=architectures", "data.root=x", *figure.list_overrides(pair, loss))
     networks = configure("experiment=architectures", "data.root=x", f"networks=zoo/{PAIRS[pair]}").networks
     assert cfg.networks.generator == networks.generator
@@ -76,60 +78,49 @@ def test_every_cell_of_figure_2_has_its_networks_its_loss_and_no_batch_norm_with
     assert (cfg.optim._target_.rpartition(".")[2], cfg.optim.lr, cfg.optim.get("betas")) == optimizer
 
 
-def test_run_that_is_not_finite_is_recorded_and_drawn(pairs, modes, tmp_path, monkeypatch):
+def test_run_that_is_not_finite_is_recorded_and_drawn(figure, tmp_path, monkeypatch):
     def diverge(folder, overrides):
         raise ValueError("critic_loss is not finite at step 1")
 
     monkeypatch.setattr(image_runs, "train_command", diverge)
-    for figure in (pairs, modes):
-        records = [{"seed": 0, **cell, **figure.measure(cell, 0, tmp_path, CPU)} for cell in figure.cells()]
-        assert not any(record["finite"] for record in records)
-        figure.draw(tmp_path / "figure.png", records)
-        assert "not finite" in str(figure.table(records)) or "0 of 1" in str(figure.table(records))
+    records = [{"seed": 0, **cell, **figure.measure(cell, 0, tmp_path, CPU)} for cell in figure.cells()]
+    assert not any(record["finite"] for record in records)
+    figure.draw(tmp_path / "figure.png", records)
+    assert figure.table(records)[0]["LSGAN"] == "not finite"
 
 
-def test_other_errors_of_a_run_are_raised(pairs, tmp_path, monkeypatch):
+def test_other_errors_of_a_run_are_raised(figure, tmp_path, monkeypatch):
     def fail(folder, overrides):
         raise ValueError("data.root does not exist")
 
     monkeypatch.setattr(image_runs, "train_command", fail)
     with pytest.raises(ValueError, match="does not exist"):
-        pairs.measure(pairs.cells()[0], 0, tmp_path, CPU)
+        figure.measure(figure.cells()[0], 0, tmp_path, CPU)
 
 
-def test_run_that_is_scored_at_every_point_is_the_run_in_one_piece(modes, tmp_path, monkeypatch):
-    calls, modes = [], replace(modes, steps=4, points=2)
-    monkeypatch.setattr(image_runs, "train_command", lambda *args: calls.append(args) or train_command(*args))
-    record = modes.measure({"mode": "DCGAN"}, 0, tmp_path / "points", CPU)
-    assert record["step"] == [2, 4] and 0 < record["elapsed_s"][0] < record["elapsed_s"][1]
-    overrides = [override.replace("train.steps=2", "train.steps=4") for override in calls[0][1]]
-    run = train_command(tmp_path / "once", overrides)
-    assert score_images(run, 4, 4) == {"distance": record["distance"][-1], "floor": record["floor"]}
-
-
-def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"steps = 5: must be a multiple of figure\.points = 2"):
-        CIFARModes(width=4, steps=5, points=2)
+def test_settings_that_do_not_fit_are_refused(monkeypatch):
+    names = {"pairs": ["DCGAN"], "width": 4, "steps": 1, "rate_factor": 1, "batch_size": 4, "data_root": "x"}
     with pytest.raises(ValueError, match=r"figure\.losses = \['GAN'\]: one or more of 'DCGAN'"):
-        Architectures(["DCGAN"], ["GAN"], width=4, steps=1, rate_factor=1, batch_size=4, samples=4, data_root="x")
+        Architectures(losses=["GAN"], samples=12, **names)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"figure\.samples = 1280: must be >= 1,281"):
+        Architectures(losses=["LSGAN"], samples=1_280, **names)
 
 
-@pytest.mark.parametrize("name, width, steps", [("architectures", 64, 200_000), ("cifar_modes", 128, 200_000)])
-def test_sizes_of_the_paper_are_one_override_away(configure, name, width, steps):
-    root = ["figure.data_root=x"] if name == "architectures" else []
-    figure = config.build(configure(f"figure={name}", "budget=paper", *root, name="reproduce"), "figure")
-    assert (figure.width, figure.steps, figure.batch_size) == (width, steps, 64)
-    assert len(figure.cells()) == {"architectures": 32, "cifar_modes": 4}[name]
+def test_sizes_of_the_paper_are_one_override_away(configure):
+    cfg = configure("figure=architectures", "budget=paper", "figure.data_root=x", name="reproduce")
+    figure = config.build(cfg, "figure")
+    assert (figure.width, figure.steps, figure.batch_size) == (64, 200_000, 64)
+    assert len(figure.cells()) == 32
 
 
-def test_modes_are_those_of_the_figure():
-    assert list(MODES.values()) == ["cifar_dcgan_clip", "cifar_dcgan_rmsprop", "cifar_dcgan", "cifar_dcgan_dcgan"]
-    assert architectures.PAIRS["101-layer ResNet"] == "resnet101" and len(PAIRS) == 8
-    assert cifar_modes.SHOWN % cifar_modes.COLUMNS == 0
+def test_pairs_are_those_of_the_figure_and_the_released_default():
+    assert len(PAIRS) == 8
+    assert PAIRS["101-layer ResNet"] == "resnet101"
 
 
 @pytest.mark.parametrize("factor", [1, 5])
-def test_rates_are_the_published_ones_times_the_factor(pairs, modes, configure, tmp_path, monkeypatch, factor):
+def test_rates_are_the_published_ones_times_the_factor(figure, configure, tmp_path, monkeypatch, factor):
     rates = []
 
     def read_rate(folder, overrides):
@@ -137,9 +128,46 @@ def test_rates_are_the_published_ones_times_the_factor(pairs, modes, configure, 
         raise ValueError("critic_loss is not finite at step 1")
 
     monkeypatch.setattr(image_runs, "train_command", read_rate)
-    figures = replace(pairs, losses=list(LOSSES), rate_factor=factor), replace(modes, rate_factor=factor)
-    for figure in figures:
-        for cell in figure.cells():
-            figure.measure(cell, 0, tmp_path, CPU)
-    published = [2e-4, 1e-4, 5e-5, 1e-4] * 2 + [5e-5, 5e-5, 1e-4, 2e-4]
-    assert rates == pytest.approx([factor * rate for rate in published])
+    figure = replace(figure, losses=list(LOSSES), rate_factor=factor)
+    for cell in figure.cells():
+        figure.measure(cell, 0, tmp_path, CPU)
+    assert rates == pytest.approx([factor * rate for rate in [2e-4, 1e-4, 5e-5, 1e-4] * 2])
+
+
+SMALL_RUN = (
+    *("networks.generator.width=4", "networks.critic.width=4", "train.batch_size=4", "train.report_size=4"),
+    *("train.steps=1", "train.decay_steps=null", "device=cpu"),
+)
+
+
+def test_scores_are_those_of_samples_beside_the_held_out_images(configure, small_pictures):
+    data = ("data=image_folder", f"data.root={small_pictures}")
+    run = config.build_run(configure("experiment=cifar_dcgan", *data, *SMALL_RUN))
+    run.data.pictures["heldout"] = run.data.pictures["train"][:20] // 2
+    run.data.labels["heldout"] = run.data.labels["train"][:20]
+    numbers = score_images(run, 14)
+    run.generator.eval()
+    space = scores.load_efficientnet()
+    x = extract_features(space, [to_bytes(x, (-1.0, 1.0)) for x in generate_batches(run, 14, 0, "evaluate")])
+    direct = compare_features(x, extract_features(space, [run.data.pictures["heldout"]]), "direct")
+    assert numbers["is"] == pytest.approx(direct["direct_is"])
+    assert numbers["fid"] == pytest.approx(direct["direct_fid"], rel=1e-6)
+    assert numbers["real_fid"] > 0
+    assert numbers["facts"]["n"] == 14
+
+
+def test_samples_of_a_run_with_classes_have_one_row_per_class(configure, tmp_path, labeled_config):
+    run = config.build_run(labeled_config)
+    text = show_samples(run, tmp_path, 8, 4)  # three classes: two samples of each
+    with Image.open(tmp_path / "samples.png") as image:
+        assert image.size == (2 * 9 + 1, 3 * 9 + 1)
+    with open_figure(tmp_path / "figure.png", 2.0) as page:
+        draw_samples(page.subplots(), text)
+
+
+def test_text_is_drawn_in_two_columns_of_equal_width(tmp_path):
+    with open_figure(tmp_path / "figure.png", 2.0) as page:
+        axes = page.subplots()
+        draw_samples(axes, ["to be or", "not", "$ that _ is", "the", "question"])
+        lines = axes.texts[0].get_text().split("\n")
+    assert lines == ["to be or      the", "not           question", "$ that _ is   "]

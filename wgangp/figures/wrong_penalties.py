@@ -23,6 +23,7 @@ class _AxisPenalty(GradientPenalty):
     def __call__(
         self, critic: Callable[..., Tensor], real: Tensor, fake: Tensor, eps: Tensor | None = None, *y: Tensor
     ) -> Tensor:
+        eps = self.draw(real) if eps is None else eps
         with torch.enable_grad():
             x = self.at(real.detach(), fake.detach(), eps).requires_grad_()
             (gradient,) = torch.autograd.grad(critic(x, *y).sum(), x, create_graph=True)
