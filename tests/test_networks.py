@@ -13,7 +13,7 @@ from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNIS
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.networks.resnet import ResNetCritic, ResNetGenerator
 
-IMAGE, COLOR = (1, 28, 28), (3, 32, 32)
+IMAGE, STACKED, COLOR = (1, 28, 28), (3, 28, 28), (3, 32, 32)
 
 
 def count(module):
@@ -42,12 +42,29 @@ def test_parameter_counts_are_those_of_the_released_code(network, parameters):
     assert count(network()) == parameters
 
 
+@pytest.mark.parametrize("width", [4, 64])
+def test_three_digits_are_the_channels_of_the_first_and_last_convolution_alone(width):
+    """25 weights per filter and channel, and a bias per channel of the generator, are what three channels add."""
+    for norm in (False, True):
+        counts = [
+            [count(network(shape, width=width, norm=norm)) for network in (MNISTGenerator, MNISTCritic)]
+            for shape in (IMAGE, STACKED)
+        ]
+        assert counts[1][0] - counts[0][0] == 2 * 25 * width + 2
+        assert counts[1][1] - counts[0][1] == 2 * 25 * width
+    shapes = [{name: p.shape for name, p in MNISTCritic(shape).named_parameters()} for shape in (IMAGE, STACKED)]
+    assert [name for name in shapes[0] if shapes[0][name] != shapes[1][name]] == ["layers.0.weight"]
+
+
 @pytest.mark.parametrize("norm", [False, True])
 def test_outputs_have_the_documented_shapes_and_ranges(norm):
-    generator, critic = MNISTGenerator(IMAGE, width=4, norm=norm), MNISTCritic(IMAGE, width=4, norm=norm)
-    image = generator(torch.randn(3, generator.latent_dim))
-    assert image.shape == (3, *IMAGE) and image.min() >= 0 and image.max() <= 1
-    assert critic(image).shape == (3,)
+    for shape in (IMAGE, STACKED):
+        generator, critic = MNISTGenerator(shape, width=4, norm=norm), MNISTCritic(shape, width=4, norm=norm)
+        image = generator(torch.randn(3, generator.latent_dim))
+        assert image.shape == (3, *shape)
+        assert image.min() >= 0
+        assert image.max() <= 1
+        assert critic(image).shape == (3,)
     for generator, critic in (
         (CIFARGenerator(COLOR, width=4, norm=norm), CIFARCritic(COLOR, width=4, norm=norm)),
         (ResNetGenerator(COLOR, width=4), ResNetCritic(COLOR, width=4)),
@@ -62,7 +79,13 @@ def test_outputs_have_the_documented_shapes_and_ranges(norm):
 
 @pytest.mark.parametrize(
     "make, width, shape",
-    [(MLPCritic, 32, (2,)), (MNISTCritic, 4, IMAGE), (CIFARCritic, 4, COLOR), (ResNetCritic, 4, COLOR)],
+    [
+        (MLPCritic, 32, (2,)),
+        (MNISTCritic, 4, IMAGE),
+        (MNISTCritic, 4, STACKED),
+        (CIFARCritic, 4, COLOR),
+        (ResNetCritic, 4, COLOR),
+    ],
 )
 def test_score_of_a_sample_does_not_depend_on_other_samples(make, width, shape):
     critic, x = make(shape, width=width).double(), torch.randn(4, *shape).double()
@@ -325,12 +348,17 @@ def test_batch_norm_always_uses_the_statistics_of_the_batch():
 
 
 def test_points_of_another_shape_raise():
-    with pytest.raises(ValueError, match=r"\(1, 28, 28\), got \(3, 32, 32\)"):
-        MNISTCritic((3, 32, 32))
+    with pytest.raises(ValueError, match=r"\(1, 28, 28\), got \(1, 32, 32\)"):
+        MNISTCritic((1, 32, 32))
+    for network in (MNISTCritic, MNISTGenerator):
+        with pytest.raises(ValueError, match=r"\(3, 28, 28\), got \(3, 32, 32\)"):
+            network((3, 32, 32))
     with pytest.raises(ValueError, match="belong together"):
         MNISTGenerator((2,))
     with pytest.raises(ValueError, match=r"got \(1, 32, 32\)"):
         MNISTCritic(IMAGE, width=2)(torch.rand(2, 1, 32, 32))
+    with pytest.raises(ValueError, match=r"\(3, 28, 28\), got \(1, 28, 28\)"):
+        MNISTCritic(STACKED, width=2)(torch.rand(2, *IMAGE))
     with pytest.raises(ValueError, match="R\\^d"):
         MLPCritic(IMAGE)
     with pytest.raises(ValueError, match=r"got \(3,\)"):

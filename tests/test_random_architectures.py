@@ -6,7 +6,6 @@ import shlex
 from collections import Counter
 from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from wgangp.config import build
 from wgangp.figures import image_runs, random_architectures
 from wgangp.figures.random_architectures import METHODS, RandomArchitectures, draw_architecture
 from wgangp.losses import Wasserstein
-from wgangp.metrics.sliced import sliced_wasserstein
 from wgangp.networks.deep_dcgan import DeepCritic, DeepGenerator, ShiftedSoftplus
 from wgangp.networks.layers import BatchNorm, LayerNorm
 from wgangp.step import critic_gradients, generator_gradients
@@ -149,19 +147,6 @@ class TestShiftedSoftplus:
         torch.testing.assert_close(ours, expected, atol=1e-10, rtol=1e-10)
 
 
-class TestSlicedWasserstein:
-    def test_distance_of_a_shift_is_its_mean_projection(self):
-        """W1 along w is |w . s|. For a uniform unit vector in R^3, |w . s| has the mean |s| / 2."""
-        x, shift = torch.randn(50, 3).double(), torch.tensor([0.0, 3.0, 4.0]).double()
-        rng = torch.Generator().manual_seed(0)
-        assert sliced_wasserstein(x, x + shift, 20_000, rng) == pytest.approx(2.5, rel=0.01)
-        assert sliced_wasserstein(x, x[torch.randperm(50)], 10) == pytest.approx(0, abs=1e-12)
-
-    def test_samples_of_other_sizes_raise(self):
-        with pytest.raises(ValueError, match="must be equal"):
-            sliced_wasserstein(torch.rand(3, 2), torch.rand(4, 2))
-
-
 class TestDraws:
     def test_draw_is_a_function_of_its_number_and_both_methods_share_it(self):
         draws = [draw_architecture(k, "WGAN-GP") for k in range(20)]
@@ -232,9 +217,9 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def figure(pictures, monkeypatch, quick_pictures):
+def figure(pictures, quick_pictures, small_features):
     """The figure at a tiny size."""
-    options = {"widths": [2, 3], "steps": 1, "batch_size": 2, "samples": 4}
+    options = {"widths": [2, 3], "steps": 1, "batch_size": 2, "samples": 12}
     return RandomArchitectures(draws=1, **options, data="image_folder", data_root=str(pictures))
 
 
@@ -243,19 +228,22 @@ class TestFigure:
         records = []
         for seed, cell in product((0, 1), figure.cells()):
             numbers = figure.measure(cell, seed, tmp_path / f"{seed}{cell['draw']}{cell['method']}", CPU)
-            assert numbers["finite"] and numbers["distance"] > 0 and numbers["floor"] > 0
+            assert numbers["finite"]
+            assert numbers["is"] >= 1
+            assert numbers["fid"] > 0
             records.append({"seed": seed, **cell, **json.loads(json.dumps(numbers, allow_nan=False))})
         again = figure.measure(figure.cells()[0], 0, tmp_path / "again", CPU)
         assert again.items() <= records[0].items()
-        assert records[0]["distance"] != records[2]["distance"]  # the seed matters
+        assert records[0]["fid"] != records[2]["fid"]  # the seed matters
         figure.draw(tmp_path / "figure.png", records)
         with Image.open(tmp_path / "figure.png") as image:
             assert image.width > 700 and len(image.convert("L").getcolors()) > 20
         rows = figure.table(records)
-        assert len(rows) == 1 + len(random_architectures.FACTORS)
+        assert len(rows) == len(random_architectures.THRESHOLDS) + 1
         for method in METHODS:
             command = shlex.join(figure.list_overrides(0, method))
-            assert f"`scripts/train.py {command}`" in rows[0]["command"] and "+-" in rows[0][method]
+            assert f"`scripts/train.py {command}`" in rows[-1]["command"]
+            assert "+-" in rows[-1][method]
         assert not (tmp_path / "00GAN" / "config.yaml").exists()
         overrides = OmegaConf.to_container(OmegaConf.load(tmp_path / "00GAN" / "overrides.yaml"))
         assert overrides == [*figure.list_overrides(0, "GAN"), "seed=0"]
@@ -275,50 +263,36 @@ class TestFigure:
             monkeypatch.setattr(image_runs, "train_command", fail)
             if "finite" in message:
                 numbers = figure.measure({"draw": 0, "method": "GAN"}, 0, tmp_path, CPU)
-                assert numbers == {"finite": False, "distance": None, "floor": None}
+                assert numbers == {"finite": False, "is": 1.0, "fid": None}
             else:
                 with pytest.raises(ValueError, match=r"optim\.lr"):
                     figure.measure({"draw": 0, "method": "GAN"}, 0, tmp_path, CPU)
 
     def test_table_counts_the_successes_of_pairs(self, figure, tmp_path):
-        figure = replace(figure, draws=2)
-        ratios = {(0, "GAN"): 2.5, (0, "WGAN-GP"): 1.5, (1, "GAN"): math.inf, (1, "WGAN-GP"): 4.0}
+        figure = replace(figure, draws=3)
+        scores = {"GAN": (1.0, 2.5, 1.6), "WGAN-GP": (1.2, 3.2, 9.0)}
         records = [
-            {"seed": 0, **cell, "finite": r < math.inf, "distance": r if r < math.inf else None, "floor": 1.0}
+            {"seed": 0, **cell, "finite": score > 1, "is": score, "fid": 1.0, "real_is": 5.0}
             for cell in figure.cells()
-            for r in [ratios[cell["draw"], cell["method"]]]
+            for score in [scores[cell["method"]][cell["draw"]]]
         ]
         rows = figure.table(records)
-        assert [(row["GAN"], row["WGAN-GP"], row["success"]) for row in rows] == [
-            ("2.5", "1.5", ""),
-            ("not finite", "4.0", ""),
-            ("0 of 2", "1 of 2", "both 0, only GAN 0, only WGAN-GP 1, neither 1"),
-            ("1 of 2", "1 of 2", "both 1, only GAN 0, only WGAN-GP 0, neither 1"),
-            ("1 of 2", "2 of 2", "both 1, only GAN 0, only WGAN-GP 1, neither 0"),
-            ("1 of 2", "2 of 2", "both 1, only GAN 0, only WGAN-GP 1, neither 0"),
+        assert [(row["runs"], row["GAN"], row["WGAN-GP"], row["success"]) for row in rows] == [
+            ("Inception score > 1.5", "2 of 3", "2 of 3", "only GAN 0, only WGAN-GP 0, both 2, neither 1"),
+            ("Inception score > 2.0", "1 of 3", "2 of 3", "only GAN 0, only WGAN-GP 1, both 1, neither 1"),
+            ("Inception score > 2.5", "0 of 3", "2 of 3", "only GAN 0, only WGAN-GP 2, both 0, neither 1"),
+            ("Inception score > 3.0", "0 of 3", "2 of 3", "only GAN 0, only WGAN-GP 2, both 0, neither 1"),
+            ("Inception score > 3.5", "0 of 3", "1 of 3", "only GAN 0, only WGAN-GP 1, both 0, neither 2"),
+            ("Inception score > 4.0", "0 of 3", "1 of 3", "only GAN 0, only WGAN-GP 1, both 0, neither 2"),
+            ("draw 0", "not finite", "1.2", ""),
+            ("draw 1", "2.5", "3.2", ""),
+            ("draw 2", "1.6", "9", ""),
         ]
-        figure.draw(tmp_path / "figure.png", records)  # also without a point for the run that diverged
+        figure.draw(tmp_path / "figure.png", records)  # also with a run that was not finite
 
-    def test_distance_and_floor_are_of_disjoint_batches_of_the_right_split(self, monkeypatch):
-        """A generator that returns the held-out images has the distance 0; the floor is that of training images."""
-        splits = {"train": torch.rand(6, 3, 2, 2), "heldout": torch.rand(6, 3, 2, 2) + 1}
-        sizes = []
-
-        class Data:
-            def batch(self, k, size, seed, split, purpose):
-                return (splits[split][:size],)
-
-        class Generator(nn.Linear):
-            latent_dim = 2
-
-            def forward(self, z):
-                sizes.append(len(z))
-                start = sum(sizes[:-1])
-                return splits["heldout"][start : start + len(z)]
-
-        run = SimpleNamespace(generator=Generator(2, 2), data=Data(), seed=0)
-        numbers = random_architectures.score_images(run, 6, 2)
-        assert numbers["distance"] == 0 and numbers["floor"] > 0.1 and sizes == [2, 2, 2]
+    def test_too_few_samples_are_refused_before_training(self):
+        with pytest.raises(ValueError, match=r"figure\.samples = 1280: must be >= 1,281"):
+            RandomArchitectures(draws=1, widths=[2], steps=1, samples=1_280)
 
     def test_sizes_of_the_paper_are_one_override_away(self, configure):
         figures = [

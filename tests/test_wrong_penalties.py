@@ -64,7 +64,7 @@ def test_parameter_gradients_are_finite_differences_of_the_values(penalty):
 
 
 def test_eps_is_per_element_where_the_norms_are_over_the_channels_and_per_sample_otherwise():
-    real, fake = draw_pairs(3)
+    real, _ = draw_pairs(3)
     for penalty, shape in ((ChannelPenalty, real.shape), (ColumnPenalty, (3,))):
         eps = penalty().draw(real, torch.Generator().manual_seed(0))
         assert eps.shape == shape
