@@ -203,6 +203,12 @@ def test_settings_that_do_not_fit_are_refused(changed, message):
         ScoredRuns(**settings | changed)
 
 
+def test_command_is_quoted_for_the_shell():
+    row, other = make_figure("mnist", options=["data.root=/my digits"]).table([])[:2]
+    assert read_command(row) == ["experiment=mnist", "data.root=/my digits", "train.steps=2"]
+    assert "'trust=[wgangp.figures]'" in other["command"]
+
+
 # Published numbers.
 
 PRINTED = {
