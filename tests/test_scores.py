@@ -478,17 +478,6 @@ def test_images_are_compared_with_the_reference_and_real_ones_with_the_same(stri
         build_scores(run, scores=["classifier"], n=40, reference="test")
 
 
-def test_too_few_reference_images_are_refused_before_training(stripes, few, configure, monkeypatch):
-    space = FeatureSpace("classifier", 6, None, {})
-    monkeypatch.setattr(scores, "load_classifier", lambda *arguments: space)
-    run = replace(build_run(configure(*TINY)), data=stripes)
-    build_scores(run, scores=["classifier"], n=60)
-    monkeypatch.setattr(features, "SUBSET_SIZE", 61)
-    with pytest.raises(ValueError, match=r"60 reference images of heldout are too few.*at least 61"):
-        build_scores(run, scores=["classifier"], n=61)
-    build_scores(run, scores=["classifier"], n=61, reference="train")
-
-
 def test_test_digits_are_the_reference_where_there_are_some(small_mnist):
     data = mnist(str(small_mnist))
     assert len(data.labels["test"]) == 600
