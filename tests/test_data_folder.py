@@ -177,8 +177,8 @@ def test_gray_pictures_are_scaled_to_the_span_of_the_mnist_generator(tmp_path, c
     (x,) = run.data.batch(0, 18, seed=0)
     assert x.shape == (18, 1, 28, 28) and run.data.span == (0.0, 1.0)
     assert x.min() == 12 / 255 and x.max() == 19 * 12 / 255
-    with pytest.raises(ValueError, match=r"got \(3, 28, 28\).*data.channels"):
-        train_run(configure("data=image_folder", "networks=mnist", root, "data.channels=3", *sizes), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"got \(1, 28, 28\).*data.channels"):
+        train_run(configure("data=image_folder", "networks=stacked_mnist", root, *sizes), tmp_path / "other")
 
 
 # Which files are read
