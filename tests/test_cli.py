@@ -126,6 +126,17 @@ class TestTrain:
             message = command("train", *TINY, "run_dir=custom", status=1)
         assert "custom is in use by another process" in message and "Traceback" not in message
 
+    @pytest.mark.parametrize(("name", "continues"), [("train", True), ("evaluate", False)])
+    def test_second_ctrl_c_has_no_traceback(self, command, monkeypatch, name, continues):
+        def interrupt(*arguments, **options):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli.config, "build_run", interrupt)
+        monkeypatch.setattr(cli, "evaluate", interrupt)
+        output = command(name, *(TINY if name == "train" else ("run=x",)), status=130)
+        assert "stopped at once" in output and "Traceback" not in output
+        assert ("continues from the newest checkpoint" in output) == continues
+
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
     def test_interrupted_run_prints_how_to_continue(self, command, quick_pictures, monkeypatch, number):
         def interrupt(step, *arguments, **options):

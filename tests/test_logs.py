@@ -2,6 +2,7 @@ import builtins
 import io
 import json
 import subprocess
+import threading
 import time
 
 import pytest
@@ -290,3 +291,25 @@ def test_line_that_was_cut_off_is_replaced_by_the_next_one(tmp_path):
     path.write_text('{"only": ')
     logs.append_line(path, {"d": 4})
     assert path.read_text() == '{"d": 4}\n'
+
+
+def test_errors_of_other_threads_are_handled_as_before(tmp_path, monkeypatch):
+    handled = []
+    monkeypatch.setattr(threading, "excepthook", handled.append)
+    for _ in range(2):
+        logs.Log(tmp_path, 0).close()
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    assert [arguments.exc_type for arguments in handled] == [ZeroDivisionError]
+
+
+def test_error_of_the_thread_of_tensorboard_is_one_line(capsys):
+    class _AsyncWriterThread(threading.Thread):
+        """It has the name of TensorBoard's."""
+
+    handled, error = [], OSError("No space left on device")
+    for thread in (_AsyncWriterThread(), threading.Thread()):
+        logs._report_lost_events(handled.append, threading.ExceptHookArgs((OSError, error, None, thread)))
+    assert capsys.readouterr().err == "warning: TensorBoard's events are not written (No space left on device)\n"
+    assert len(handled) == 1

@@ -229,7 +229,8 @@ def main(command: str | None = None) -> None:
         _suggest_keys(config_name, [argument for argument in sys.argv[1:] if "=" in argument])
         sys.exit(1)
     except KeyboardInterrupt:  # before or after training, or a second time
-        print("stopped at once; the same command continues from the newest checkpoint", file=sys.stderr)
+        rest = "; the same command continues from the newest checkpoint" * (command == "train")
+        print(f"stopped at once{rest}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     finally:
         if failures:

@@ -1,6 +1,7 @@
 """The scores of a trained run, in a table and in FOLDER/scores.jsonl."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,14 @@ def evaluate(
     folder, torch_device = Path(run), find_device(device)
     options = {"scores": scores, "n": n, "seed": seed, "reference": reference}
     options |= {"weights": weights, "classifier": classifier}
+    data: Any = None
     rows: list[dict[str, str]] = []
     notes: dict[str, None] = {}  # in order, without repetitions
     for number, label in _list_checkpoints(folder, step):
         place = {"step": number, "read_data": True, "data_root": data_root, "trust": trust}
         trained, number = restore(folder, torch_device, **place)
+        data = data or trained.data
+        trained = replace(trained, data=data)  # the same object, so that real images are measured once
         for score in build_scores(trained, **options):
             numbers = leave_unchanged(score.compute)(trained, number)
             record = {

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,8 @@ def _tensorboard(folder: Path, start: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # the extra is not installed
         return None
-    threading.excepthook = _report_lost_events
+    if getattr(threading.excepthook, "func", None) is not _report_lost_events:
+        threading.excepthook = partial(_report_lost_events, threading.excepthook)
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
     if (folder / "config.yaml").exists():
         board.add_text("config", _format_code((folder / "config.yaml").read_text()), start)
@@ -281,12 +283,16 @@ def _format_code(text: str) -> str:
     return "".join(f"    {line}\n" for line in text.removesuffix("\n").split("\n"))
 
 
-def _report_lost_events(arguments: threading.ExceptHookArgs, default: Any = threading.excepthook) -> None:
-    """Say in one line that TensorBoard's own thread cannot write, as on a full disk. Other threads fail as always."""
+def _report_lost_events(before: Callable[[Any], None], arguments: threading.ExceptHookArgs) -> None:
+    """Say in one line that TensorBoard's own thread cannot write, as on a full disk.
+
+    Args:
+        before: what handles the errors of all other threads.
+    """
     if type(arguments.thread).__name__ == "_AsyncWriterThread":
         _warn_of_lost_events(arguments.exc_value)
     else:
-        default(arguments)
+        before(arguments)
 
 
 def _warn_of_lost_events(error: BaseException | None) -> None:

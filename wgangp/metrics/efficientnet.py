@@ -16,7 +16,7 @@ from wgangp.metrics.features import WIDTHS, FeatureSpace, require_library
 __all__ = ["load_efficientnet"]
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-SIZE = 128  # pixels. The network was trained with 224, which takes three times as long
+SIZE = 128  # pixels. The network was trained with 224, which takes longer
 
 
 @lru_cache(maxsize=1)
