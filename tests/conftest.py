@@ -11,6 +11,7 @@ from helpers import ROOT, Linear, smooth_critic, train_run, use_quick_pictures, 
 from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from labeled import LabeledCritic, LabeledGenerator
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -46,8 +47,15 @@ def _seeded():
 
 @pytest.fixture(autouse=True)
 def _few_cells(monkeypatch):
-    """The search for the interval in the log ends early. It would take half a second per report."""
+    """The search for the interval in logs and figures ends early. It would take half a second per report."""
     monkeypatch.setattr("wgangp.report.BOX_CELLS", 64)
+
+
+@pytest.fixture(autouse=True)
+def _quick_layout(request, monkeypatch):
+    """Draw without the search for a layout, which takes two thirds of the time of a picture."""
+    if not request.node.get_closest_marker("layout"):
+        monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
 
 
 @pytest.fixture
@@ -128,6 +136,13 @@ def quick_compile(monkeypatch):
 def quick_pictures(monkeypatch):
     """Training without matplotlib."""
     use_quick_pictures(monkeypatch)
+
+
+@pytest.fixture
+def quick_reports(monkeypatch):
+    """Training without the analysis of the critic, which takes most of the rest of the time of a short run."""
+    monkeypatch.setattr("wgangp.train.lipschitz_report", lambda *_: {"largest_quotient": 1.0})
+    monkeypatch.setattr("wgangp.trial.check_per_sample", lambda *_, **__: None)
 
 
 @pytest.fixture

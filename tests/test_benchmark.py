@@ -191,8 +191,9 @@ def check_smoke_run(folder, monkeypatch, capsys, names, variants):
     assert {r["case"] for r in read_lines(folder / "cpu.jsonl")} == {"toy MLP"}
 
 
-def test_smoke_run_measures_every_case_and_keeps_earlier_records(tmp_path, monkeypatch, capsys, no_compile):
-    check_smoke_run(tmp_path, monkeypatch, capsys, tuple(CASES), ("eager", "compiled"))
+@pytest.mark.parametrize("names", [("toy MLP", "text"), pytest.param(tuple(CASES), marks=pytest.mark.slow)])
+def test_smoke_run_measures_the_cases_and_keeps_earlier_records(tmp_path, monkeypatch, capsys, no_compile, names):
+    check_smoke_run(tmp_path, monkeypatch, capsys, names, ("eager", "compiled"))
 
 
 @pytest.mark.slow

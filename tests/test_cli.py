@@ -36,6 +36,11 @@ FIGURE = ("figure.width=4", "figure.steps=1", "figure.batch_size=8", "seeds=[0]"
 SIZES = ("n=60", "starts=9", "ascent=3", "device=cpu")
 
 
+@pytest.fixture(autouse=True)
+def _quick_reports(quick_reports):
+    pass
+
+
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
     """command("train", "seed=1", ...) runs scripts/train.py in the user's folder, and returns all that it prints."""

@@ -19,6 +19,8 @@ FIGURES = [name for name in FIGURES if (ROOT / "results" / name / "records.jsonl
 PICTURES = ("curves", "surface", "lipschitz", *FIGURES)
 PAGE, COLUMN = 830, 400  # pixels: the widths of a picture on a page of GitHub, and in one of README's two columns
 
+pytestmark = pytest.mark.layout
+
 
 def read_pixels(path):
     """The pixels (H, W, 3) of a picture."""
