@@ -53,7 +53,7 @@ def search_briefly(*arguments, **options):
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch, quick_pictures):
+def _small(monkeypatch, quick_pictures, quick_reports):
     monkeypatch.setattr(fixed_generator, "POINTS", 40)
     for module in (fixed_generator, lipschitz_table, korotin):
         monkeypatch.setattr(module, "lipschitz_on_box", search_briefly)

@@ -21,7 +21,7 @@ SMALL = {"width": 4, "batch_size": 4, "samples": 12}
 
 
 @pytest.fixture(autouse=True)
-def _quick(quick_pictures, small_features):
+def _quick(quick_pictures, quick_reports, small_features):
     pass
 
 

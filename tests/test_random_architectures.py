@@ -217,7 +217,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def figure(pictures, quick_pictures, small_features):
+def figure(pictures, quick_pictures, quick_reports, small_features):
     """The figure at a tiny size."""
     options = {"widths": [2, 3], "steps": 1, "batch_size": 2, "samples": 12}
     return RandomArchitectures(draws=1, **options, data="image_folder", data_root=str(pictures))

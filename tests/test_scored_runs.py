@@ -31,7 +31,7 @@ TINY = [
 
 
 @pytest.fixture(autouse=True)
-def _quick(quick_pictures, small_features, monkeypatch):
+def _quick(quick_pictures, quick_reports, small_features, monkeypatch):
     monkeypatch.setattr(image_runs, "LINES", 4)
 
 
