@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from wgangp.checkpoint import write_atomic
-from wgangp.results import render_origins, render_summary
+from wgangp.results import render_evidence, render_origins, render_summary
 
 if __name__ == "__main__":
     root = Path(__file__).parent.parent
-    for path, render in ((root / "README.md", render_summary), (root / "results" / "README.md", render_origins)):
-        write_atomic(path, render(path.read_text(), root / "results"))
+    results, readme, page = root / "results", root / "README.md", root / "results" / "README.md"
+    write_atomic(readme, render_evidence(readme.read_text(), results))
+    write_atomic(page, render_summary(render_origins(page.read_text(), results), results))

@@ -1,6 +1,6 @@
 """Mutation testing: change one place of the package, and see whether a test fails.
 
-    python tests/mutate.py map                                  # once: which tests execute which line; 20 minutes
+    python tests/mutate.py map                                  # once: which tests execute which line
     python tests/mutate.py run --mutants 30 --seed 0            # 30 mutants of each module; continues where it stopped
 
 A mutant that no test notices has survived: a test is missing, or the mutant computes the same as the original
@@ -20,11 +20,13 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 COPY = ROOT / "runs" / "mutate"
+MAP, LINES = COPY.with_suffix(".json"), COPY.with_suffix(".coverage")
 MODULES = [
     *("gradients", "penalty", "losses", "step", "compiled", "certify", "lipschitz", "checkpoint", "distributed"),
     *("networks/layers", "data/toy", "data/images", "data/folder", "data/stream", "data/text", "data/pairs"),
@@ -100,29 +102,30 @@ def _walk_skipped(node: ast.AST) -> list[ast.AST]:
 
 
 def map_tests() -> None:
-    """Run the default tests once, in the copy, and record the lines that each executes, and its seconds."""
+    """Run the default tests once, in the copy, and record which lines each executes, its seconds, and which fail."""
     _copy_tree()
     arguments = ["-q", "-n", "2", "-p", "no:cacheprovider", "--cov=wgangp", "--cov-context=test", "--cov-report="]
-    log = COPY.parent / "mutate_map.log"
-    with log.open("w") as file:
-        command = [sys.executable, "-m", "pytest", *arguments, "--durations=0", "--durations-min=0"]
-        subprocess.run(command, cwd=COPY, env=_environment(), stdout=file, check=False)
+    command = [sys.executable, "-m", "pytest", *arguments, "--durations=0", "--durations-min=0"]
+    done = subprocess.run(command, cwd=COPY, env=_environment(), capture_output=True, text=True, check=False)
     seconds: dict[str, float] = collections.defaultdict(float)
-    for line in log.read_text().splitlines():
+    failed = []  # for example because the copy is no git repository
+    for line in done.stdout.splitlines():
         parts = line.split(maxsplit=2)
         if len(parts) == 3 and parts[1] in ("call", "setup") and parts[0].endswith("s"):
             seconds[parts[2]] += float(parts[0][:-1])
-    (COPY.parent / "mutate_seconds.json").write_text(json.dumps(seconds))
-    shutil.copy(COPY / ".coverage", COPY.parent / "mutate_coverage")
+        if line.startswith(("FAILED ", "ERROR ")):
+            failed.append(parts[1])
+    MAP.write_text(json.dumps({"seconds": seconds, "failed": failed}))
+    shutil.copy(COPY / ".coverage", LINES)
 
 
 def choose_tests(module: str, lines: range) -> list[str]:
     """Return the tests that execute any of the lines of a module, the quickest first; then its own test file."""
     from coverage import CoverageData
 
-    data = CoverageData(str(COPY.parent / "mutate_coverage"))
+    data = CoverageData(str(LINES))
     data.read()
-    seconds = json.loads((COPY.parent / "mutate_seconds.json").read_text())
+    seconds = json.loads(MAP.read_text())["seconds"]
     (path,) = [file for file in data.measured_files() if file.endswith(f"/wgangp/{module}.py")]
     contexts = data.contexts_by_lineno(path)
     names = {context.partition("|")[0] for line in lines for context in contexts.get(line, [])} - {""}
@@ -137,16 +140,17 @@ def choose_tests(module: str, lines: range) -> list[str]:
 
 
 def run(mutants: int, seed: int, out: Path, modules: list[str]) -> None:
-    """Test mutants of each module and append one JSON line per mutant to a file. Those in the file are not run again."""
+    """Test mutants of each module and append one JSON line per mutant to a file. Those in the file are left out."""
     _copy_tree()
     os.chdir(COPY)
     sys.path[:0] = [str(COPY), str(COPY / "tests")]
     os.environ |= _environment()
     sys.dont_write_bytecode = True
-    import hydra  # noqa: F401 - all that takes long to import, and no part of the package
-    import matplotlib.pyplot  # noqa: F401
-    import pytest  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401 - what takes long to import, and no part of the package
+    import omegaconf  # noqa: F401
+    import scipy.optimize  # noqa: F401
     import torch
+    import torchvision  # noqa: F401
 
     torch.set_num_threads(1)
     tested = {json.loads(line)["id"] for line in out.read_text().splitlines()} if out.exists() else set()
@@ -154,6 +158,9 @@ def run(mutants: int, seed: int, out: Path, modules: list[str]) -> None:
     for module in modules:
         path = COPY / "wgangp" / f"{module}.py"
         source = path.read_text()
+        control = _test(choose_tests(module, range(1, 10_000))[:50])
+        if control != "survived":
+            raise RuntimeError(f"{module}: tests fail without any change: {COPY.parent / 'mutate_last.log'}")
         choices = sorted(set(find_mutants(source)))
         for begin, end, part in random.Random(f"{seed} {module}").sample(choices, min(mutants, len(choices))):
             content = source.encode()
@@ -194,8 +201,13 @@ def _test(tests: list[str]) -> str:
 
         code = 3
         try:
-            code = pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-m", "not gpu", *tests])
+            failed = [f"--deselect={name}" for name in json.loads(MAP.read_text())["failed"]]
+            code = pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *failed, *tests])
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(int(code))
     deadline = time.monotonic() + LIMIT_S
     while True:

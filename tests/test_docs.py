@@ -1,11 +1,14 @@
 """README and docs are true: their commands, tables, links, keys and metrics."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 
 import pytest
+import test_networks
+import test_zoo
 import torch
 import yaml
 from helpers import ROOT
@@ -13,8 +16,9 @@ from omegaconf import OmegaConf
 
 import wgangp
 from wgangp.config import CONF, TRAIN_KEYS, build, build_run, train_options
+from wgangp.figures.digest import stamp
 from wgangp.logs import read_metrics
-from wgangp.results import render_origins, render_summary
+from wgangp.results import COUNTED_NETWORKS, render_evidence, render_origins, render_summary
 from wgangp.train import train
 
 README = (ROOT / "README.md").read_text()
@@ -41,19 +45,49 @@ def test_readme_has_exactly_two_set_up_commands():
 def test_readme_has_at_most_120_lines_and_no_long_one():
     lines = README.splitlines()
     assert len(lines) <= 120
-    assert max(map(len, lines)) <= 180  # a table row with two links
+    assert max(len(line) for line in lines if not line.startswith("|")) <= 180
+    assert max(map(len, lines)) <= 220  # a row of a table
 
 
 def test_tables_are_rendered_from_results():
     results = ROOT / "results"
-    assert render_summary(README, results) == README, "run: python scripts/render.py"
+    assert render_evidence(README, results) == README, "run: python scripts/render.py"
     page = (results / "README.md").read_text()
-    assert render_origins(page, results) == page, "run: python scripts/render.py"
+    assert render_summary(render_origins(page, results), results) == page, "run: python scripts/render.py"
 
 
-def test_summary_table_has_four_columns():
-    block = README.split("<!-- rendered by scripts/render.py -->\n")[1].splitlines()
-    assert block[0].count("|") == 5
+def test_evidence_is_four_rows_and_says_what_was_not_run(tmp_path):
+    block = README.split("<!-- rendered by scripts/render.py -->\n")[1].split("<!-- /rendered -->")[0].splitlines()
+    assert len(block) == 6 and {line.count("|") for line in block} == {6}
+    assert render_evidence(README, tmp_path).count("| not run yet | 0 |") == 3
+
+
+def test_evidence_has_medians_and_ranges_over_the_right_rows(tmp_path):
+    def write(folder, records):
+        (tmp_path / folder).mkdir()
+        lines = [json.dumps(stamp({"seed": i, **record})) for i, record in enumerate(records)]
+        (tmp_path / folder / "records.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+    pair = {"distance": 2.0, "published": 1.8, "published_distance": 2.0, "corrected": 1.9, "proved": 1.0}
+    pairs = [{"critic": "two-sided", "gap": gap} for gap in (2.2, 2.4, 0.8)] + [{"critic": "one-sided", "gap": 9.0}]
+    write("korotin", [pair | record for record in pairs])
+    rows = ("one norm per sample", "one norm per sample", "norms over the channels, eps per element")
+    covered = zip(rows, (900, 1000, 500), (True, True, True), strict=True)
+    runs = [{"row": row, "modes_covered": [0, n], "finite": finite, "steps": [0, 7000]} for row, n, finite in covered]
+    write("stacked_mnist", [*runs, {"row": rows[0], "modes_covered": [], "finite": False, "steps": []}])
+    point = {"constraint": "two-sided", "slopes": {"interpolates": {"mean": 1.02}}, "w1": [0.7, 0.9]}
+    write("lipschitz_table", [point | {"constant": [1.0, high]} for high in (1.5, 1.9)])
+
+    text = render_evidence(README, tmp_path)
+    assert "| WGAN-GP -10% (-10%) | gap +10% (-60%), corrected -5% (-5%), proved -50% (-50%) | 3 |" in text
+    assert "| one norm 950 (900 to 1000), their norms 500 (500) after 7,000 updates | 4 |" in text
+    assert "| constant 1.50 to 1.90; mean slope 1.02; 1 + W1 / (2 lambda) is 1.04 | 2 |" in text
+
+
+def test_number_of_networks_with_counted_parameters_is_true():
+    (counts,) = (mark.args[1] for mark in test_networks.test_parameter_counts_are_those_of_the_released_code.pytestmark)
+    (zoo,) = (mark.args[1] for mark in test_zoo.test_parameter_counts_are_those_of_the_released_code.pytestmark)
+    assert len(counts) + len(zoo) + 2 == COUNTED_NETWORKS  # two of the character model
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

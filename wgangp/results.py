@@ -1,12 +1,19 @@
-"""The tables of README.md and results/README.md, rendered from the run folders in results/."""
+"""The tables of README.md and results/README.md, rendered from the folders in results/."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
+from wgangp.figures.common import count_seeds, select
+from wgangp.figures.digest import read_records
 from wgangp.logs import describe_hardware, read_lines, read_metrics
 from wgangp.tables import markdown_table, replace_block
 
-__all__ = ["render_origins", "render_summary"]
+__all__ = ["COUNTED_NETWORKS", "render_evidence", "render_origins", "render_summary"]
+
+COUNTED_NETWORKS = 28  # networks whose parameters tests/ count, against those of the released code
+NOT_RUN = "not run yet"
+LAMBDA = 10.0  # of the critics in the table of evidence
 
 RUNS = {  # folder in results/ -> what a reader types
     "toy": "`scripts/train.py` (8 Gaussians)",
@@ -16,10 +23,89 @@ RUNS = {  # folder in results/ -> what a reader types
     "cifar_resnet_gpu": "`experiment=cifar_resnet`, bf16 (also the penalty), on JPEG copies of CIFAR-10, GPU",
 }
 BEGIN, END = "<!-- rendered by scripts/render.py -->", "<!-- /rendered -->"
+BEGIN_RUNS, END_RUNS = "<!-- numbers of the runs, rendered by scripts/render.py -->", "<!-- /numbers of the runs -->"
 
 
-def render_summary(readme: str, results: Path) -> str:
-    """Return README.md with its table of results: one row per run."""
+def render_evidence(readme: str, results: Path) -> str:
+    """Return README.md with its table of evidence: four rows, what was published beside what was measured here."""
+    rows = [
+        {
+            "question": "Are the networks those of the released code?",
+            "published": f"parameters of {COUNTED_NETWORKS} networks",
+            "here": f"{COUNTED_NETWORKS} of {COUNTED_NETWORKS} are equal; initial values and padding are tests",
+            "seeds": "",
+            "command": "`python -m pytest tests/test_networks.py`",
+        },
+        {"question": "Is a known W1 estimated? Error, 12 pairs: median (worst)"}
+        | _compare_distances(results / "korotin"),
+        {"question": "Stacked MNIST: modes of 1,000"} | _compare_modes(results / "stacked_mnist"),
+        {"question": "How Lipschitz is the critic? lambda = 10, 3 data sets"}
+        | _compare_constants(results / "lipschitz_table"),
+    ]
+    return replace_block(readme, BEGIN, END, markdown_table(rows))
+
+
+def _compare_distances(folder: Path) -> dict[str, str]:
+    """Return the row of the distances that are known."""
+    runs = select(read_records(folder), critic="two-sided")
+
+    def describe(name: str, values: list[float]) -> str:
+        return f"{name} {statistics.median(values):+.0%} ({max(values, key=abs):+.0%})"
+
+    errors = {name: [run[name] / run["distance"] - 1 for run in runs] for name in ("gap", "corrected", "proved")}
+    theirs = [run["published"] / run["published_distance"] - 1 for run in runs]
+    return {
+        "published": describe("WGAN-GP", theirs) if runs else "Korotin et al. 2022",
+        "here": ", ".join(describe(name, values) for name, values in errors.items()) if runs else NOT_RUN,
+        "seeds": _count(runs),
+        "command": "`scripts/reproduce.py figure=korotin`",
+    }
+
+
+def _compare_modes(folder: Path) -> dict[str, str]:
+    """Return the row of the modes of Stacked MNIST, after the last update of each run."""
+    runs, texts = read_records(folder), []
+    for row, name in {
+        "one norm per sample": "one norm",
+        "norms over the channels, eps per element": "their norms",
+    }.items():
+        if values := [run["modes_covered"][-1] for run in select(runs, row=row) if run["finite"]]:
+            texts.append(f"{name} {statistics.mean(values):.0f} ({_range(values, '.0f')})")
+    return {
+        "published": "WGAN-GP 959 (Kumar et al. 2019, norms over channels)",
+        "here": ", ".join(texts) + f" after {runs[0]['steps'][-1]:,} updates" if texts else NOT_RUN,
+        "seeds": _count(runs),
+        "command": "`scripts/reproduce.py figure=stacked_mnist`",
+    }
+
+
+def _compare_constants(folder: Path) -> dict[str, str]:
+    """Return the row of the exact Lipschitz constants."""
+    runs = select(read_records(folder), constraint="two-sided")
+    constants = [run["constant"][1] for run in runs]
+    slopes = [run["slopes"]["interpolates"]["mean"] for run in runs]
+    expected = [1 + statistics.mean(run["w1"]) / (2 * LAMBDA) for run in runs]
+    return {
+        "published": "no constant",
+        "here": f"constant {_range(constants)}; mean slope {_range(slopes)}; 1 + W1 / (2 lambda) is {_range(expected)}"
+        if runs
+        else NOT_RUN,
+        "seeds": _count(runs),
+        "command": "`scripts/reproduce.py figure=lipschitz_table`",
+    }
+
+
+def _range(values: list[float], form: str = ".2f") -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
+def _count(runs: list[dict[str, Any]]) -> str:
+    return count_seeds(runs).split()[0] if runs else "0"
+
+
+def render_summary(page: str, results: Path) -> str:
+    """Return results/README.md with its table of results: one row per run."""
     rows = []
     for name, command in RUNS.items():
         last, seconds, _ = _read_run(results / name)
@@ -35,7 +121,7 @@ def render_summary(readme: str, results: Path) -> str:
                 "result": outcome,
             }
         )
-    return replace_block(readme, BEGIN, END, markdown_table(rows))
+    return replace_block(page, BEGIN_RUNS, END_RUNS, markdown_table(rows))
 
 
 def render_origins(readme: str, results: Path) -> str:
