@@ -101,6 +101,8 @@ def test_parts_that_do_not_fit_are_refused():
         critic_step(critic, optimizer, real, real[:6], accumulate=2)
     with pytest.raises(ValueError, match=r"gradient_norm does not work .* accumulate > 1"):
         critic_step(critic, optimizer, real, real, accumulate=2, regularize_gradient_norm=0.1)
+    with pytest.raises(ValueError, match=r"gradient_norm does not work .* accumulate > 1"):
+        generator_step(nn.Linear(3, 3), critic, optimizer, real, accumulate=2, regularize_gradient_norm=0.1)
 
 
 @pytest.fixture
