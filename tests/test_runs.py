@@ -4,15 +4,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from wgangp import config
+from wgangp.folders import claim_folder, find_folder, read_config
 from wgangp.runs import (
     ADDED,
     MOVED,
     NOT_COMPUTED,
-    claim_folder,
     find_differing_keys,
-    find_folder,
     normalize_overrides,
-    read_config,
     run_name,
     select_computed,
 )

@@ -23,6 +23,7 @@ from wgangp.compiled import build_computation
 from wgangp.data.toy import gaussians8
 from wgangp.logs import read_lines
 from wgangp.losses import Wasserstein
+from wgangp.match import _match_strides
 from wgangp.metrics.scores import Score
 from wgangp.report import draw_curves, lipschitz_report, picture, report
 from wgangp.results import render_origins
@@ -30,7 +31,7 @@ from wgangp.runs import Run
 from wgangp.seeds import draw_latent, rng_for
 from wgangp.signals import STOP_SIGNALS
 from wgangp.step import critic_step, generator_step
-from wgangp.train import Clip, _match_strides, train, update
+from wgangp.train import Clip, train, update
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 

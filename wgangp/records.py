@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wgangp.folders import read_config
 from wgangp.logs import read_lines, read_metrics
 from wgangp.metrics.scores import MAIN
-from wgangp.runs import find_differing_keys, read_config, select_computed
+from wgangp.runs import find_differing_keys, select_computed
 
 __all__ = ["PLACES", "Content", "Groups", "Measure", "group_runs", "read_folder"]
 
