@@ -19,7 +19,16 @@ from wgangp.checks import check_not_wrapped
 from wgangp.compiled import Computation, build_computation
 from wgangp.distributed import World
 from wgangp.files import refuse_links
-from wgangp.logs import Log, Progress, amend_last_line, append_line, collect_provenance, read_metrics
+from wgangp.logs import (
+    Log,
+    Progress,
+    amend_last_line,
+    append_line,
+    collect_provenance,
+    read_lines,
+    read_metrics,
+    read_timing,
+)
 from wgangp.losses import merge_terms
 from wgangp.match import load_state
 from wgangp.metrics.scores import Score, find_best
@@ -132,17 +141,19 @@ def train(
     ):
         while True:
             # What is due at this step?
-            done, stop = step >= steps, world.any(bool(received))
+            done = step >= steps
             lipschitz_due = step % lipschitz_every == 0 or done
             evaluate_due = evaluate_every is not None and (step % evaluate_every == 0 or done)
             report_due = step % log_every == 0 or lipschitz_due or evaluate_due
             picture_due = step % sample_every == 0 or done
+            lost = log.find_lost() if log and report_due else ""
+            stop = world.any(bool(received or lost))
             checkpoint_due = step % checkpoint_every == 0 or evaluate_due or done or stop
             if report_due or picture_due or checkpoint_due:
                 _check_finite(unchecked, folder)
 
             # Report.
-            if report_due and log:
+            if report_due and log and not lost:
                 values = report(run, step, report_size)
                 _require_finite(step, values, folder)
                 if lipschitz_due:
@@ -171,6 +182,10 @@ def train(
                 save(folder / "checkpoints", step, *collect_state(run, step), kept=best.values())
 
             # Done?
+            if lost:
+                raise ValueError(
+                    f"{lost}. A checkpoint of step {step} is saved: put the file back, and run the same command again"
+                )
             if done or stop:
                 return step
 
@@ -245,11 +260,12 @@ def _restore(run: Run, folder: Path, device: torch.device) -> int:
     """Load the newest good checkpoint into the run and return its step; 0 if there is none.
 
     Raises:
-        ValueError: there are checkpoints, and none fits the run; a log without a checkpoint; a link leads out of it.
+        ValueError: there are checkpoints, and none fits the run; there is a log without a checkpoint; a log is damaged;
+            a link leads out of the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
-    log = read_metrics(folder / "metrics.jsonl")
+    log, *_ = read_metrics(folder / "metrics.jsonl"), read_timing(folder), read_lines(folder / "provenance.jsonl")
     step = load_latest(folder / "checkpoints", device, partial(load_state, run))
     if step is None and any(record["step"] > 0 for record in log):
         raise ValueError(

@@ -27,7 +27,7 @@ from wgangp.config import BUDGETS, CONF, build, build_run, find_device, train_op
 from wgangp.figures.common import count_seeds
 from wgangp.figures.digest import read_records, stamp
 from wgangp.folders import claim_folder, load_config
-from wgangp.logs import append_line, collect_provenance, describe_hardware, read_lines
+from wgangp.logs import append_line, collect_provenance, describe_hardware, read_timing
 from wgangp.runs import Run, run_name
 from wgangp.tables import markdown_table, replace_block
 from wgangp.train import train
@@ -181,7 +181,7 @@ def _measure(
 ) -> dict[str, Any] | str:
     """Measure one cell. Returns its record, or a message if the run failed: it must not stop the other runs."""
     print(f"{number}: {label}", flush=True)
-    seconds_before = max((line["elapsed_s"] for line in read_lines(folder / "timing.jsonl")), default=0.0)
+    seconds_before = max((line["elapsed_s"] for line in read_timing(folder)), default=0.0)
     start_time = time.monotonic()
     try:
         numbers = figure.measure(cell, seed, folder, device)
