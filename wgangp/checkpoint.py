@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from wgangp.files import read_file, write_file
-from wgangp.match import MisfitError, require_match
+from wgangp.match import MisfitError, list_differences, require_match
 
 __all__ = ["check_finite", "list_checkpoints", "load_latest", "load_step", "save", "write_atomic"]
 
@@ -32,8 +32,8 @@ def save(
 ) -> Path:
     """Write the checkpoint of a step and return its path.
 
-    Older checkpoints that are good are deleted, but for the newest two and those that are kept. Good is one that is
-    undamaged and fits the state that is written. Others, and files of later steps, stay and do not count.
+    Older checkpoints are deleted if two newer ones are good: undamaged and like the state that is written. Those that
+    are not good, and those of later steps, stay and do not count.
 
     Args:
         state: tensors, numbers and strings, and lists, tuples and dicts of them.
@@ -69,20 +69,19 @@ def check_finite(step: int, state: dict[str, Any], buffers: Collection[str] = ()
     Args:
         buffers: the names of buffers, for example state['critic']['mask'].
     """
-    for name, value in _flatten(state):
-        if not value.isfinite().all() and (name not in buffers or value.isnan().any()):
-            reason = "NaN in it" if name in buffers else "values that are not finite"
-            remedy = "Try a lower optim.lr" if step else "Weights must be finite; a buffer may have inf, and no NaN"
-            raise ValueError(f"step {step}: {name} has {reason}, so no checkpoint can be written. {remedy}")
+    problem = next(list_differences("state", state, state, buffers), None)
+    if problem:
+        remedy = "Try a lower optim.lr" if step else "Weights must be finite; a buffer may have inf, and no NaN"
+        raise ValueError(f"step {step}: {problem}, so no checkpoint can be written. {remedy}")
 
 
 def load_latest(folder: Path, device: torch.device | str = "cpu", fit: Fit | None = None) -> Any:
     """Return fit(state, step) of the newest good checkpoint, or None if there are no checkpoints.
 
-    No file is changed. A checkpoint that is not good is reported on stderr, and the next older one is loaded.
+    No file is changed. Newer ones that are not good are reported on stderr.
 
     Args:
-        fit: raises MisfitError for a state that does not fit. None: every state fits, and the state is returned.
+        fit: raises MisfitError for a state that does not fit. None: the state is returned as it is.
 
     Raises:
         ValueError: there are checkpoints, but none of them is good.
@@ -188,11 +187,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _flatten(state: Any, name: str = "state") -> list[tuple[str, torch.Tensor]]:
-    """Return the tensors of a state, by name."""
-    if isinstance(state, torch.Tensor):
-        return [(name, state)]
-    items = state.items() if isinstance(state, dict) else ()
-    return [pair for key, value in items for pair in _flatten(value, f"{name}[{key!r}]")]

@@ -51,9 +51,7 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write a file. After a crash it is either the old one or the new one, never a part of it.
 
     It is written under a random name in the same folder, synced to the disk and renamed. A link at path is replaced.
-
-    Raises:
-        OSError: as usual; it names the path. The old file is unchanged.
+    OSError names the path.
     """
     temporary = path.with_name(UNFINISHED + secrets.token_hex(8))  # as mkstemp, which would make it private
     try:

@@ -8,10 +8,10 @@ another seed or network is found, and moments of another shape, which a fused op
 import copy
 import json
 import math
-import reprlib
 import sys
 from collections.abc import Collection, Iterator
 from functools import partial
+from reprlib import repr as shorten
 from typing import Any
 
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from wgangp.runs import Run, collect_state, collect_stateful, find_differing_keys
 
-__all__ = ["MisfitError", "load_state", "require_match", "require_owner"]
+__all__ = ["MisfitError", "list_differences", "load_state", "require_match", "require_owner"]
 
 OPTIMIZERS = ("optim_generator", "optim_critic")
-EXACT = ("step", "shape", "span", "symbols", "data", "identity")  # what is equal in all checkpoints, but for the step
+HEADER = ("step", "shape", "span", "symbols", "data")
 KNOWN = ("torch.optim.", "wgangp.optim.")  # optimizers whose options do not change during training
 LARGEST_SAMPLE = 2**24  # numbers; an image of 3 x 2048 x 2048 has fewer
 
@@ -32,13 +32,9 @@ class MisfitError(ValueError):
 
 
 def load_state(run: Run, state: Any, step: int) -> int:
-    """Load the state of a checkpoint into a run, if it fits, and return its step.
+    """Load the state of a checkpoint into a run, and return the step in its file name. MisfitError: nothing is loaded.
 
-    Args:
-        step: in the name of the file.
-
-    Raises:
-        MisfitError: the state does not fit. The run is unchanged.
+    A checkpoint of an earlier version does not say whose it is; it is loaded with a warning.
     """
     expected, buffers = collect_state(run, step)
     if step > 0:
@@ -71,20 +67,21 @@ def require_match(state: Any, expected: dict[str, Any], step: int, buffers: Coll
         config = expected["identity"]["config"] or {}
         require_owner(state, step, **expected["identity"])
         if "identity" not in state:  # of an earlier version, whose data has another sha256, too
-            expected = {name: value for name, value in expected.items() if name not in ("identity", "data")}
-            state = {name: value for name, value in state.items() if name != "data"}
+            expected, state = ({k: v for k, v in x.items() if k not in ("identity", "data")} for x in (expected, state))
         elif state.get("data") != expected["data"]:
             raise MisfitError(
                 "the data is not the data that it was trained on (its sha256 differs): set data.root, data.path or"
                 " data_root= back"
             )
-    expected = {key: partial(_list_inequalities, v) if key in EXACT else v for key, v in expected.items()}
+    if "identity" in expected:
+        expected["identity"] = lambda *_: ()  # keys of the config that are new have a default: see find_differing_keys
+    expected |= {name: partial(_list_inequalities, expected[name]) for name in HEADER if name in expected}
     for name in (name for name in OPTIMIZERS if name in expected):
         options = partial(_list_option_problems, expected[name]["param_groups"], config)
         expected[name] = {**expected[name], "param_groups": options}
-        if step == 0 and _is_empty(state.get(name)):  # there are no moments before the first update
+        if step == 0 and isinstance(state.get(name), dict) and state[name].get("state") == {}:  # no update yet
             expected[name]["state"] = {}
-    problem = next(_list_differences("state", state, expected, buffers), None)
+    problem = next(list_differences("state", state, expected, buffers), None)
     if problem:
         raise MisfitError(problem)
 
@@ -92,104 +89,93 @@ def require_match(state: Any, expected: dict[str, Any], step: int, buffers: Coll
 def require_owner(state: Any, step: int, seed: int, config: dict[str, Any] | None) -> None:
     """Raise MisfitError unless a state has the step, the seed and the config of a run, and a possible shape.
 
-    A checkpoint of an earlier version does not have seed and config: these are then not compared.
-
     Args:
-        config: flat keys that change a number. None here or there: not compared.
+        config: flat keys that change a number; None: not compared.
     """
     if not isinstance(state, dict):
         raise MisfitError(f"it holds a {type(state).__name__}, and no dict")
     if type(state.get("step")) is not int or state["step"] != step:
-        raise MisfitError(f"its step is {reprlib.repr(state.get('step'))}, and its name says {step}")
-    shape, span, symbols = state.get("shape"), state.get("span"), state.get("symbols", [])
+        raise MisfitError(f"its step is {shorten(state.get('step'))}, and its name says {step}")
+    shape, span = state.get("shape"), state.get("span")
     if not _is_list(shape, int) or min(shape, default=1) < 1 or math.prod(shape) > LARGEST_SAMPLE:
-        raise MisfitError(f"its shape is {reprlib.repr(shape)}, which no sample has")
+        raise MisfitError(f"its shape is {shorten(shape)}, which no sample has")
     if not _is_list(span, float, int) or len(span) != 2 or not -math.inf < span[0] < span[1] < math.inf:
-        raise MisfitError(f"its span is {reprlib.repr(span)}, which is no range (low, high)")
-    if not _is_list(symbols, str) or type(state.get("data", "")) is not str:
+        raise MisfitError(f"its span is {shorten(span)}, which is no range (low, high)")
+    if not _is_list(state.get("symbols", []), str) or type(state.get("data", "")) is not str:
         raise MisfitError("its symbols or its sha256 of the data are no texts")
-    identity = state.get("identity", {"seed": seed, "config": None})
-    if not isinstance(identity, dict) or identity.keys() != {"seed", "config"}:
-        raise MisfitError("it does not say whose it is")
-    if type(identity["seed"]) is not int or identity["seed"] != seed:
-        raise MisfitError(f"seed: {reprlib.repr(identity['seed'])} there, {seed} in this run")
+    if "identity" not in state:
+        return
     try:
-        saved = json.loads(json.dumps(identity["config"]))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise MisfitError("its config is not plain") from error
-    if not isinstance(saved, dict | None):
-        raise MisfitError("its config is no dict")
-    if saved is not None and config is not None and (differing := find_differing_keys([saved, config])):
-        values = [reprlib.repr(values.get(differing[0])) for values in (saved, config)]
+        identity = json.loads(json.dumps(state["identity"]))
+        saved_seed, saved = identity["seed"], identity["config"] or {}
+        differing = find_differing_keys([saved, config]) if config is not None else []
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise MisfitError("it does not say whose it is") from error
+    if type(saved_seed) is not int or saved_seed != seed:
+        raise MisfitError(f"seed: {shorten(saved_seed)} there, {seed} in this run")
+    if differing:
+        values = [shorten(values.get(differing[0])) for values in (saved, config)]
         raise MisfitError(f"{differing[0]}: {values[0]} there, {values[1]} in this run")
 
 
-def _list_differences(name: str, value: Any, expected: Any, buffers: Collection[str]) -> Iterator[str]:
+def list_differences(name: str, value: Any, expected: Any, buffers: Collection[str]) -> Iterator[str]:
     """Yield, in words, what of a value does not have the type, the shape or the names that are expected.
 
     Args:
         expected: an example; or a function (name, value) -> problems.
     """
     if isinstance(expected, Tensor):
-        yield from _list_tensor_problems(name, value, expected, buffers)
+        if not isinstance(value, Tensor) or value.is_meta:
+            yield f"{name} is no tensor with values"
+        elif (value.dtype, value.layout) != (expected.dtype, expected.layout):
+            yield f"{name} is of the type {value.dtype}, and not {expected.dtype}"
+        elif value.shape != expected.shape:
+            yield f"{name} has the shape {shorten(tuple(value.shape))}, and not {tuple(expected.shape)}"
+        elif not value.isfinite().all() and (name not in buffers or value.isnan().any()):
+            yield f"{name} has {'NaN in it' if name in buffers else 'values that are not finite'}"
     elif callable(expected):
         yield from expected(name, value)
     elif isinstance(expected, dict) and isinstance(value, dict):
         yield from (f"{name} has no {key!r}" for key in expected if key not in value)
-        extra = (reprlib.repr(key) for key in value if key not in expected)
+        extra = (shorten(key) for key in value if key not in expected)
         yield from (f"{name} has {key}, which the run does not have" for key in extra)
         for key, child in expected.items():
-            yield from _list_differences(f"{name}[{key!r}]", value[key], child, buffers)
+            yield from list_differences(f"{name}[{key!r}]", value[key], child, buffers)
     elif type(value) is not type(expected):
         yield f"{name} is of the type {type(value).__name__}, and not {type(expected).__name__}"
     elif isinstance(expected, list | tuple):
         if len(value) != len(expected):
             yield f"{name} has {len(value)} entries, and not {len(expected)}"
         for i, pair in enumerate(zip(value, expected, strict=False)):
-            yield from _list_differences(f"{name}[{i}]", *pair, buffers)
-    elif isinstance(value, float) and not math.isfinite(value):
+            yield from list_differences(f"{name}[{i}]", *pair, buffers)
+    elif isinstance(value, float) and math.isfinite(expected) and not math.isfinite(value):
         yield f"{name} is {value}"
 
 
-def _list_tensor_problems(name: str, value: Any, expected: Tensor, buffers: Collection[str]) -> Iterator[str]:
-    if not isinstance(value, Tensor) or value.is_meta:
-        yield f"{name} is no tensor with values"
-    elif (value.dtype, value.layout) != (expected.dtype, expected.layout):
-        yield f"{name} is of the type {value.dtype}, and not {expected.dtype}"
-    elif value.shape != expected.shape:
-        yield f"{name} has the shape {reprlib.repr(tuple(value.shape))}, and not {tuple(expected.shape)}"
-    elif not value.isfinite().all() and (name not in buffers or value.isnan().any()):
-        yield f"{name} has values that are not finite"
-
-
 def _list_inequalities(expected: Any, name: str, value: Any) -> Iterator[str]:
-    problems = list(_list_differences(name, value, expected, ()))  # of types first: tensors have no ==
-    yield from problems
-    if not problems and not isinstance(expected, Tensor) and value != expected:
-        yield f"{name} is {reprlib.repr(value)}, and not {reprlib.repr(expected)}"
+    if repr(value) != repr(expected):  # of any type: tensors have no == with one answer
+        yield f"{name} is {shorten(value)}, and not {shorten(expected)}"
 
 
 def _list_option_problems(
     expected: list[dict[str, Any]], config: dict[str, Any], name: str, value: Any
 ) -> Iterator[str]:
-    """Compare the groups of an optimizer: its options, and which parameters they are for.
-
-    Options that only one of the two has are not compared: versions of torch differ in them.
-    """
+    """Compare the groups of an optimizer. Options that only one of two has differ between versions of torch."""
     if not _is_list(value, dict) or len(value) != len(expected):
         yield f"{name} is no list of {len(expected)} dict(s)"
         return
     rates_decay = config.get("train.decay_steps") is not None or not config
+    constant = str(config.get("optim._target_", KNOWN[0])).startswith(KNOWN)
     for i, (saved, own) in enumerate(zip(value, expected, strict=True)):
         for key in ("params", *(key for key in own if key in saved and key != "params")):
-            path = f"{name}[{i}][{key!r}]"
+            path, option = f"{name}[{i}][{key!r}]", saved.get(key)
             if key == "lr" and rates_decay:
-                if type(saved[key]) is not type(own[key]) or not 0 <= saved[key] <= config.get("optim.lr", math.inf):
-                    yield f"{path} is {reprlib.repr(saved[key])}, which is no learning rate of this run"
-            elif key == "params" or str(config.get("optim._target_", KNOWN[0])).startswith(KNOWN):
-                yield from _list_inequalities(own[key], path, saved.get(key))
+                if type(option) is not type(own[key]) or not 0 <= option <= config.get("optim.lr", math.inf):
+                    yield f"{path} is {shorten(option)}, which is no learning rate of this run"
+            elif key == "params" or constant:
+                yield from _list_inequalities(own[key], path, option)
             else:
-                yield from _list_differences(path, saved[key], own[key], ())
+                yield from list_differences(path, option, own[key], ())
 
 
 def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -211,7 +197,3 @@ def _match_strides(optimizer: torch.optim.Optimizer) -> None:
 
 def _is_list(value: Any, *kinds: type) -> bool:
     return type(value) is list and all(type(entry) in kinds for entry in value)
-
-
-def _is_empty(optimizer_state: Any) -> bool:
-    return isinstance(optimizer_state, dict) and optimizer_state.get("state") == {}
