@@ -179,7 +179,6 @@ def restore(
                 f"data_root = {data_root}: the data of this run is drawn, not read from files. Leave out data_root="
             )
         cfg.data[place] = data_root
-    loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))
 
     @cache
     def read() -> Any:
@@ -187,6 +186,7 @@ def restore(
 
     def fit(state: Any, step: int) -> tuple[Run, int]:
         require_owner(state, step, cfg.seed, config)
+        loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))
         data = Unread(state) if place is not None and not read_data else read()
         generator, critic = build_networks(cfg, data.shape, device, trust)
         match_parts(generator, critic, loss, data)
