@@ -1,6 +1,7 @@
 import errno
 import os
 import subprocess
+import zipfile
 
 import pytest
 import torch
@@ -84,7 +85,9 @@ def test_damaged_checkpoint_does_not_displace_an_undamaged_one(tmp_path, capsys)
 def test_load_raises_if_all_checkpoints_are_damaged(tmp_path, capsys):
     for path in save_steps(tmp_path, 1, 2):
         flip_a_bit(path)
-    with pytest.raises(ValueError, match=r"every checkpoint .* is damaged"):
+    with pytest.raises(
+        ValueError, match=r"step_00000002.pt is damaged .*sha256.* The older ones are not good, either. Restore a copy"
+    ):
         checkpoint.load_latest(tmp_path)
 
 
@@ -125,7 +128,7 @@ def test_checkpoint_with_other_objects_than_plain_data_raises(tmp_path):
     path = tmp_path / "step_00000001.pt"
     torch.save({"step": 1, "evil": torch.nn.Linear(1, 1)}, path)
     checkpoint.write_atomic(path.with_suffix(".pt.sha256"), checkpoint._sha256(path) + "  x\n")
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
+    with pytest.raises(ValueError, match=r"step_00000001\.pt is damaged \(UnpicklingError: Weights only load failed"):
         checkpoint.load_latest(tmp_path)
 
 
@@ -140,3 +143,68 @@ def test_text_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="crash"):
         checkpoint.write_atomic(path, "new")
     assert path.read_text() == "old"
+
+
+def list_steps(folder):
+    return sorted(int(path.stem.removeprefix("step_")) for path in folder.glob("*.pt"))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "foreign"])
+def test_rotation_counts_only_good_checkpoints_and_deletes_no_others(tmp_path, capsys, damage):
+    save_steps(tmp_path, 2, 4)
+    for step in (3, 9, 10):  # between ours, and newer than ours
+        if damage == "flipped":
+            flip_a_bit(checkpoint.save(tmp_path / "other", step, STATE).rename(tmp_path / f"step_{step:08}.pt"))
+        else:
+            state = {**STATE, "step": step, "weights": {"w": torch.zeros(3)}}
+            path = checkpoint.save(tmp_path / "other", step, state)
+            for name in (path.name, path.name + ".sha256"):
+                (path.parent / name).rename(tmp_path / name)
+    save_steps(tmp_path, 5)
+    assert list_steps(tmp_path) == [3, 4, 5, 9, 10]
+    save_steps(tmp_path, 9, 11, 12)  # training passes one of these steps
+    assert list_steps(tmp_path) == [3, 10, 11, 12]
+    for step in (11, 12):
+        flip_a_bit(tmp_path / f"step_{step:08}.pt")
+    save_steps(tmp_path, 13)
+    assert list_steps(tmp_path) == [3, 10, 11, 12, 13]
+
+
+def test_last_verified_checkpoint_stays_if_the_new_one_is_not_written_well(tmp_path, monkeypatch):
+    save_steps(tmp_path, 1, 2)
+    monkeypatch.setattr(checkpoint, "write_file", lambda path, content: path.write_bytes(bytes(content)[:-9]))
+    save_steps(tmp_path, 3, 4)
+    monkeypatch.undo()
+    assert list_steps(tmp_path) == [1, 2, 3, 4] and checkpoint.load_latest(tmp_path)["step"] == 2
+
+
+def test_best_checkpoint_is_kept(tmp_path):
+    for step in range(1, 6):
+        checkpoint.save(tmp_path, step, {**STATE, "step": step}, kept=[2])
+    assert list_steps(tmp_path) == [2, 4, 5]
+
+
+def test_files_with_other_names_are_no_checkpoints(tmp_path):
+    save_steps(tmp_path, 7)
+    for name in ("step_7.pt", "step_0000000x.pt", "step_-0000007.pt", "step_00000009 (copy).pt", "step_000000009.pt"):
+        (tmp_path / name).write_text("other")
+    os.mkfifo(tmp_path / "step_00000008.pt")
+    (tmp_path / "step_00000010.pt").mkdir()
+    assert checkpoint.load_latest(tmp_path)["step"] == 7
+    with pytest.raises(ValueError, match=r"has checkpoints of the steps \[7\]"):
+        checkpoint.load_step(tmp_path, 8)
+    before = sorted(tmp_path.iterdir())
+    save_steps(tmp_path, 7)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_compressed_checkpoint_is_refused_before_it_is_read(tmp_path, capsys):
+    _, newest = save_steps(tmp_path, 1, 2)
+    with zipfile.ZipFile(newest) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(newest, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content + bytes(10**6))
+    checkpoint.write_atomic(newest.with_suffix(".pt.sha256"), checkpoint._sha256(newest))
+    assert checkpoint.load_latest(tmp_path)["step"] == 1
+    assert "step_00000002.pt is damaged (torch.save does not compress" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from wgangp import cli, load_run, runs, schema
+from wgangp import cli, folders, load_run, schema
 from wgangp.config import CONF
 from wgangp.logs import read_lines
 from wgangp.train import update
@@ -127,7 +127,7 @@ class TestTrain:
         assert "belongs to another config" in message and "seed: 0 in the folder, 5 now" in message
 
     def test_folder_in_use_is_refused(self, command, configure):
-        with runs.claim_folder(command.folder / "custom", configure(*TINY)):
+        with folders.claim_folder(command.folder / "custom", configure(*TINY)):
             message = command("train", *TINY, "run_dir=custom", status=1)
         assert "custom is in use by another process" in message and "Traceback" not in message
 

@@ -719,15 +719,21 @@ class TestLoadRun:
     def test_checkpoint_that_does_not_fit_is_refused(self, folder):
         path = folder / "config.yaml"
         path.write_text(path.read_text().replace("width: 8", "width: 9", 1))
-        with pytest.raises(ValueError, match=r"the generator in the checkpoint of .* does not fit its config\.yaml"):
+        reason = r"networks\.generator\.width: 8 there, 9 in this run"
+        with pytest.raises(ValueError, match=rf"step_00000002\.pt does not fit this run \({reason}\)"):
             load_run(folder)
 
-    def test_checkpoint_without_a_network_is_refused(self, folder):
+    def test_checkpoint_without_an_optimizer_is_refused_and_the_older_one_is_loaded(self, folder, capsys):
         state = torch.load(folder / "checkpoints" / "step_00000002.pt", weights_only=True)
         del state["optim_critic"]
-        checkpoint.save(folder / "checkpoints", 3, state)
-        with pytest.raises(ValueError, match=r"has no optim_critic: use a folder that scripts/train\.py wrote"):
-            load_run(folder)
+        checkpoint.save(folder / "checkpoints", 3, state | {"step": 3})
+        with pytest.raises(
+            ValueError, match=r"step_00000003\.pt does not fit this run \(state has no 'optim_critic'\)"
+        ):
+            load_run(folder, step=3)
+        capsys.readouterr()
+        load_run(folder)
+        assert "step_00000003.pt does not fit this run (" in capsys.readouterr().err
 
 
 def assert_equal(actual, expected):

@@ -207,6 +207,10 @@ def test_labels_that_do_not_fit_the_images_are_refused(labels, tmp_path):
 def test_fingerprint_identifies_the_data():
     a, b, c = (Images(*gray_images(levels)).fingerprint for levels in ([1, 2, 3], [1, 2, 3], [1, 2, 4]))
     assert a == b != c
+    pictures, labels = gray_images([1, 2, 3])
+    others = [(pictures | {"heldout": pictures["heldout"] + 1}, labels)]
+    others += [(pictures, labels | {split: labels[split].flip(0)}) for split in labels]
+    assert a not in {Images(*other).fingerprint for other in others}
 
 
 def save_images(folder, sizes):

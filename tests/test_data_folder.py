@@ -440,15 +440,23 @@ def test_streamed_batches_and_labels_equal_those_in_memory(tmp_path):
                 assert torch.equal(a, b)
 
 
-def test_fingerprint_of_a_folder_of_rgb_pictures_has_not_changed(tmp_path):
+def test_fingerprint_of_a_folder_is_that_of_its_contents(tmp_path):
     for i in range(12):
         save(tmp_path / "root" / f"{i % 2}" / f"{i}.bmp", (i, 2 * i, 3 * i))
     kept, streamed = (image_folder(str(tmp_path / "root"), memory_gb=gb).fingerprint for gb in (4.0, 0.0))
-    assert kept == "43c901749cf47a7c3427de2c1b4c13b8d21470ddfdc7ecd420af9f06133241bb"
-    assert streamed == "f085efa84f3041e74f840a8350c610f729e37203ed23246fafa7bcf9e0c18315"
+    assert kept == streamed == "ffc559373d2da0449eb741542886d7666a5682c95661e156a4a0bf17444bcc56"
     shutil.copytree(tmp_path / "root", tmp_path / "copy")
     save(tmp_path / "copy" / ".hidden" / "0.bmp")
     assert image_folder(str(tmp_path / "copy")).fingerprint == kept
+    for memory_gb in (4.0, 0.0):  # file 0 is held out; its length stays
+        for i in (0, 1):
+            path = tmp_path / "copy" / f"{i % 2}" / f"{i}.bmp"
+            content = path.read_bytes()
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            assert image_folder(str(tmp_path / "copy"), memory_gb=memory_gb).fingerprint != kept
+            path.write_bytes(content)
+    (tmp_path / "copy" / "1" / "1.bmp").rename(tmp_path / "copy" / "0" / "1.bmp")  # another label
+    assert image_folder(str(tmp_path / "copy")).fingerprint != kept
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -1,6 +1,7 @@
 import builtins
 import io
 import json
+import os
 import subprocess
 import threading
 import time
@@ -57,7 +58,10 @@ def test_incomplete_last_line_is_ignored(tmp_path):
     assert logs.read_lines(tmp_path / "none.jsonl") == []
 
 
-@pytest.mark.parametrize("line", [b'{"step": 1', b"5", b"[]", b"\xff", b""])
+@pytest.mark.parametrize(
+    "line",
+    [b'{"step": 1', b"5", b"[]", b"\xff", b"", b" ", b"\0" * 9, b"[" * 99_999, b'{"step": ' + b"9" * 9_999 + b"}"],
+)
 def test_damaged_line_is_an_error_that_names_file_and_line(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 2}\n')
@@ -313,3 +317,44 @@ def test_error_of_the_thread_of_tensorboard_is_one_line(capsys):
         logs._report_lost_events(handled.append, threading.ExceptHookArgs((OSError, error, None, thread)))
     assert capsys.readouterr().err == "warning: TensorBoard's events are not written (No space left on device)\n"
     assert len(handled) == 1
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        ('{"loss": 1.0}', "it has no step"),
+        ('{"step": "1"}', "step is not a number"),
+        ('{"step": 1.5}', r"step is 1\.5, and not an integer >= 0"),
+        ('{"step": -1}', "step is -1, and not an integer >= 0"),
+        ('{"step": true}', "step is not a number"),
+        ('{"step": 1, "loss": "low"}', "loss is not a number"),
+        ('{"step": 1, "loss": [1.0]}', "loss is not a number"),
+        ('{"step": 1, "elapsed_s": null}', "elapsed_s is not a number"),
+    ],
+)
+def test_line_with_a_wrong_value_is_an_error_that_names_file_and_line(tmp_path, line, reason):
+    reads = {
+        "metrics": lambda: logs.read_metrics(tmp_path / "metrics.jsonl"),
+        "timing": lambda: logs.read_timing(tmp_path),
+    }
+    for name, read in reads.items():
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"step": 0, "elapsed_s": 1.0}}\n{line}\n')
+        reasons = reason if name == "metrics" else f"{reason}|it has no elapsed_s"
+        with pytest.raises(ValueError, match=rf"{name}\.jsonl, line 2 is damaged \(({reasons})\): restore the file"):
+            read()
+
+
+def test_log_that_is_no_file_is_an_error_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is not a file"):
+        logs.read_metrics(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        logs.append_line(tmp_path / "metrics.jsonl", {"step": 0})
+
+
+def test_link_is_not_followed_when_a_line_is_appended(tmp_path):
+    (tmp_path / "other").write_text("{}\n")
+    (tmp_path / "metrics.jsonl").symlink_to("other")
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        logs.append_line(tmp_path / "metrics.jsonl", {"step": 0})
+    assert (tmp_path / "other").read_text() == "{}\n"

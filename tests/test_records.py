@@ -120,7 +120,7 @@ class TestBadInput:
         [
             (b"seed: 0\ndata:\n  _target_: [1\n", ", line 4"),
             (b"seed: 0\n\xff\xfe\n", ""),
-            (b"seed: ${nothing}\n", ""),
+            (b"seed: ${nothing}\n", ", line 1"),
         ],
     )
     def test_damaged_config(self, write, text, line):

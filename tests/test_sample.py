@@ -127,7 +127,7 @@ def test_existing_file_is_not_overwritten(toy, tmp_path):
 def test_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere is not a run folder: it has no config\.yaml"):
         sample(str(tmp_path / "nowhere"), device="cpu")
-    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "config.yaml").write_text("seed: 0\ndata: {_target_: x}\n")
     with pytest.raises(ValueError, match="has no checkpoint yet: train it first"):
         sample(str(tmp_path), device="cpu")
 

@@ -116,10 +116,11 @@ def test_batch_is_one_hot_and_a_function_of_its_position(write, split):
     assert sorted(epoch) == sorted(read_split(data, split))  # each line once per epoch
 
 
-def test_fingerprint_identifies_the_training_text_and_the_settings(write):
+def test_fingerprint_identifies_the_text_and_the_settings(write):
     first = text(write("one\ntwo\nthree"), length=5)
     assert first.fingerprint == text(write("one\ntwo\nthree"), length=5).fingerprint
-    others = [text(write("one\ntwo\nthree"), length=6), text(write("one\ntwo\nthrew"), length=5)]
+    changed = ("one\ntwo\nthrew", "neo\ntwo\nthree")  # a line to train on, and the held-out line
+    others = [text(write("one\ntwo\nthree"), length=6), *(text(write(contents), length=5) for contents in changed)]
     assert first.fingerprint not in {other.fingerprint for other in others}
     a, c = text(write("aab\naab"), length=4), text(write("ccd\nccd"), length=4)
     assert torch.equal(a.ids["train"], c.ids["train"]) and a.fingerprint != c.fingerprint  # equal ids, other symbols

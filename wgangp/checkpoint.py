@@ -1,31 +1,39 @@
-"""Checkpoints that survive a crash, a full disk and a flipped bit.
+"""Checkpoints that survive a crash, a full disk, a flipped bit and a mix-up.
 
 A checkpoint is one file of plain tensors and numbers, step_00001000.pt. The file beside it holds its sha256, in the
-format of `sha256sum -c`. A file is written under a temporary name, synced to the disk, and renamed. The newest two
-undamaged checkpoints are kept, and that with the best score. If the newest is damaged, the older one is loaded.
+format of `sha256sum -c`. A file is written under a temporary name, synced to the disk, and renamed. The newest two good
+checkpoints are kept, and that with the best score. Good is one that is undamaged and fits the run (`match.py`). If the
+newest is not good, the older one is loaded.
 """
 
 import hashlib
 import io
 import os
+import re
 import sys
-from collections.abc import Collection
+import zipfile
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wgangp.files import name_file
+from wgangp.files import read_file, write_file
+from wgangp.match import MisfitError, list_differences, require_match
 
-__all__ = ["check_finite", "load_latest", "load_step", "save", "write_atomic"]
+__all__ = ["check_finite", "list_checkpoints", "load_latest", "load_step", "save", "write_atomic"]
 
 KEEP = 2
+Fit = Callable[[Any, int], Any]  # (state, step) -> a result; it raises MisfitError for a state that does not fit
 
 
 def save(
     folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = (), kept: Collection[int] = ()
 ) -> Path:
     """Write the checkpoint of a step and return its path.
+
+    Older checkpoints are deleted if two newer ones are good: undamaged and like the state that is written. Those that
+    are not good, and those of later steps, stay and do not count.
 
     Args:
         state: tensors, numbers and strings, and lists, tuples and dicts of them.
@@ -39,24 +47,17 @@ def save(
     check_finite(step, state, buffers)
     folder.mkdir(parents=True, exist_ok=True)
     path = _path_of(folder, step)
-    temporary = _temporary(path)
-    try:
-        # In memory first: torch.save reports a full disk as a RuntimeError without the name of the file.
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with name_file(path), temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
-        write_atomic(_digest_of(path), f"{digest}  {path.name}\n")  # first: a checkpoint never lacks its sha256
-        temporary.replace(path)
-        _sync_folder(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-    undamaged = [other for other in _newest_first(folder) if _damage(other) is None]
+    # In memory first: torch.save reports a full disk as a RuntimeError without the name of the file.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    write_atomic(_digest_of(path), f"{digest}  {path.name}\n")  # first: a checkpoint never lacks its sha256
+    write_file(path, buffer.getbuffer())
+    _sync_folder(folder)
     protected = {_path_of(folder, step) for step in kept}
-    for old in (other for other in undamaged[KEEP:] if other not in protected):
+    older = [other for other in list_checkpoints(folder) if _step_of(other) <= step]
+    good = [other for other in older if _is_good(other, state, buffers)]
+    for old in (other for other in good[KEEP:] if other not in protected):
         old.unlink()
         _digest_of(old).unlink(missing_ok=True)
     return path
@@ -68,81 +69,111 @@ def check_finite(step: int, state: dict[str, Any], buffers: Collection[str] = ()
     Args:
         buffers: the names of buffers, for example state['critic']['mask'].
     """
-    for name, value in _flatten(state):
-        if not value.isfinite().all() and (name not in buffers or value.isnan().any()):
-            reason = "NaN in it" if name in buffers else "values that are not finite"
-            remedy = "Try a lower optim.lr" if step else "Weights must be finite; a buffer may have inf, and no NaN"
-            raise ValueError(f"step {step}: {name} has {reason}, so no checkpoint can be written. {remedy}")
+    problem = next(list_differences("state", state, state, buffers), None)
+    if problem:
+        remedy = "Try a lower optim.lr" if step else "Weights must be finite; a buffer may have inf, and no NaN"
+        raise ValueError(f"step {step}: {problem}, so no checkpoint can be written. {remedy}")
 
 
-def load_latest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """Return the state of the newest undamaged checkpoint, or None if there are no checkpoints.
+def load_latest(folder: Path, device: torch.device | str = "cpu", fit: Fit | None = None) -> Any:
+    """Return fit(state, step) of the newest good checkpoint, or None if there are no checkpoints.
 
-    No file is changed. A damaged checkpoint is reported on stderr, and the next older one is loaded.
+    No file is changed. Newer ones that are not good are reported on stderr.
+
+    Args:
+        fit: raises MisfitError for a state that does not fit. None: the state is returned as it is.
 
     Raises:
-        ValueError: there are checkpoints, but all of them are damaged.
+        ValueError: there are checkpoints, but none of them is good.
     """
-    paths = _newest_first(folder)
-    for path in paths:
-        problem = _damage(path)
-        if problem is None:
-            return torch.load(path, map_location=device, weights_only=True)
-        print(f"warning: checkpoint {path} is damaged ({problem}): the one before it is tried", file=sys.stderr)
-    if paths:
+    problems: list[str] = []
+    for path in list_checkpoints(folder):
+        try:
+            result = _load(path, device, fit)
+        except MisfitError as error:
+            problems.append(f"checkpoint {path} {error}")
+            continue
+        for problem in problems:
+            print(f"warning: {problem}: {path.name} is used", file=sys.stderr, flush=True)
+        return result
+    if problems:
+        others = " The older ones are not good, either." if len(problems) > 1 else ""
         raise ValueError(
-            f"every checkpoint in {folder} is damaged: restore a copy of step_*.pt with its .sha256, or start again in"
-            " another folder with run_dir="
+            f"{problems[0]}.{others} Restore a copy of a step_*.pt with its .sha256, or start again in another folder"
+            " with run_dir="
         )
     return None
 
 
-def load_step(folder: Path, step: int, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return the state of the checkpoint of a step. ValueError if it does not exist or is damaged."""
+def load_step(folder: Path, step: int, device: torch.device | str = "cpu", fit: Fit | None = None) -> Any:
+    """Return fit(state, step) of the checkpoint of a step. ValueError if it does not exist or is not good."""
     path = _path_of(folder, step)
-    if not path.exists():
-        steps = [int(other.stem.removeprefix("step_")) for other in reversed(_newest_first(folder))]
+    if path not in list_checkpoints(folder):
+        steps = [_step_of(other) for other in reversed(list_checkpoints(folder))]
         raise ValueError(f"step = {step}: {folder} has checkpoints of the steps {steps}. Choose one of them")
-    if problem := _damage(path):
-        raise ValueError(f"step = {step}: checkpoint {path} is damaged ({problem}). Choose another step")
-    return torch.load(path, map_location=device, weights_only=True)
+    try:
+        return _load(path, device, fit)
+    except MisfitError as error:
+        raise ValueError(f"step = {step}: checkpoint {path} {error}. Choose another step") from error
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the newest first. Files with other names are not among them."""
+    paths = [path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_(\d{8}|[1-9]\d{8,15})", path.stem)]
+    return sorted((path for path in paths if path.is_file()), key=_step_of, reverse=True)
 
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a small text file. After a crash the file is either the old one or the new one, never a part of it."""
-    temporary = _temporary(path)
+    write_file(path, text.encode())
+
+
+def _load(path: Path, device: torch.device | str, fit: Fit | None, mmap: bool = False) -> Any:
+    """Return fit(state, step) of a checkpoint. MisfitError if it is damaged or does not fit."""
     try:
-        with name_file(path), temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _damage(path: Path) -> str | None:
+        expected, actual = read_file(_digest_of(path), 1_000), _sha256(path)
+    except (OSError, ValueError) as error:
+        raise MisfitError(f"is damaged ({error})") from error
+    if not expected.startswith(actual.encode()):
+        raise MisfitError("is damaged (its sha256 differs from the one in the file beside it)")
     try:
-        expected, actual = _digest_of(path).read_bytes(), _sha256(path)
-    except OSError as error:
-        return str(error)
-    return None if expected.startswith(actual.encode()) else "its sha256 differs from the one in the file beside it"
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise MisfitError("is damaged (torch.save does not compress, and it is compressed)")
+        state = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+    except MisfitError:
+        raise
+    except Exception as error:  # torch raises many types for a file that it did not write
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise MisfitError(f"is damaged ({reason})") from error
+    step = _step_of(path)
+    try:
+        return state if fit is None else fit(state, step)
+    except MisfitError as error:
+        raise MisfitError(f"does not fit this run ({error})") from error
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*.pt"), reverse=True)
+def _is_good(path: Path, state: dict[str, Any], buffers: Collection[str]) -> bool:
+    def fit(other: Any, step: int) -> None:
+        require_match(other, state, step, buffers)
+
+    try:
+        _load(path, "cpu", fit, mmap=True)
+    except MisfitError:
+        return False
+    return True
 
 
 def _path_of(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.pt"
 
 
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
+
+
 def _digest_of(path: Path) -> Path:
     return path.with_suffix(".pt.sha256")
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
 
 
 def _sha256(path: Path) -> str:
@@ -156,11 +187,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _flatten(state: Any, name: str = "state") -> list[tuple[str, torch.Tensor]]:
-    """Return the tensors of a state, by name."""
-    if isinstance(state, torch.Tensor):
-        return [(name, state)]
-    items = state.items() if isinstance(state, dict) else ()
-    return [pair for key, value in items for pair in _flatten(value, f"{name}[{key!r}]")]

@@ -34,9 +34,10 @@ from wgangp.evaluate import evaluate
 from wgangp.figures.overview import list_figures
 from wgangp.figures.study import reproduce
 from wgangp.files import explain_error
+from wgangp.folders import claim_folder, find_folder
 from wgangp.help import explain_keys, list_choices
 from wgangp.logs import read_metrics
-from wgangp.runs import claim_folder, find_folder, normalize_overrides, run_name
+from wgangp.runs import normalize_overrides, run_name
 from wgangp.sample import sample
 from wgangp.schema import explain_key, flatten_keys, list_keys, read_types, register_schema, suggest, to_arguments
 from wgangp.train import train

@@ -6,7 +6,7 @@ keys and their types are read from the signatures of these functions.
 
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from torch import nn
 from wgangp.checkpoint import load_latest, load_step
 from wgangp.data.stream import Unread
 from wgangp.distributed import World, join_ranks, local_device
+from wgangp.files import refuse_links
+from wgangp.folders import load_run_config
+from wgangp.match import load_state, require_owner
 from wgangp.metrics.scores import Score, build_scores
 from wgangp.optim import build_average
 from wgangp.precision import check_precision
-from wgangp.runs import MOVED, Run, collect_stateful, match_parts
+from wgangp.runs import MOVED, Run, flatten_config, match_parts, select_computed
 from wgangp.schema import call_target, check_keys, read_types, register_schema
 from wgangp.seeds import initialize
 from wgangp.train import ALONE, Clip, train
@@ -130,7 +133,8 @@ def build_run(
                 network.to(memory_format=torch.channels_last)
         optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in (generator, critic)]
         average = build_average(generator, cfg.ema.decay)
-        return Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed, average)
+        config = select_computed(flatten_config(cfg))
+        return Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed, average, config)
 
     try_run(assemble(), cfg, objective, world)
     return assemble()
@@ -162,16 +166,12 @@ def restore(
         data_root: the folder (for text, the file) where the data is now; None: where it was during training.
 
     Raises:
-        ValueError: the folder is not a run folder, has no checkpoint yet, or its checkpoint does not fit its config;
-            the data is not the data that the run was trained on.
+        ValueError: the folder is not a run folder, or has no checkpoint yet; no checkpoint is undamaged and fits its
+            config and its data.
     """
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
-    checkpoints = folder / "checkpoints"
-    state = load_latest(checkpoints, device) if step is None else load_step(checkpoints, step, device)
-    if state is None:
-        raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    cfg = OmegaConf.load(folder / "config.yaml")
+    cfg = load_run_config(folder)
+    refuse_links(folder)
+    config = select_computed(flatten_config(cfg))
     place = next((name for name in ("root", "path") if name in cfg.data), None)
     if data_root is not None:
         if place is None:
@@ -179,31 +179,27 @@ def restore(
                 f"data_root = {data_root}: the data of this run is drawn, not read from files. Leave out data_root="
             )
         cfg.data[place] = data_root
-    if place is not None and not read_data:
-        data = Unread(state)
-    else:
-        data = build(cfg, "data", trust=trust, device=device)
-        if state.get("data") != getattr(data, "fingerprint", ""):
-            raise ValueError(
-                f"the data is not the data that {folder} was trained on (its sha256 differs): set data_root= to the"
-                " folder (for text, the file) with the original data"
-            )
-    generator, critic = build_networks(cfg, tuple(state["shape"]), device, trust)
-    loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))
-    match_parts(generator, critic, loss, data)
-    optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in (generator, critic)]
-    average = build_average(generator, OmegaConf.select(cfg, "ema.decay"))
-    run = Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed, average)
-    for name, part in collect_stateful(run).items():
-        if name not in state:
-            raise ValueError(f"the checkpoint in {folder} has no {name}: use a folder that scripts/train.py wrote")
-        try:
-            part.load_state_dict(state[name])
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"the {name} in the checkpoint of {folder} does not fit its config.yaml: {error}"
-            ) from error
-    return run, state["step"]
+
+    @cache
+    def read() -> Any:
+        return build(cfg, "data", trust=trust, device=device)
+
+    def fit(state: Any, step: int) -> tuple[Run, int]:
+        require_owner(state, step, cfg.seed, config)
+        loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))
+        data = Unread(state) if place is not None and not read_data else read()
+        generator, critic = build_networks(cfg, data.shape, device, trust)
+        match_parts(generator, critic, loss, data)
+        optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in (generator, critic)]
+        average = build_average(generator, OmegaConf.select(cfg, "ema.decay"))
+        run = Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed, average, config)
+        return run, load_state(run, state, step)
+
+    place_of, options = folder / "checkpoints", {"device": device, "fit": fit}
+    restored = load_latest(place_of, **options) if step is None else load_step(place_of, step, **options)
+    if restored is None:
+        raise ValueError(f"{folder} has no checkpoint yet: train it first")
+    return restored
 
 
 def build_networks(
@@ -227,7 +223,10 @@ def build(cfg: DictConfig, key: str, *arguments: Any, trust: Sequence[str] = (),
     Raises:
         ValueError: as in `schema.call_target`; what is built does not have the attributes that are NEEDED.
     """
-    node = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
+    node = OmegaConf.select(cfg, key)
+    if not OmegaConf.is_dict(node):
+        raise ValueError(f"{key}: must be a group of keys with a _target_")
+    node = OmegaConf.to_container(node, resolve=True)
     node["_target_"] = MOVED.get(str(node.get("_target_")), node.get("_target_"))
     trusted = TRUSTED[key.split(".")[0]] + tuple(f"{package}." for package in _check_packages(trust))
     built = call_target(node, key, trusted, arguments, keywords)

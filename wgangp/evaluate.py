@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from wgangp.checkpoint import list_checkpoints
 from wgangp.config import find_device, restore
 from wgangp.logs import append_line, collect_provenance, read_metrics
 from wgangp.metrics.scores import build_scores, find_best
@@ -81,7 +82,7 @@ def _list_checkpoints(folder: Path, step: int | None) -> list[tuple[int | None, 
     """Return the steps (None: the newest) of the checkpoints to score, and what each of them is called."""
     if step is not None:
         return [(step, "of this step")]
-    newest = max((folder / "checkpoints").glob("step_*.pt"), default=None)
+    newest = next(iter(list_checkpoints(folder / "checkpoints")), None)
     labels: dict[int, list[str]] = {}
     for name, best in find_best(read_metrics(folder / "metrics.jsonl")).items():
         path = folder / "checkpoints" / f"step_{best:08d}.pt"

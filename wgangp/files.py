@@ -1,11 +1,15 @@
-"""Errors of files: each names the file, and says in one line what to do."""
+"""Files: written completely or not at all, read with care, and errors that name the file and say what to do."""
 
 import errno
+import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["explain_error", "name_file"]
+__all__ = ["UNFINISHED", "explain_error", "name_file", "read_file", "refuse_links", "remove_unfinished", "write_file"]
+
+UNFINISHED = ".unfinished-"  # the names of files and folders that are being written begin with it
 
 REMEDIES = {
     errno.ENOSPC: "Free some space",
@@ -18,6 +22,7 @@ REMEDIES = {
     errno.ENOTDIR: "A file is where a folder is needed: move it away, or choose another folder",
     errno.EISDIR: "A folder is where a file is needed: move it away",
     errno.EEXIST: "Move it away",
+    errno.ELOOP: "A link is where a file is needed: replace it by the file",
     errno.EMFILE: "Raise the limit of open files (ulimit -n)",
 }
 
@@ -40,3 +45,54 @@ def explain_error(error: OSError) -> str:
     remedy = REMEDIES.get(error.errno, "Remove the cause")
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror}. {remedy}, and run the same command again. Files that were complete are unchanged"
+
+
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file. After a crash it is either the old one or the new one, never a part of it.
+
+    It is written under a random name in the same folder, synced to the disk and renamed. A link at path is replaced.
+    OSError names the path.
+    """
+    temporary = path.with_name(UNFINISHED + secrets.token_hex(8))  # as mkstemp, which would make it private
+    try:
+        with name_file(path), temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(*folders: Path) -> None:
+    """Remove the files that `write_file` left in folders when its process was killed. Nobody else may write there."""
+    for path in (path for folder in folders for path in folder.glob(f"{UNFINISHED}*")):
+        if path.is_symlink() or path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def read_file(path: Path, limit: float = float("inf")) -> bytes:
+    """Read a file that others may have written. ValueError if it is not a file, or has more than limit bytes."""
+    if not path.is_file():  # reading a pipe would never end
+        raise ValueError(f"{path} is not a file: move it away, and restore the file from a copy")
+    if path.stat().st_size > limit:
+        raise ValueError(f"{path} is damaged (it has more than {limit:,} bytes): restore the file from a copy")
+    return path.read_bytes()
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise ValueError for a link in a run folder that leads out of it: other files would be written or deleted.
+
+    The folder itself may be a link.
+    """
+    root = os.path.realpath(folder)
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+            raise ValueError(
+                f"{path} is a link that leads out of the folder: nothing is written there. Replace it by what it leads"
+                " to; the run folder itself may be a link"
+            )

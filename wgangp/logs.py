@@ -1,14 +1,16 @@
 """The log of a run: JSON lines, TensorBoard if it is installed, what a person sees, and where the numbers come from."""
 
+import errno
 import json
 import math
+import os
 import platform
 import shlex
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -22,7 +24,7 @@ from tqdm.auto import tqdm
 from tqdm.notebook import tqdm_notebook
 
 from wgangp.checkpoint import write_atomic
-from wgangp.files import name_file
+from wgangp.files import name_file, read_file
 from wgangp.metrics.scores import MAIN
 from wgangp.version import __version__
 
@@ -33,8 +35,10 @@ __all__ = [
     "append_line",
     "collect_provenance",
     "describe_hardware",
+    "find_number_problem",
     "read_lines",
     "read_metrics",
+    "read_timing",
     "tensorboard_name",
 ]
 
@@ -70,11 +74,13 @@ class Log:
     def __init__(self, folder: Path, start: int) -> None:
         self.folder = folder
         self.metrics, self.timing = folder / "metrics.jsonl", folder / "timing.jsonl"
-        before = [record["elapsed_s"] for record in read_lines(self.timing) if record["step"] <= start]
+        before = [record["elapsed_s"] for record in read_timing(folder) if record["step"] <= start]
         self.elapsed_before = max(before, default=0.0)  # the report of the step start came before its checkpoint
-        for path in (self.metrics, self.timing):
-            kept = [record for record in read_metrics(path) if record["step"] < start]
+        for path, records in ((self.metrics, read_metrics(self.metrics)), (self.timing, read_timing(folder))):
+            kept = [record for record in records if record["step"] < start]
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+        paths = (self.metrics, folder / ".lock")
+        self.watched = {path: identity for path in paths if (identity := _identify(path)) is not None}
         self.start_time = time.monotonic()
         self.board = _tensorboard(folder, start)
 
@@ -89,6 +95,11 @@ class Log:
         with self._use_board() as board:
             for name, value in {**values, "elapsed_s": elapsed}.items() if board else ():
                 board.add_scalar(tensorboard_name(name), value, step)
+
+    def find_lost(self) -> str:
+        """Say which file of the run was removed or replaced since it began; empty if none was."""
+        lost = [str(path) for path, identity in self.watched.items() if _identify(path) != identity]
+        return f"{lost[0]} was removed or replaced while this run was training" if lost else ""
 
     def write_picture(self, step: int) -> None:
         """Add samples/STEP.png or samples/STEP.txt to TensorBoard. Nothing is done if there is neither."""
@@ -173,7 +184,7 @@ def tensorboard_name(name: str) -> str:
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON line. A last line without a line break was cut off by a crash; it is replaced."""
-    with name_file(path), path.open("ab+") as file:
+    with name_file(path), open(path, "ab+", opener=_open_without_link) as file:
         size = file.tell()
         if size:
             file.seek(size - 1)
@@ -185,26 +196,29 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 def amend_last_line(path: Path, values: dict[str, Any]) -> None:
     """Add values to the last record of a file of JSON lines."""
-    *before, last = read_lines(path)
+    *before, last = read_lines(path) or [{}]
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in (*before, last | values)))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, find_problem: Callable[[dict[str, Any]], str] = lambda record: "") -> list[dict[str, Any]]:
     """Return the records of a file of JSON lines; none if there is no file.
 
     A last line without a line break was cut off by a crash, and is left out.
 
+    Args:
+        find_problem: record -> what is wrong with it, or an empty text.
+
     Raises:
-        ValueError: another line is damaged: it is not a JSON object.
+        ValueError: another line is damaged: it is not a JSON object, or it has a problem. The message has its number.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
     records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(read_file(path).split(b"\n")[:-1], 1):
         try:
             record = json.loads(line)
-            reason = "" if isinstance(record, dict) else "it is not a JSON object"
-        except ValueError as error:  # not JSON, or not UTF-8
+            reason = find_problem(record) if isinstance(record, dict) else "it is not a JSON object"
+        except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
             reason = str(error)
         if reason:
             raise ValueError(f"{path}, line {number} is damaged ({reason}): restore the file from a copy")
@@ -213,8 +227,41 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """`read_lines` of a metrics.jsonl, with the metric names of this version."""
-    return [{RENAMED.get(name, name): value for name, value in record.items()} for record in read_lines(path)]
+    """`read_lines` of a metrics.jsonl, with the metric names of this version. All values are numbers."""
+    records = read_lines(path, partial(find_number_problem, needed=("step",)))
+    return [{RENAMED.get(name, name): value for name, value in record.items()} for record in records]
+
+
+def read_timing(folder: Path) -> list[dict[str, Any]]:
+    """`read_lines` of the timing.jsonl of a run folder: steps and seconds."""
+    return read_lines(folder / "timing.jsonl", partial(find_number_problem, needed=("step", "elapsed_s")))
+
+
+def find_number_problem(values: dict[str, Any], needed: Sequence[str] = ()) -> str:
+    """Say what is wrong with a record of numbers: a value is no number, or a needed one is missing or no step."""
+    bad = [name for name, value in values.items() if type(value) not in (int, float)]
+    if bad:
+        return f"{bad[0]} is not a number"
+    if missing := [name for name in needed if name not in values]:
+        return f"it has no {missing[0]}"
+    if "step" in needed and not (type(values["step"]) is int and values["step"] >= 0):
+        return f"step is {values['step']}, and not an integer >= 0"
+    return ""
+
+
+def _open_without_link(path: str, flags: int) -> int:
+    """Open a file, but not through a link and not a pipe: a run folder may be somebody else's."""
+    if os.path.lexists(path) and not os.path.isfile(path):  # noqa: PTH113 - an opener takes a text
+        raise OSError(errno.EISDIR, "Is not a file", path)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another one under the same name; None if there is none."""
+    try:
+        return (status := path.stat()).st_dev, status.st_ino
+    except OSError:
+        return None
 
 
 def collect_provenance(device: torch.device) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wgangp.logs import read_lines, read_metrics
+from wgangp.folders import read_config
+from wgangp.logs import find_number_problem, read_lines, read_metrics, read_timing
 from wgangp.metrics.scores import MAIN
-from wgangp.runs import find_differing_keys, read_config, select_computed
+from wgangp.runs import find_differing_keys, select_computed
 
 __all__ = ["PLACES", "Content", "Groups", "Measure", "group_runs", "read_folder"]
 
@@ -71,17 +72,13 @@ def read_folder(folder: Path) -> Content:
     reals: Curves = {}
     options = {name: value for name, value in flat.items() if name.startswith("evaluate.") and value is not None}
     settings = _sort_settings({name: value for name, value in options.items() if name != "evaluate.scores"})
-    for number, record in enumerate(log, 1):
-        _check_numbers(path, number, record, "step")
+    for record in log:
         for name, value in record.items():
             prefix = next((prefix for prefix in REAL if name.startswith(prefix)), "")
             name = name.removeprefix(prefix)
             measure = Measure(name, settings=settings if name in MAIN else ())
             (reals if prefix else curves).setdefault(measure, {})[record["step"]] = value
-    path = folder / "timing.jsonl"
-    timing = read_lines(path)
-    for number, record in enumerate(timing, 1):
-        _check_numbers(path, number, record, "elapsed_s")
+    timing = read_timing(folder)
     seconds = timing[-1]["elapsed_s"] if timing else None
     _read_scores(folder / "scores.jsonl", curves, reals)
     return Content(folder, config, flat["seed"], log[-1]["step"], seconds, curves, reals)
@@ -92,18 +89,11 @@ def _read_scores(path: Path, curves: Curves, reals: Curves) -> None:
 
     The best checkpoint changes during training: of its records, the last counts, whatever its step.
     """
-    kinds = {"score": str, "checkpoint": str, "step": int, "settings": dict, "values": dict, "real": dict}
-    for number, record in enumerate(read_lines(path), 1):
-        record = {"real": {}} | record
-        for name, kind in kinds.items():
-            if type(record.get(name)) is not kind:
-                reason = f"{name} is missing or has another type than {kind.__name__}"
-                raise ValueError(f"{path}, line {number} is damaged ({reason}): restore the file from a copy")
+    for record in read_lines(path, _find_score_problem):
         settings = _sort_settings(record["settings"])
         best = record["checkpoint"] if record["checkpoint"].startswith("best") else ""
         for key, kind in (("values", curves), ("real", reals)):
-            _check_numbers(path, number, record[key])
-            for name, value in record[key].items():
+            for name, value in record.get(key, {}).items():
                 curve = kind.setdefault(Measure(name, record["score"], best, settings), {})
                 if best:
                     curve.clear()
@@ -116,12 +106,14 @@ def _sort_settings(settings: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, " ".join(text.split())) for name, text in texts.items()))
 
 
-def _check_numbers(path: Path, number: int, values: dict[str, Any], needed: str | None = None) -> None:
-    """Raise ValueError unless all values in a line of a file are numbers and the needed name is among them."""
-    bad = [name for name, value in values.items() if type(value) not in (int, float)]
-    if bad or (needed and needed not in values):
-        reason = f"{bad[0]} is not a number" if bad else f"it has no {needed}"
-        raise ValueError(f"{path}, line {number} is damaged ({reason}): restore the file from a copy")
+def _find_score_problem(record: dict[str, Any]) -> str:
+    """Say what is wrong with a line of scores.jsonl; empty if nothing is."""
+    record = {"real": {}} | record
+    kinds = {"score": str, "checkpoint": str, "step": int, "settings": dict, "values": dict, "real": dict}
+    for name, kind in kinds.items():
+        if type(record.get(name)) is not kind:
+            return f"{name} is missing or has another type than {kind.__name__}"
+    return find_number_problem(record["values"]) or find_number_problem(record["real"])
 
 
 def group_runs(contents: list[Content]) -> Groups:

@@ -6,7 +6,7 @@ from typing import Any
 
 from wgangp.figures.common import count_seeds, select
 from wgangp.figures.digest import read_records
-from wgangp.logs import describe_hardware, read_lines, read_metrics
+from wgangp.logs import describe_hardware, read_lines, read_metrics, read_timing
 from wgangp.tables import markdown_table, replace_block
 
 __all__ = ["COUNTED_NETWORKS", "render_evidence", "render_origins", "render_summary"]
@@ -144,5 +144,5 @@ def render_origins(readme: str, results: Path) -> str:
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], float, list[dict[str, Any]]]:
     """The last line of the log, the seconds of training, and the provenance of a run folder."""
-    seconds = read_lines(folder / "timing.jsonl")[-1]["elapsed_s"]
+    seconds = read_timing(folder)[-1]["elapsed_s"]
     return read_metrics(folder / "metrics.jsonl")[-1], seconds, read_lines(folder / "provenance.jsonl")

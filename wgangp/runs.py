@@ -1,22 +1,16 @@
-"""A run: the objects that it consists of, what of them is saved, the name of its folder, and the lock on its folder."""
+"""A run: the objects that it consists of, what of them is saved, its name, and which config keys change a number."""
 
 import hashlib
 import inspect
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from yaml import YAMLError
 
 from wgangp.data.images import Images, Streamed
 from wgangp.data.stacked import StackedImages
@@ -27,14 +21,13 @@ from wgangp.penalty import GradientPenalty
 __all__ = [
     "Run",
     "choose_generator",
-    "claim_folder",
+    "collect_state",
     "collect_stateful",
     "find_differing_keys",
-    "find_folder",
+    "flatten_config",
     "format_value",
     "match_parts",
     "normalize_overrides",
-    "read_config",
     "run_name",
     "select_computed",
 ]
@@ -53,6 +46,7 @@ class Run:
     seed               every random draw is a function of it, the step and the purpose
     average            None, or the moving average of the generator's weights: `average.module` is then the network that
                        samples are drawn with
+    config             None, or the keys of the config that change a number, flat; they say whose a checkpoint is
     """
 
     generator: nn.Module
@@ -64,6 +58,7 @@ class Run:
     penalty: GradientPenalty
     seed: int
     average: AveragedModel | None = None
+    config: dict[str, Any] | None = None
 
 
 def choose_generator(run: Run) -> nn.Module:
@@ -75,6 +70,17 @@ def collect_stateful(run: Run) -> dict[str, Any]:
     """Return what a checkpoint holds of a run, by name: objects with state_dict() and load_state_dict()."""
     names = ("generator", "critic", "optim_generator", "optim_critic", "average")
     return {name: getattr(run, name) for name in names if getattr(run, name) is not None}
+
+
+def collect_state(run: Run, step: int) -> tuple[dict[str, Any], set[str]]:
+    """Return what a checkpoint holds, and the names of the buffers in it."""
+    data = {"shape": list(run.data.shape), "span": list(run.data.span), "data": getattr(run.data, "fingerprint", "")}
+    networks = {"generator": run.generator, "critic": run.critic}
+    networks |= {} if run.average is None else {"average": run.average}
+    buffers = {f"state[{key!r}][{name!r}]" for key, network in networks.items() for name, _ in network.named_buffers()}
+    data |= {"symbols": run.data.symbols} if hasattr(run.data, "symbols") else {}
+    data |= {"identity": {"seed": run.seed, "config": run.config}}
+    return {"step": step, **data, **{name: part.state_dict() for name, part in collect_stateful(run).items()}}, buffers
 
 
 def match_parts(generator: nn.Module, critic: nn.Module, loss: Any, data: Any) -> None:
@@ -200,101 +206,6 @@ def format_value(value: Any) -> str:
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def find_folder(root: Path, name: str, former_prefix: str, cfg: DictConfig) -> Path:
-    """Return the folder of a run: root / name, or one that exists under another name and has the same config.
-
-    Args:
-        former_prefix: the first part of the names that earlier versions gave to such runs. Names of other experiments
-            are not looked at.
-    """
-    if not (root / name / "config.yaml").exists():
-        for saved in sorted(root.glob("*/config.yaml")):
-            same_prefix = saved.parent.name.split("+")[0] in (name.split("+")[0], former_prefix)
-            # Reading YAML is slow, so the text is compared first.
-            if same_prefix and f"seed: {cfg.seed}\n" in saved.read_text():
-                with suppress(Exception):  # a damaged file is no reason not to train another run
-                    if not _compare(saved, cfg):
-                        return saved.parent
-    return root / name
-
-
-@contextmanager
-def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir", timeout: float = 0.0) -> Iterator[None]:
-    """Lock a run folder for this process and this config. The folder is created if it does not exist.
-
-    The caller writes config.yaml.
-
-    Args:
-        key: the config key that chose the folder, for messages.
-        timeout: seconds to wait for another process that holds the lock.
-
-    Raises:
-        ValueError: another process holds the lock, another config created the folder (the message names the keys that
-            differ), or the folder holds something else. Nothing in the folder is changed.
-    """
-    saved = folder / "config.yaml"
-    before_config = {".lock", "config.yaml.tmp"}  # the only files of a run that was killed before it wrote its config
-    if folder.is_dir() and not saved.exists() and any(path.name not in before_config for path in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and not a run folder (it has no config.yaml): choose another {key}=")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be created ({error}): choose another {key}=") from error
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=timeout)
-    except Timeout as error:
-        raise ValueError(f"{folder} is in use by another process: wait for it, or choose another {key}=") from error
-    try:
-        _check_same(saved, cfg, key)
-        yield
-    finally:
-        lock.release()
-
-
-def _check_same(saved: Path, cfg: DictConfig, key: str) -> None:
-    """Raise ValueError, with the keys that differ, if the saved config computes something else."""
-    if saved.exists() and (differing := _compare(saved, cfg)):
-        raise ValueError(
-            f"{saved.parent} belongs to another config:{''.join(differing)}"
-            f"\nChoose another {key}=, or set these keys back"
-        )
-
-
-def _compare(saved: Path, cfg: DictConfig) -> list[str]:
-    """Return a line per key whose value changes a number and is not that of the saved config."""
-    old, new = (select_computed(_flatten(node)) for node in (OmegaConf.load(saved), cfg))
-
-    def show(config: dict[str, Any], name: str) -> Any:
-        return config.get(name, ADDED.get(name, "(no such key)"))
-
-    return [
-        f"\n  {name}: {show(old, name)} in the folder, {show(new, name)} now"
-        for name in find_differing_keys([old, new])
-    ]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the saved config of a run folder as flat keys, for example optim.lr. No object is built.
-
-    Raises:
-        ValueError: the folder is not a run folder; its config.yaml cannot be read (the message names the line).
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
-    try:
-        config = _flatten(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise ValueError(f"{path}{line}: the file is damaged ({reason}). Restore it from a copy of the run") from error
-    if not {"seed", "data._target_"} <= config.keys():
-        raise ValueError(f"{folder} is not a run folder: its config.yaml has no seed or no data._target_")
-    return config
-
-
 def find_differing_keys(configs: list[dict[str, Any]]) -> list[str]:
     """Return the keys, sorted, whose values are not the same in all of the flat configs.
 
@@ -314,7 +225,7 @@ def select_computed(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in (*NOT_COMPUTED, "budget")}
 
 
-def _flatten(cfg: DictConfig) -> dict[str, Any]:
+def flatten_config(cfg: DictConfig) -> dict[str, Any]:
     """Return a config as flat keys, with the names of this version."""
 
     def flatten(node: Any, prefix: str) -> dict[str, Any]:

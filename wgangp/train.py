@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -17,18 +18,29 @@ from wgangp.checkpoint import load_latest, save, write_atomic
 from wgangp.checks import check_not_wrapped
 from wgangp.compiled import Computation, build_computation
 from wgangp.distributed import World
-from wgangp.logs import Log, Progress, amend_last_line, append_line, collect_provenance, read_lines, read_metrics
+from wgangp.files import refuse_links
+from wgangp.logs import (
+    Log,
+    Progress,
+    amend_last_line,
+    append_line,
+    collect_provenance,
+    read_lines,
+    read_metrics,
+    read_timing,
+)
 from wgangp.losses import merge_terms
+from wgangp.match import load_state
 from wgangp.metrics.scores import Score, find_best
 from wgangp.penalty import clip_weights_
 from wgangp.precision import product_precision
 from wgangp.report import draw_curves, evaluate, lipschitz_report, picture, report
-from wgangp.runs import Run, collect_stateful
+from wgangp.runs import Run, collect_state, collect_stateful
 from wgangp.seeds import draw_latent, rng_for, seed_layers
 from wgangp.signals import Interrupted, catch_stop_signals, interruptible
 from wgangp.step import descend
 
-__all__ = ["Clip", "collect_state", "compute_in_parts", "train", "update"]
+__all__ = ["Clip", "compute_in_parts", "train", "update"]
 
 ALONE = World()
 
@@ -129,17 +141,19 @@ def train(
     ):
         while True:
             # What is due at this step?
-            done, stop = step >= steps, world.any(bool(received))
+            done = step >= steps
             lipschitz_due = step % lipschitz_every == 0 or done
             evaluate_due = evaluate_every is not None and (step % evaluate_every == 0 or done)
             report_due = step % log_every == 0 or lipschitz_due or evaluate_due
             picture_due = step % sample_every == 0 or done
+            lost = log.find_lost() if log and report_due else ""
+            stop = world.any(bool(received or lost))
             checkpoint_due = step % checkpoint_every == 0 or evaluate_due or done or stop
             if report_due or picture_due or checkpoint_due:
                 _check_finite(unchecked, folder)
 
             # Report.
-            if report_due and log:
+            if report_due and log and not lost:
                 values = report(run, step, report_size)
                 _require_finite(step, values, folder)
                 if lipschitz_due:
@@ -168,6 +182,10 @@ def train(
                 save(folder / "checkpoints", step, *collect_state(run, step), kept=best.values())
 
             # Done?
+            if lost:
+                raise ValueError(
+                    f"{lost}. A checkpoint of step {step} is saved: put the file back, and run the same command again"
+                )
             if done or stop:
                 return step
 
@@ -238,53 +256,25 @@ def compute_in_parts(computation: Computation, parts: int) -> Computation:
     return replace(computation, sample=sample, critic_gradients=critic, generator_gradients=generator)
 
 
-def collect_state(run: Run, step: int) -> tuple[dict[str, Any], set[str]]:
-    """Return what a checkpoint holds, and the names of the buffers in it."""
-    data = {"shape": list(run.data.shape), "span": list(run.data.span), "data": getattr(run.data, "fingerprint", "")}
-    networks = {"generator": run.generator, "critic": run.critic}
-    networks |= {} if run.average is None else {"average": run.average}
-    buffers = {f"state[{key!r}][{name!r}]" for key, network in networks.items() for name, _ in network.named_buffers()}
-    data |= {"symbols": run.data.symbols} if hasattr(run.data, "symbols") else {}
-    return {"step": step, **data, **{name: part.state_dict() for name, part in collect_stateful(run).items()}}, buffers
-
-
 def _restore(run: Run, folder: Path, device: torch.device) -> int:
-    """Load the newest checkpoint into the run and return its step; 0 if there is none.
+    """Load the newest good checkpoint into the run and return its step; 0 if there is none.
 
     Raises:
-        ValueError: the folder has a log without a checkpoint, or data or average are not those of the checkpoint.
+        ValueError: there are checkpoints, and none fits the run; there is a log without a checkpoint; a log is damaged;
+            a link leads out of the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = load_latest(folder / "checkpoints", device)
-    if state is None:
-        if any(record["step"] > 0 for record in read_lines(folder / "metrics.jsonl")):
-            raise ValueError(
-                f"{folder} has the log of a run but no checkpoint to continue from: put the checkpoints back, or choose"
-                " another run_dir="
-            )
-        return 0
-    if state.get("data") != getattr(run.data, "fingerprint", ""):
+    refuse_links(folder)
+    log, *_ = read_metrics(folder / "metrics.jsonl"), read_timing(folder), read_lines(folder / "provenance.jsonl")
+    step = load_latest(folder / "checkpoints", device, partial(load_state, run))
+    if step is None and any(record["step"] > 0 for record in log):
         raise ValueError(
-            f"the data is not the data that {folder} was trained on (its sha256 differs, or an early version wrote the"
-            " checkpoint): set data.root or data.path, and data.memory_gb, back, or choose another run_dir="
+            f"{folder} has the log of a run but no checkpoint to continue from: put the checkpoints back, or choose"
+            " another run_dir="
         )
-    if (run.average is None) == ("average" in state):
-        raise ValueError(
-            f"the checkpoint in {folder} was saved with another ema.decay: set it back, or choose another run_dir="
-        )
-    for name, part in collect_stateful(run).items():
-        part.load_state_dict(state[name])
-    _match_strides(run.optim_generator, run.optim_critic)
-    return state["step"]
-
-
-def _match_strides(*optimizers: torch.optim.Optimizer) -> None:
-    """Give the optimizer state the strides of its parameter: a fused optimizer reads both with the same strides."""
-    for optimizer in optimizers:
-        for p, state in optimizer.state.items():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == p.shape:
-                    state[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+    if step and not log:
+        print(f"warning: {folder} has no metrics.jsonl: its log begins at step {step}", file=sys.stderr, flush=True)
+    return step or 0
 
 
 def _require_equal_ranks(world: World, run: Run, folder: Path, step: int, options: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ from wgangp.metrics.scores import MAIN, list_scores
 from wgangp.per_sample import check_per_sample
 from wgangp.precision import product_precision
 from wgangp.report import lipschitz_report, report
-from wgangp.runs import Run
-from wgangp.train import Clip, collect_state, compute_in_parts, update
+from wgangp.runs import Run, collect_state
+from wgangp.train import Clip, compute_in_parts, update
 
 __all__ = ["try_run"]
 

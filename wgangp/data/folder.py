@@ -1,5 +1,6 @@
 """Files of pictures: which files of a folder are read, and how each becomes 8-bit gray or RGB."""
 
+import hashlib
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
 from tqdm import tqdm
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Picture",
     "check_files",
     "count_reasons",
+    "digest_files",
     "find_pictures",
     "format_path",
     "name_file_in_errors",
@@ -201,6 +204,21 @@ def check_files(function: Callable[[Any], Any], items: Sequence[Any], workers: i
         hidden = f"\n... and {len(errors) - 5} more" if len(errors) > 5 else ""
         raise ValueError("\n".join(errors[:5]) + hidden)
     return results
+
+
+def digest_files(paths: dict[str, list[Path]], labels: dict[str, Tensor], workers: int = 4) -> str:
+    """Return the sha256 of the contents of files and their labels, per split and in order; not of their names.
+
+    It is the fingerprint of a folder of images, whether they are kept in memory or not.
+    """
+    digests = check_files(_digest_file, [path for part in paths.values() for path in part], workers, "reading")
+    listed = {split: y.tolist() for split, y in labels.items()}
+    return hashlib.sha256(f"{listed} {digests}".encode()).hexdigest()
+
+
+def _digest_file(path: Path) -> str:
+    with name_file_in_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def count_reasons(reasons: dict[str, Collection[Path | str]]) -> str:

@@ -16,9 +16,9 @@ from torchvision.transforms.functional import center_crop, resize
 from wgangp.data.folder import (
     check_files,
     count_reasons,
+    digest_files,
     find_pictures,
     format_path,
-    name_file_in_errors,
     read_header,
     read_picture,
     verify_picture,
@@ -41,6 +41,7 @@ class Images:
         labels: for each split, integers (N,) in 0 ... classes - 1.
         dequantize: use (x + u) / 256 with u ~ U[0, 1) in place of x / 255, so that the data has a density.
         span: the values of black and white after scaling.
+        fingerprint: identifies the set. None: the sha256 of the pictures and labels to train on and held out.
     """
 
     labeled, label_problem = False, ""  # see wgangp/data/__init__.py
@@ -52,6 +53,7 @@ class Images:
         dequantize: bool = False,
         device: torch.device | str = "cpu",
         span: tuple[float, float] = (0.0, 1.0),
+        fingerprint: str | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.pictures = {split: x.to(self.device) for split, x in pictures.items()}
@@ -59,7 +61,7 @@ class Images:
         self.dequantize, self.span = dequantize, span
         self.shape = tuple(pictures["train"].shape[1:])
         self.classes = _count_classes(self.labels, self.pictures)
-        self.fingerprint = hashlib.sha256(pictures["train"].cpu().contiguous().numpy()).hexdigest()
+        self.fingerprint = fingerprint or _digest_tensors(pictures, labels)
 
     def take(self, split: str, indices: Tensor) -> Tensor:
         """Return the images of a split with these indices (B,) as they are in the files, uint8 (B, C, H, W)."""
@@ -81,6 +83,7 @@ class Streamed:
         paths, labels: for each split, N files and N integers.
         read: maps a file to uint8 (C, H, W).
         workers: number of threads.
+        fingerprint: identifies the set. None: the result of `digest_files`.
     """
 
     labeled = False  # see wgangp/data/__init__.py
@@ -94,13 +97,13 @@ class Streamed:
         device: torch.device | str = "cpu",
         span: tuple[float, float] = (0.0, 1.0),
         workers: int = 4,
+        fingerprint: str | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.paths, self.read, self.dequantize, self.span = paths, read, dequantize, span
         self.labels, self.classes = labels, _count_classes(labels, paths)
         self.shape = tuple(read(paths["train"][0]).shape)
-        names = "\n".join(f"{path.name} {_file_size(path)}" for path in paths["train"])
-        self.fingerprint = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+        self.fingerprint = fingerprint or digest_files(paths, labels, workers)
         self.pool = ThreadPoolExecutor(workers)
         self.pending: dict[tuple[Any, ...], list[Future[Tensor]]] = {}
 
@@ -136,9 +139,12 @@ def _count_classes(labels: dict[str, Tensor], items: dict[str, Any]) -> int:
     return 1 + int(max(y.max() for y in labels.values()))
 
 
-def _file_size(path: Path) -> int:
-    with name_file_in_errors(path):
-        return path.stat().st_size
+def _digest_tensors(pictures: dict[str, Tensor], labels: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for x in (part[split] for split in SPLITS if split in pictures for part in (pictures, labels)):
+        digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
+        digest.update(x.cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _scale(pictures: Tensor, span: tuple[float, float], dequantize: bool, seed: int, k: int, stream: str) -> Tensor:
@@ -299,17 +305,18 @@ def image_folder(
         color = () if header.gray == (channels == 1) else ("gray, as RGB" if header.gray else "in color, as gray",)
         for change in (*header.changes, *color):
             converted.setdefault(change, []).append(path)
+    fingerprint = digest_files(paths, labels, workers)
     streamed = len(every) * math.prod(shape) > memory_gb * 1e9
     if streamed:
         unsure = [path for path, header in zip(every, headers, strict=True) if not header.whole]
         check_files(lambda path: read(path).shape, unsure, workers, "checking")
         check_files(verify_picture, every, workers, "verifying")
-        data = Streamed(paths, labels, read, dequantize, device, (-1.0, 1.0), workers)
+        data = Streamed(paths, labels, read, dequantize, device, (-1.0, 1.0), workers, fingerprint)
     else:
         decoded = torch.empty(len(every), *shape, dtype=torch.uint8)
         check_files(lambda i: decoded[i].copy_(read(every[i])).shape, range(len(every)), workers, "decoding")
         pictures = {"train": decoded[:count], "heldout": decoded[count:]}
-        data = Images(pictures, labels, dequantize, device, (-1.0, 1.0))
+        data = Images(pictures, labels, dequantize, device, (-1.0, 1.0), fingerprint)
     loose = [picture.path for picture in parts["train"] if not picture.label and len(number) > 1]
     only_held_out = {name or "no class" for name in classes["heldout"] - classes["train"]}
     if loose:

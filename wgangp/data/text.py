@@ -43,8 +43,8 @@ class Text:
         self.device = torch.device(device)
         self.ids, self.symbols = {split: x.to(self.device) for split, x in ids.items()}, list(symbols)
         self.shape = (len(symbols), ids["train"].shape[1])
-        contents = str(self.symbols).encode() + ids["train"].cpu().contiguous().numpy().tobytes()
-        self.fingerprint = hashlib.sha256(contents).hexdigest()
+        parts = (ids[split].cpu().contiguous().numpy().tobytes() for split in ("train", "heldout"))
+        self.fingerprint = hashlib.sha256(b" ".join([f"{self.symbols} {self.shape}".encode(), *parts])).hexdigest()
 
     def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor]:
         """Return batch k of a split: one-hot vectors (size, V, L) in float32."""

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from wgangp.files import read_file
+
 __all__ = ["read_records", "stamp"]
 
 
@@ -26,7 +28,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         ValueError: a line is not as scripts/reproduce.py wrote it: it was changed, added or copied by hand.
     """
     path, records = folder / "records.jsonl", []
-    text = path.read_text() if path.exists() else ""
+    text = read_file(path).decode(errors="replace") if path.exists() else ""
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         if line.endswith("\n"):
             try:

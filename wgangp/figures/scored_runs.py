@@ -10,7 +10,7 @@ import torch
 
 from wgangp.figures.common import check_names, describe_range, format_spread, select
 from wgangp.figures.image_runs import NEVER, draw_samples, show_samples, train_finite
-from wgangp.logs import read_lines, read_metrics
+from wgangp.logs import read_metrics, read_timing
 from wgangp.metrics.scores import build_scores
 from wgangp.plots import PAGE, open_figure
 
@@ -209,7 +209,7 @@ class ScoredRuns:
                 f"the score {self.score} failed after the updates {', '.join(map(str, missing))}: the warnings above"
                 f" say why. Delete {folder} to train this run again"
             )
-        seconds = {line["step"]: line["elapsed_s"] for line in read_lines(folder / "timing.jsonl")}
+        seconds = {line["step"]: line["elapsed_s"] for line in read_timing(folder)}
         record = {"finite": run is not None, "steps": steps, "elapsed_s": [seconds[step] for step in steps]}
         record |= {name: [line[name] for line in lines] for name in names}
         record |= {f"real_{name}": lines[-1].get(f"real_{name}") if lines else None for name in names}

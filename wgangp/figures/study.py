@@ -26,8 +26,9 @@ from wgangp.checkpoint import write_atomic
 from wgangp.config import BUDGETS, CONF, build, build_run, find_device, train_options, train_scores
 from wgangp.figures.common import count_seeds
 from wgangp.figures.digest import read_records, stamp
-from wgangp.logs import append_line, collect_provenance, describe_hardware, read_lines
-from wgangp.runs import Run, claim_folder, run_name
+from wgangp.folders import claim_folder, load_config
+from wgangp.logs import append_line, collect_provenance, describe_hardware, read_timing
+from wgangp.runs import Run, run_name
 from wgangp.tables import markdown_table, replace_block
 from wgangp.train import train
 
@@ -180,7 +181,7 @@ def _measure(
 ) -> dict[str, Any] | str:
     """Measure one cell. Returns its record, or a message if the run failed: it must not stop the other runs."""
     print(f"{number}: {label}", flush=True)
-    seconds_before = max((line["elapsed_s"] for line in read_lines(folder / "timing.jsonl")), default=0.0)
+    seconds_before = max((line["elapsed_s"] for line in read_timing(folder)), default=0.0)
     start_time = time.monotonic()
     try:
         numbers = figure.measure(cell, seed, folder, device)
@@ -302,7 +303,7 @@ def load_figure(name: str, folder: Path | None = None) -> Any:
     """Build a figure with the settings of a folder; None: with those of budget=cpu."""
     cfg = OmegaConf.create({"budget": "cpu", "figure": OmegaConf.load(CONF / "figure" / f"{name}.yaml")})
     if folder is not None:
-        saved = OmegaConf.load(folder / "config.yaml").figure
+        saved = load_config(folder / "config.yaml").figure
         cfg.figure = {"_target_": cfg.figure._target_, **saved}
     return build(cfg, "figure")
 
