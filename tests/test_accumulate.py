@@ -86,9 +86,12 @@ def test_gradients_of_micro_batches_add_up_by_hand():
     parts = [critic_gradients(critic, *part)[1] for part in split_batch(3, real, fake, eps)]
     mean = [sum(gradients) / 3 for gradients in zip(*parts, strict=True)]
     descend(critic, mean, torch.optim.SGD(critic.parameters(), lr=0.1))
+    in_parts = copy.deepcopy(other)
     critic_step(other, torch.optim.SGD(other.parameters(), lr=0.1), real, fake, eps)
-    for a, b in zip(critic.parameters(), other.parameters(), strict=True):
+    critic_step(in_parts, torch.optim.SGD(in_parts.parameters(), lr=0.1), real, fake, eps, accumulate=3)
+    for a, b, c in zip(critic.parameters(), other.parameters(), in_parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(c, b, rtol=1e-12, atol=1e-12)
 
 
 def test_parts_that_do_not_fit_are_refused():
