@@ -62,15 +62,16 @@ def test_parts_of_labeled_batches_have_their_terms_and_gradients(compiled, loss,
         )
 
 
+@pytest.mark.parametrize("some", [2, 4])
 @pytest.mark.parametrize("points", POINTS)
-def test_steps_in_parts_are_the_steps_of_the_whole_batch(points):
+def test_steps_in_parts_are_the_steps_of_the_whole_batch(points, some):
     """eps is drawn for the whole batch: the noise of perturbed points depends on its standard deviation."""
     generator = MLPGenerator((2,), width=8).double()
     critics = [MLPCritic((2,), width=8).double()]
     critics.append(copy.deepcopy(critics[0]))
     real, fake, z, penalty = draw(2), draw(2), draw(2), GradientPenalty(points=points)
     generators = [generator, copy.deepcopy(generator)]
-    for g, critic, parts in zip(generators, critics, (1, 4), strict=True):
+    for g, critic, parts in zip(generators, critics, (1, some), strict=True):
         torch.manual_seed(0)
         sgd = (torch.optim.SGD(network.parameters(), lr=0.1) for network in (critic, g))
         critic_step(critic, next(sgd), real, fake, penalty=penalty, accumulate=parts)
