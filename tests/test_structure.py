@@ -22,7 +22,7 @@ LAYERS = [  # from the bottom up: a module may import modules of the layers befo
         "signals",
         "files",
     },
-    {"bounds", "checks", "compiler"},
+    {"bounds", "checks", "compiler", "targets"},
     {"form", "gradients", "per_sample"},
     {"affine", "penalty", "losses", "optim", "data", "networks", "transport", "certify"},
     {"step", "lipschitz", "box", "plots", "runs"},
@@ -43,7 +43,7 @@ LEAVES = {"networks": set(), "data": {"seeds"}}  # sub-packages that know nothin
 STEP = {"accumulate", "checks", "gradients", "losses", "optim", "penalty"}  # the method, without the rest
 LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "tqdm"}  # a leaf imports these and the standard library
 PACKAGE = ROOT / "wgangp"
-HYDRA = {"cli.py", "config.py", "folders.py", "runs.py", "schema.py", "figures/study.py"}  # the files that know Hydra
+HYDRA = {"cli.py", "config.py", "folders.py", "runs.py", "schema.py", "targets.py", "figures/study.py"}
 
 
 def modules():
