@@ -57,6 +57,7 @@ MEMORY = 16e9  # bytes of address space of a process
 NUMBERS = """-1 0 1 2 3 5 16 100000 2147483647 2147483648 -2147483649 4294967296 9223372036854775807 9223372036854775808
     1000000000000000000000000000000 0.0 -0.0 0.5 0.999 1.0 1.5 -0.5 1e-45 1e-308 1e-8 1e6 1e20 3.4e38 3.5e38 1e308
     -1e308 nan inf -inf 1e400 0x10 1_000"""
+INTEGERS = "-1 0 1 2 3 4 5 8 16 17 60 100 4096 100000 2147483647 2147483648 9223372036854775807"
 WORDS = """true false null abc '' [] [1,1] [0.5,0.9] [0,1] [1e30,0.5] {} {a:1} {_target_:os.system} two one real fake
     interpolates bf16 tf32 fp32 cpu cuda cuda:99 mps ${seed} ${nothing} ${optim} ??? ~ . .. /dev/null a/../b "a b"
     [null] [[1]] '${oc.env:HOME}' \u00e9 '\\x00' [a,b] {a:{b:1}} [0.5,nan] -inf 1e-320"""
@@ -108,43 +109,48 @@ def change_bytes(raw: bytes, rng: random.Random) -> bytes:
 
 def prepare_overrides(folder: Path) -> Attempt:
     """The command train, with random overrides in random places. Networks and data are tiny, and one update is made."""
-    (folder / "text.txt").write_text("".join(f"line {i}\n" for i in range(40)))
-    write_idx(folder / "digits" / "MNIST" / "raw", 60, 28)
+    (folder / "text.txt").write_text("".join(f"line {i}\n" for i in range(200)))
+    write_idx(folder / "digits" / "MNIST" / "raw", 120, 28)
     (folder / "pictures").mkdir()
-    for i in range(20):
+    for i in range(180):
         Image.new("L", (28, 28), i).save(folder / "pictures" / f"{i}.png")
     patch = pytest.MonkeyPatch()
     patch.setattr("wgangp.train.picture", quick_picture)
     patch.setattr("wgangp.train.draw_curves", quick_curves)
     patch.setattr("wgangp.logs._tensorboard", lambda folder, step: None)
     patch.setattr("wgangp.cli.list_figures", str)
-    keys = {}
+    keys: dict[str, dict[str, object]] = {}  # per base: key -> its value
     for base, groups in BASES.items():
         with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            cfg = OmegaConf.to_container(compose("config", base.split()))
-        names = [key for key in flatten_keys(cfg) if key.partition(".")[0] in groups or base == ""]
-        keys[base] = [*names, *(f"{group}._target_" for group in groups if group != "networks")]
+            cfg = compose("config", base.split())
+        names = [key for key in flatten_keys(OmegaConf.to_container(cfg)) if base == "" or key.split(".")[0] in groups]
+        names += [f"{group}._target_" for group in groups if group != "networks"]
+        keys[base] = {name: OmegaConf.select(cfg, name, throw_on_missing=False) for name in names}
     tiny = [*TINY, "train.steps=1", "train.critic_steps=1"]
 
     def attempt(rng: random.Random) -> None:
         base = rng.choice(list(keys))
         arguments = [*base.split(), *tiny]
         for _ in range(rng.choice((1, 1, 2, 3))):
-            key = rng.choice(keys[base])
-            key = f"+optim.{rng.choice(OPTIONS.split())}" if rng.random() < 0.15 else key
-            key = rng.choice(SETTINGS.split()) if rng.random() < 0.05 else key
-            prefix = rng.choice(("", "", "", "", "", "", "+", "++", "~"))
-            values = TARGETS if key.endswith("_target_") else NUMBERS if rng.random() < 0.7 else WORDS
-            value = rng.choice(values.split())
+            key, kind = rng.choice([*keys[base].items()])
+            if OmegaConf.is_dict(kind) and rng.random() < 0.8:  # a whole group
+                key, kind = rng.choice([("optim.lr", 0.1), ("penalty.weight", 10.0), ("train.batch_size", 16)])
+            if rng.random() < 0.1:
+                key, kind = f"+optim.{rng.choice(OPTIONS.split())}", rng.choice((True, 1.0))
+            if rng.random() < 0.03:
+                key, kind = rng.choice(SETTINGS.split()), ""
+            values = {bool: "true false", int: INTEGERS, float: NUMBERS}.get(type(kind), WORDS)
+            values = rng.choice((values, values, NUMBERS, WORDS)) if "_target_" not in key else TARGETS
+            value, prefix = rng.choice(values.split()), rng.choice((*[""] * 12, "+", "++", "~"))
             if value[0].isupper():
                 value = f"torch.optim.{value}"
-            if "steps" not in key or value in ("0", "1", "-1") or values == WORDS:  # a long run is no mistake
+            if "steps" not in key or value in ("0", "1", "-1") or values is WORDS:  # a long run is no mistake
                 arguments.append(f"{prefix}{key.lstrip('+') if prefix else key}={value}")
-            if key.endswith("_target_"):
-                arguments.append(f"{key.removesuffix('_target_')}lr=1")
-        if rng.random() < 0.05:
+            if key == "optim._target_":
+                arguments += ["~optim.fused", "~optim.betas"] * ("betas" in str(keys[base].get("optim")))
+        if rng.random() < 0.02:
             arguments.append(rng.choice(FLAGS.split()))
-        if rng.random() < 0.05:
+        if rng.random() < 0.02:
             arguments = [change_bytes(a.encode(), rng).decode(errors="ignore").replace("\0", "") for a in arguments]
         before, out = set((folder / "runs").glob("*")), io.StringIO()
         code = run_command(arguments, out)

@@ -39,7 +39,7 @@ LAYERS = [  # from the bottom up: a module may import modules of the layers befo
     {"cli"},
     {"__main__"},
 ]
-LEAVES = {"networks": set(), "data": {"seeds"}}  # sub-packages that know nothing else of the package
+LEAVES = {"networks": set(), "data": {"files", "seeds"}}  # sub-packages that know nothing else of the package
 STEP = {"accumulate", "checks", "gradients", "losses", "optim", "penalty"}  # the method, without the rest
 LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "tqdm"}  # a leaf imports these and the standard library
 PACKAGE = ROOT / "wgangp"
