@@ -3,9 +3,11 @@
 import ast
 import re
 import sys
+import tomllib
 
 import pytest
 from helpers import ROOT
+from packaging.requirements import Requirement
 
 LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
     {
@@ -166,3 +168,16 @@ def test_spelling_is_american():
 def test_names_have_content():
     for path in texts("wgangp", "bench", "scripts", "examples", suffixes=(".py",)):
         assert not (match := NAMES.search(path.read_text())), f"{path}: {match.group()}"
+
+
+def test_lock_file_has_an_allowed_version_with_hashes_of_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = re.sub(r"^#.*\n", "", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    locked = dict(re.findall(r"^([\w-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE))
+    assert "://" not in text and len(re.findall("^[a-z]", text, re.MULTILINE)) == len(locked) > 40
+    extras = project["optional-dependencies"]
+    for line in (*project["dependencies"], *extras["test"], *extras["metrics"]):
+        requirement = Requirement(line)
+        if requirement.name != "wgangp":
+            assert requirement.specifier, f"{line} has no lower bound"
+            assert locked[requirement.name.replace("_", "-")] in requirement.specifier
