@@ -2,13 +2,15 @@
 
 import gzip
 import hashlib
-import os
-import secrets
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from tqdm import tqdm
+
+from wgangp.files import write_file
 
 __all__ = ["download", "download_cifar10", "download_mnist", "extract_members", "write_unpacked"]
 
@@ -77,30 +79,24 @@ def download(url: str, path: Path, sha256: str) -> None:
             if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
                 return
     _require_https(url)
+    content, request = bytearray(), Request(url, headers={"User-Agent": "wgangp"})
+    bar = tqdm(desc=path.name, unit="B", unit_scale=True, leave=False, disable=None)
+    with bar, build_opener(_Redirect).open(request, timeout=WAIT) as answer:
+        while part := answer.read(2**16):
+            content += part
+            bar.update(len(part))
+            if len(content) > LARGEST:
+                raise ValueError(f"{url} has more than {LARGEST:,} bytes: it is not the published file")
+    if (actual := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ValueError(f"{url}: its sha256 is {actual}, and that of the published file is {sha256}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, actual, size = path.with_name(f".{path.name}.{secrets.token_hex(8)}"), hashlib.sha256(), 0
-    try:
-        request = Request(url, headers={"User-Agent": "wgangp"})
-        with build_opener(_Redirect).open(request, timeout=WAIT) as answer, temporary.open("xb") as file:
-            while part := answer.read(2**16):
-                size += len(part)
-                if size > LARGEST:
-                    raise ValueError(f"{url} has more than {LARGEST:,} bytes: it is not the published file")
-                actual.update(part)
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        if actual.hexdigest() != sha256:
-            raise ValueError(f"{url}: its sha256 is {actual.hexdigest()}, and that of the published file is {sha256}")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, content)
 
 
 def write_unpacked(archive: Path, path: Path) -> None:
     """Unpack a .gz file to a path. A file that is there is replaced when all is unpacked."""
     with gzip.open(archive) as file:
-        _write(file, path)
+        _unpack(file, path)
 
 
 def extract_members(archive: Path, names: Iterable[str], folder: Path) -> None:
@@ -121,22 +117,15 @@ def extract_members(archive: Path, names: Iterable[str], folder: Path) -> None:
             file = tar.extractfile(member) if member is not None and member.isfile() else None
             if file is None:
                 raise ValueError(f"{archive} has no file {name}")
-            _write(file, folder / name)
+            _unpack(file, folder / name)
 
 
-def _write(source: IO[bytes], path: Path) -> None:
+def _unpack(source: IO[bytes], path: Path) -> None:
+    content = source.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"{path.name} has more than {LARGEST:,} bytes: it is not the published file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, size = path.with_name(f".{path.name}.{secrets.token_hex(8)}"), 0
-    try:
-        with temporary.open("xb") as file:
-            while part := source.read(2**16):
-                size += len(part)
-                if size > LARGEST:
-                    raise ValueError(f"{path.name} has more than {LARGEST:,} bytes: it is not the published file")
-                file.write(part)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, content)
 
 
 def _require_https(url: str) -> None:
