@@ -169,3 +169,10 @@ def test_analysis_does_not_change_the_run(toy):
     analyze(str(toy), **SIZES)
     assert {p.name: p.read_bytes() for p in (toy / "checkpoints").iterdir()} == checkpoints
     assert all(torch.equal(p, q) for p, q in zip(load_run(toy).critic.parameters(), before, strict=True))
+
+
+def test_promise_of_a_module_is_printed_beside_the_certificate(toy, monkeypatch, capsys):
+    monkeypatch.setattr(torch.nn.Linear, "lipschitz", 100.0, raising=False)
+    assumed = read(analyze(str(toy), **SIZES))["lipschitz"]["assumed"]
+    assert assumed and set(assumed.values()) == {100.0}
+    assert f"assumes, without a proof, {next(iter(assumed))}.lipschitz = 100" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wgangp import linear, lipschitz
-from wgangp.certify import certified_lipschitz
+from wgangp.certify import certified_lipschitz, list_assumptions
 from wgangp.gradients import gradient_norm
 from wgangp.networks import layers
 from wgangp.networks.dcgan import MNISTCritic
@@ -492,6 +492,7 @@ def test_lipschitz_attribute_of_a_module_is_used_as_its_constant():
     steep.lipschitz = 7
     critic = nn.Sequential(steep, nn.Linear(3, 1))
     assert certified_lipschitz(critic, (3,)) == pytest.approx(7 * critic[1].weight.double().norm().item(), rel=1e-8)
+    assert list_assumptions(critic) == {"0": 7.0}
     for constant in (6.99, 0.0):
         steep.lipschitz = constant
         with pytest.raises(ValueError, match=rf"0 \(Function\): lipschitz = {constant} is wrong.*quotient 7"):
@@ -709,6 +710,7 @@ def test_lipschitz_attribute_of_the_critic_itself_is_not_used():
     critic = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
     expected = certified_lipschitz(critic, (3,))
     critic.lipschitz = 1e-3
+    assert list_assumptions(critic) == {}
     assert certified_lipschitz(critic, (3,)) == certified_lipschitz(nn.DataParallel(critic), (3,)) == expected
     steep = Function(lambda x: 100 * x.square().sum(1))
     steep.lipschitz = 1.0

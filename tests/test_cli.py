@@ -277,6 +277,22 @@ class TestOverrides:
             ("hydra.output_subdir=elsewhere", "hydra.output_subdir = elsewhere: Hydra does not"),
             ("hydra.sweep.subdir=elsewhere", "hydra.sweep.subdir = elsewhere: Hydra does not"),
             ("hydra.foo=3", "the config has no key hydra.foo"),
+            (
+                "+hydra.callbacks={x:{_target_:os.system,command:ls}}",
+                "hydra.callbacks.x._target_ = os.system: only names",
+            ),
+            (
+                "+hydra.callbacks={x:{y:[{_target_:builtins.eval}]}}",
+                "hydra.callbacks.x.y.0._target_ = builtins.eval: only",
+            ),
+            (
+                "hydra.launcher._target_=logging.os.system",
+                "hydra.launcher._target_ = logging.os.system: only names under",
+            ),
+            (
+                "+hydra.hydra_logging.handlers.x.class=os.system",
+                "hydra.hydra_logging.handlers.x.class = os.system: must be one of logging.StreamHandler",
+            ),
         ],
     )
     def test_mistake_is_explained_and_nothing_is_written(self, command, argument, message):
@@ -287,7 +303,8 @@ class TestOverrides:
         assert list(command.folder.iterdir()) == []
 
     @pytest.mark.parametrize(
-        "argument", ["~clip", "penalty=two_sided,null", "hydra.job.chdir=true", "train.steps=1,abc"]
+        "argument",
+        ["~clip", "penalty=two_sided,null", "hydra.job.chdir=true", "train.steps=1,abc", "hydra.launcher.x=1,2"],
     )
     def test_mistake_in_a_sweep_is_explained_before_the_first_job(self, command, argument):
         output = command("train", "-m", argument, "seed=0,1", status=1)
@@ -310,12 +327,21 @@ class TestOverrides:
         command("train", *TINY, "-m", "train.steps=1", "seed=1,2")
         assert len(list((command.folder / "runs").glob("toy*"))) == 2
 
-    def test_folder_settings_in_a_config_file_are_refused(self, command):
+    @pytest.mark.parametrize(
+        "settings, message",
+        [
+            ("{job: {chdir: true}}", "hydra.job.chdir = True: Hydra does not choose the folders"),
+            ("{callbacks: {x: {_target_: os.mkdir, path: made}}}", "hydra.callbacks.x._target_ = os.mkdir: only names"),
+            ("{launcher: {_target_: logging.os.system}}", "hydra.launcher._target_ = logging.os.system: only names"),
+        ],
+    )
+    def test_settings_of_hydra_in_a_config_file_are_refused(self, command, settings, message):
         mine = command.folder / "mine"
         mine.mkdir()
-        (mine / "other.yaml").write_text("defaults: [config, _self_]\nhydra: {job: {chdir: true}}\n")
+        (mine / "other.yaml").write_text(f"defaults: [config, _self_]\nhydra: {settings}\n")
         output = command("train", *TINY, "--config-dir", "mine", "--config-name", "other", status=1)
-        assert output.startswith("error: hydra.job.chdir = True: Hydra does not choose the folders")
+        assert output.startswith(f"error: {message}") and "Traceback" not in output
+        assert list(command.folder.iterdir()) == [mine]
 
     def test_damaged_config_file_is_named(self, command):
         (command.folder / "other.yaml").write_text("seed: [\n")

@@ -142,7 +142,7 @@ def test_download_without_network_raises_with_both_remedies(tmp_path, monkeypatc
         raise OSError("no network")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", offline)
     with pytest.raises(
         ValueError,
         match=r"(?s)connect to the network, delete data/MNIST/raw.*data.root=FOLDER, where FOLDER/MNIST/raw",

@@ -1,8 +1,10 @@
 """Pictures from a folder: which files are read, how they are converted, and what is refused before training."""
 
+import io
 import os
 import re
 import shutil
+import socket
 import zlib
 from contextlib import contextmanager
 
@@ -479,3 +481,39 @@ def test_summary_is_one_line_of_the_first_rank(rank, tmp_path, monkeypatch, caps
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data: ")]
     images = "10 images to train on and 2 held out, 1 x 28 x 28, classes: 1, in memory"
     assert lines == [f"data: {images}; skipped: 1 hidden (.hidden.png)"][: 1 - rank]
+
+
+def bomb(sides):
+    """A PNG of a few bytes whose header says that it has so many pixels."""
+    buffer = io.BytesIO()
+    Image.new("1", (8, 8)).save(buffer, "PNG")
+    raw = bytearray(buffer.getvalue())
+    raw[16:24] = np.array(sides, ">u4").tobytes()
+    raw[29:33] = np.array(zlib.crc32(raw[12:29]), ">u4").tobytes()
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("sides", [(20_000, 20_000), (9_000, 9_000), (2**31 - 1, 2**31 - 1)], ids=str)
+@pytest.mark.parametrize("gb", [4.0, 0.0], ids=["in memory", "streamed"])
+def test_picture_of_too_many_pixels_is_named_and_not_decoded(sides, gb, tmp_path):
+    for i in range(20):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "bomb.png").write_bytes(bomb(sides))
+    with pytest.raises(ValueError, match=r"bomb\.png cannot be read: .*(pixels|broken|invalid)"):
+        image_folder(str(tmp_path), size=8, memory_gb=gb)
+
+
+def test_pipe_device_socket_and_link_loop_do_not_hang(tmp_path):
+    for i in range(20):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i:02}.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket.png"))
+        data = image_folder(str(tmp_path))
+    assert data.summary.startswith("18 images to train on and 2 held out")
+    assert "3 other files (zero, pipe.png, ...)" in data.summary and "1 linked twice (loop)" in data.summary
+    (tmp_path / "self.png").symlink_to(tmp_path / "self.png")
+    with pytest.raises(ValueError, match=r"self\.png \(a link to .*self\.png\) cannot be read: "):
+        image_folder(str(tmp_path))

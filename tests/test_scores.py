@@ -7,7 +7,6 @@ import sys
 import weakref
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,11 +157,12 @@ def test_weights_with_another_sha256_are_not_opened(small_inception, tmp_path):
 def test_weights_are_downloaded_once_against_the_published_sha256(small_inception, tmp_path, monkeypatch):
     asked = []
 
-    def download(url, path, hash_prefix):
-        asked.append((url, hash_prefix))
-        Path(path).write_bytes(b"weights")
+    def download(url, path, sha256):
+        asked.append((url, sha256))
+        path.parent.mkdir()
+        path.write_bytes(b"weights")
 
-    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    monkeypatch.setattr(inception, "download", download)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     with pytest.raises(ValueError, match="sha256"):  # what came is checked again
         inception.load_inception()
@@ -180,7 +180,7 @@ def test_failed_download_says_what_to_do(small_inception, tmp_path, monkeypatch)
     def fail(*arguments, **keywords):
         raise OSError("no route")
 
-    monkeypatch.setattr("torch.hub.download_url_to_file", fail)
+    monkeypatch.setattr(inception, "download", fail)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     with pytest.raises(ValueError, match=r"no route.*weights=FILE.*scores=\[efficientnet\]"):
         inception.load_inception()

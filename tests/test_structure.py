@@ -3,9 +3,11 @@
 import ast
 import re
 import sys
+import tomllib
 
 import pytest
 from helpers import ROOT
+from packaging.requirements import Requirement
 
 LAYERS = [  # from the bottom up: a module may import modules of the layers before its own
     {
@@ -22,7 +24,7 @@ LAYERS = [  # from the bottom up: a module may import modules of the layers befo
         "signals",
         "files",
     },
-    {"bounds", "checks", "compiler"},
+    {"bounds", "checks", "compiler", "targets"},
     {"form", "gradients", "per_sample"},
     {"affine", "penalty", "losses", "optim", "data", "networks", "transport", "certify"},
     {"step", "lipschitz", "box", "plots", "runs"},
@@ -39,11 +41,11 @@ LAYERS = [  # from the bottom up: a module may import modules of the layers befo
     {"cli"},
     {"__main__"},
 ]
-LEAVES = {"networks": set(), "data": {"seeds"}}  # sub-packages that know nothing else of the package
+LEAVES = {"networks": set(), "data": {"files", "seeds"}}  # sub-packages that know nothing else of the package
 STEP = {"accumulate", "checks", "gradients", "losses", "optim", "penalty"}  # the method, without the rest
 LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "tqdm"}  # a leaf imports these and the standard library
 PACKAGE = ROOT / "wgangp"
-HYDRA = {"cli.py", "config.py", "folders.py", "runs.py", "schema.py", "figures/study.py"}  # the files that know Hydra
+HYDRA = {"cli.py", "config.py", "folders.py", "runs.py", "schema.py", "targets.py", "figures/study.py"}
 
 
 def modules():
@@ -166,3 +168,16 @@ def test_spelling_is_american():
 def test_names_have_content():
     for path in texts("wgangp", "bench", "scripts", "examples", suffixes=(".py",)):
         assert not (match := NAMES.search(path.read_text())), f"{path}: {match.group()}"
+
+
+def test_lock_file_has_an_allowed_version_with_hashes_of_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = re.sub(r"^#.*\n", "", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    locked = dict(re.findall(r"^([\w-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE))
+    assert "://" not in text and len(re.findall("^[a-z]", text, re.MULTILINE)) == len(locked) > 40
+    extras = project["optional-dependencies"]
+    for line in (*project["dependencies"], *extras["test"], *extras["metrics"]):
+        requirement = Requirement(line)
+        if requirement.name != "wgangp":
+            assert requirement.specifier, f"{line} has no lower bound"
+            assert locked[requirement.name.replace("_", "-")] in requirement.specifier

@@ -1,5 +1,6 @@
 """Text as data: lines, vocabulary, one-hot batches, and what is refused."""
 
+import os
 from collections import Counter
 
 import pytest
@@ -133,7 +134,8 @@ def test_fingerprint_identifies_the_text_and_the_settings(write):
         (b"\n\n\n", {}, r"has 0 line\(s\)"),
         (b"one line without an end", {}, r"has 1 line\(s\).* data\.wrap=true"),
         ("utf-16 text\nof two lines".encode("utf-16"), {}, "is not text, because it has bytes of value 0"),
-        (b"one\ntwo", {"length": 3}, "length = 3: must be >= 4"),
+        (b"one\ntwo", {"length": 3}, "length = 3: must be >= 4 and <= 65536"),
+        (b"one\ntwo", {"length": 2**31}, "length = 2147483648: must be >= 4 and <= 65536"),
         (b"one\ntwo", {"symbols": 1}, "symbols = 1: must be >= 2"),
     ],
     ids=str,
@@ -141,6 +143,13 @@ def test_fingerprint_identifies_the_text_and_the_settings(write):
 def test_text_that_cannot_be_used_is_refused(write, contents, options, message):
     with pytest.raises(ValueError, match=message):
         text(write(contents), **options)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_pipe_and_device_are_refused(make, tmp_path):
+    make(tmp_path / "text.txt")
+    with pytest.raises(ValueError, match=r"cannot be read \(it is not a file"):
+        text(str(tmp_path / "text.txt"))
 
 
 def test_missing_file_and_folder_are_refused(tmp_path):

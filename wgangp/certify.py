@@ -33,7 +33,7 @@ from wgangp.checks import check_not_random, compute_scores
 from wgangp.linear import MIXED, SAMPLES, NoRuleError, bound_linear, find_tracked, ones
 from wgangp.state import convert_to_float64, use_eval_mode
 
-__all__ = ["SIZES", "certified_lipschitz", "check_batch_sizes", "open_network"]
+__all__ = ["SIZES", "certified_lipschitz", "check_batch_sizes", "list_assumptions", "open_network"]
 
 SLACK = 1 + 1e-9  # covers the rounding of the bound itself
 SIZES = (2, 1, 3, 4, 12)  # of batches that must give a point the same score; the others divide the last one
@@ -44,14 +44,16 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
     """Compute a proved upper bound L of a critic's Lipschitz constant, in the Euclidean norm of the flattened sample.
 
     The bound holds on all of R^n, for the critic in eval mode and for exact arithmetic (softplus is taken without its
-    jump of 2e-9 at 20). It follows that (E D(real) - E D(fake)) / L <= W1.
+    jump of 2e-9 at 20). It assumes that the critic does the same in batches of all sizes: random points are scored in
+    batches of SIZES and LARGE_SIZES, and a critic that changes only in a batch of 37 is not noticed. It follows that
+    (E D(real) - E D(fake)) / L <= W1.
 
     Args:
         critic: (B, *shape) -> (B,) or (B, 1). A copy in float64 on the CPU is used; the critic itself is not changed.
             If a module inside of it has an attribute `lipschitz`, a number, this number is used: the module promises
             that it has one input and one output, treats every sample separately, and is nowhere steeper. It is
-            compared with a few points, which can only disprove it. On the critic itself the attribute is not used: it
-            would be the whole proof.
+            compared with a few points, which can only disprove it: the bound is proved only if the promises hold, and
+            `list_assumptions` lists them. On the critic itself the attribute is not used: it would be the whole proof.
         shape: the shape of one sample.
 
     Returns:
@@ -95,6 +97,16 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
             message = f"points of shape {tuple(shape)} do not fit the critic, at {call_stack[-1]}: {error}"
             raise ValueError(message) from error
     return score.bound * SLACK
+
+
+def list_assumptions(critic: nn.Module) -> dict[str, float]:
+    """Return what a certificate assumes and does not prove: the attributes `lipschitz` of modules, by their names.
+
+    Those of this package are proved in its tests, and are not listed.
+    """
+    foreign = {name: m for name, m in critic.named_modules() if name and not type(m).__module__.startswith("wgangp.")}
+    attributes = {name: getattr(module, "lipschitz", None) for name, module in foreign.items()}
+    return {name: float(value) for name, value in attributes.items() if _is_constant(value)}
 
 
 def check_batch_sizes(network: nn.Module, points: Tensor, failure: str) -> None:
@@ -167,7 +179,7 @@ def _trace(module: nn.Module, name: str, call_stack: list[str], products: dict[s
     module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
     module.register_forward_hook(lambda *_: call_stack.pop() and None)  # None: the output is not changed
     constant, forward = getattr(module, "lipschitz", None), module.forward
-    if trusted and isinstance(constant, Real) and not isinstance(constant, bool):
+    if trusted and _is_constant(constant):
         if not 0 <= constant < math.inf:
             raise ValueError(f"{name}: lipschitz = {constant}: must be >= 0 and finite")
 
@@ -178,6 +190,10 @@ def _trace(module: nn.Module, name: str, call_stack: list[str], products: dict[s
             return forward(x)
 
         module.forward = use_constant
+
+
+def _is_constant(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _check_constant(name: str, constant: float, forward: Callable[[Tensor], Tensor], x: Tensor) -> None:

@@ -40,6 +40,7 @@ from wgangp.logs import read_metrics
 from wgangp.runs import normalize_overrides, run_name
 from wgangp.sample import sample
 from wgangp.schema import explain_key, flatten_keys, list_keys, read_types, register_schema, suggest, to_arguments
+from wgangp.targets import FOLDERS, check_folder, check_hydra
 from wgangp.train import train
 
 __all__ = ["COMMANDS", "main"]
@@ -58,12 +59,6 @@ REPRODUCE = register_schema("reproduce", _read_keys(reproduce, figure=dict[str, 
 SCHEMAS = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ, "evaluate": EVALUATE}
 SCHEMAS |= {"compare": COMPARE, "reproduce": REPRODUCE}
 OPTIMIZERS = ("ax", "nevergrad", "optuna")  # choices of hydra/sweeper that need a number from every job
-FOLDERS = {  # settings of Hydra that would move files, with the values that move none
-    "hydra.job.chdir": (None, False),
-    "hydra.run.dir": (".",),
-    "hydra.sweep.subdir": (".",),
-    "hydra.output_subdir": (None,),
-}
 NONE = {  # what to write in place of null or ~
     "clip": "clip.weights=null clip.gradient_norm=null",
     "experiment": "nothing, or ~experiment",
@@ -179,6 +174,8 @@ def main(command: str | None = None) -> None:
     if command == "reproduce" and "--list" in sys.argv[1:]:
         print(list_figures())
         sys.exit()
+    if any(argument.startswith("--e") for argument in sys.argv[1:]):
+        sys.exit("error: --experimental-rerun reads a pickle, which can run any code. Type the overrides again")
     if command == "compare":
         sys.argv[1:] = convert_folders(sys.argv[1:])
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))  # argparse needs it
@@ -199,7 +196,7 @@ def main(command: str | None = None) -> None:
                     begin = f"begin a config of your own with defaults: [{config_name}, _self_]"
                     raise ValueError(f"the config has no keys {', '.join(absent)}: {begin}")
                 for key in FOLDERS:
-                    _check_folder(key, OmegaConf.select(hydra_config, key.removeprefix("hydra.")))
+                    check_folder(key, OmegaConf.select(hydra_config, key.removeprefix("hydra.")))
                 if cfg.get("trust") and not any(o.lstrip("+").startswith("trust=") for o in overrides):
                     raise ValueError(f"trust = {cfg.trust}: write it on the command line; a config file cannot set it")
                 return job(cfg)
@@ -220,7 +217,8 @@ def main(command: str | None = None) -> None:
             sys.exit(f"error: {error}")
 
     try:
-        with _set_environment("HYDRA_FULL_ERROR", "1"):  # Hydra raises its errors. They are explained here
+        # Hydra raises its errors. They are explained here.
+        with _set_environment("HYDRA_FULL_ERROR", "1"), check_hydra():
             _check_overrides(sys.argv[1:])
             task()
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -264,7 +262,9 @@ def _check_overrides(overrides: list[str]) -> None:
         if override.is_sweep_override():
             values = list(override.sweep_iterator()) if override.is_discrete_sweep() else []
         for value in values if key in FOLDERS else ():
-            _check_folder(key, value)
+            check_folder(key, value)
+        if override.is_sweep_override() and re.match("hydra[./]", key):
+            raise ValueError(f"{text}: a sweep cannot change Hydra's own settings. Start one command per value")
         group, _, name = key.partition(".")
         choices = list(list_choices(key)) if key else []
         instead = f"; for none, write {NONE[group]}" if group in NONE else ""
@@ -277,11 +277,6 @@ def _check_overrides(overrides: list[str]) -> None:
             raise ValueError(f"{text}: {key} is one of {', '.join(choices)}{instead}")
         if not delete and key in NONE and not choices and not all(isinstance(v, dict) for v in values):
             raise ValueError(f"{text}: {key} is a group of keys{instead}")
-
-
-def _check_folder(key: str, value: Any) -> None:
-    if value not in FOLDERS[key]:
-        raise ValueError(f"{key} = {value}: Hydra does not choose the folders of this project. Use run_dir= or out=")
 
 
 def _explain(error: Exception, config_name: str) -> str:

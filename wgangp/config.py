@@ -24,8 +24,9 @@ from wgangp.metrics.scores import Score, build_scores
 from wgangp.optim import build_average
 from wgangp.precision import check_precision
 from wgangp.runs import MOVED, Run, flatten_config, match_parts, select_computed
-from wgangp.schema import call_target, check_keys, read_types, register_schema
+from wgangp.schema import check_keys, read_types, register_schema
 from wgangp.seeds import initialize
+from wgangp.targets import call_target
 from wgangp.train import ALONE, Clip, train
 from wgangp.trial import try_run
 
@@ -221,7 +222,7 @@ def build(cfg: DictConfig, key: str, *arguments: Any, trust: Sequence[str] = (),
         trust: packages whose names can be used besides those of TRUSTED.
 
     Raises:
-        ValueError: as in `schema.call_target`; what is built does not have the attributes that are NEEDED.
+        ValueError: as in `targets.call_target`; what is built does not have the attributes that are NEEDED.
     """
     node = OmegaConf.select(cfg, key)
     if not OmegaConf.is_dict(node):

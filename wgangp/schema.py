@@ -3,8 +3,6 @@
 import difflib
 import inspect
 import keyword
-import pkgutil
-import sys
 import types
 import typing
 from collections.abc import Callable
@@ -17,7 +15,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 __all__ = [
-    "call_target",
     "check_keys",
     "convert",
     "describe_key",
@@ -182,74 +179,3 @@ def convert(value: Any, kind: Any) -> Any:
 
 def _can_express(kind: Any) -> bool:
     return kind in WORDS or typing.get_origin(kind) in (list, tuple, dict)
-
-
-def call_target(
-    node: dict[str, Any], key: str, trusted: tuple[str, ...], arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> Any:
-    """Call the class or function that node["_target_"] names, with the other entries of the node as keywords.
-
-    An entry that has a _target_ of its own is called first, under the same conditions.
-
-    Args:
-        key: the key of the node, with which every message begins.
-        trusted: prefixes, each with a dot at its end, of the names that can be used. What a name stands for must be
-            defined under one of them, too: `package.os.system` is not.
-        arguments, keywords: further arguments, which the node cannot set.
-
-    Raises:
-        ValueError: a name is not trusted; a key is unknown or missing; a value has another type; the call fails.
-    """
-    entries = dict(node)
-    target = entries.pop("_target_", None)
-    named = f"{key}._target_ = {target}"
-    refused = f"{named}: only names under {' and '.join(trusted)} can be used"
-    package = str(target).partition(".")[0]
-    if not isinstance(target, str) or not target.startswith(trusted):
-        offer = f". If you trust the package {package}, add trust=[{package}] to the command line, every time"
-        own = package.isidentifier() and package not in ("None", "torch", "wgangp", *sys.stdlib_module_names)
-        raise ValueError(refused + offer * own)
-    try:
-        factory = pkgutil.resolve_name(target)
-    except AttributeError as error:
-        raise ValueError(f"{named}: this name does not exist") from error
-    except Exception as error:  # the import of a package can raise anything
-        raise ValueError(
-            f"{named}: {package} cannot be imported ({type(error).__name__}: {error}). Install it, or add its folder to"
-            " the environment variable PYTHONPATH"
-        ) from error
-    module = getattr(factory, "__module__", None)
-    if not (inspect.isclass(factory) or inspect.isfunction(factory)) or not f"{module}.".startswith(trusted):
-        raise ValueError(f"{refused}, and only classes and functions that are defined there")
-    parameters = list(inspect.signature(factory).parameters.values())[len(arguments) :]
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    named_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    settable = {p.name: p for p in parameters if p.kind in named_kinds and p.name not in keywords}
-    for name, value in entries.items():
-        if name not in settable and (name in keywords or not takes_all):
-            raise ValueError(
-                f"{key}.{name} is unknown; the keys of {target} are {', '.join(settable) or 'none'}"
-                + suggest(name, list(settable))
-            )
-        kind = settable[name].annotation if name in settable else Any
-        try:
-            nested = _call_nested(value, f"{key}.{name}", trusted)
-            entries[name] = convert(nested, kind) if type(nested) is type(value) else nested
-        except TypeError as error:
-            raise ValueError(f"{key}.{name} = {value!r}: must be {describe_type(kind)}") from error
-    for name, parameter in settable.items():
-        if parameter.default is parameter.empty and name not in entries:
-            raise ValueError(f"{key}.{name}: no value is given, and {target} needs one")
-    try:
-        return factory(*arguments, **entries, **keywords)
-    except Exception as error:  # torch raises many types for a bad value
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ValueError(f"{key}: {reason}") from error
-
-
-def _call_nested(value: Any, key: str, trusted: tuple[str, ...]) -> Any:
-    if isinstance(value, dict) and "_target_" in value:
-        return call_target(value, key, trusted, (), {})
-    if isinstance(value, dict):
-        return {name: _call_nested(child, f"{key}.{name}", trusted) for name, child in value.items()}
-    return [_call_nested(child, key, trusted) for child in value] if isinstance(value, list) else value

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+PIXELS = 80_000_000  # that a picture may have; at more, Pillow warns, and at twice as many it raises an error
 HIDDEN = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # made by other programs; so is every name that begins with a dot
 GRAY = ("1", "L", "LA")
 COLOR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -110,7 +111,7 @@ class Header(NamedTuple):
 
 def read_header(path: Path) -> Header:
     """Read the header of a picture. ValueError names a file that cannot be read."""
-    with name_file_in_errors(path), Image.open(path) as picture:
+    with name_file_in_errors(path), _open(path) as picture:
         gray, orientation = _is_gray(picture), 1
         with suppress(Exception):  # damaged EXIF data is ignored; the getexif of a PNG would decode the file
             orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
@@ -133,7 +134,7 @@ def read_header(path: Path) -> Header:
 
 def verify_picture(path: Path) -> None:
     """Raise ValueError if the checksums of a PNG are wrong. Other formats have none that can be checked quickly."""
-    with name_file_in_errors(path), Image.open(path) as picture:
+    with name_file_in_errors(path), _open(path) as picture:
         picture.verify()
 
 
@@ -143,7 +144,7 @@ def read_picture(path: Path, channels: int) -> Image.Image:
     16 bits: value / 257. Transparent pixels are put on white. A picture is turned upright as its EXIF says. Of several
     frames the first is used. ICC profiles are not applied.
     """
-    with name_file_in_errors(path), Image.open(path) as picture:
+    with name_file_in_errors(path), _open(path) as picture:
         _is_gray(picture)
         picture.load()
         with suppress(Exception):  # damaged EXIF data is ignored
@@ -156,6 +157,15 @@ def read_picture(path: Path, channels: int) -> Image.Image:
             layers = Image.new("RGBA", picture.size, "white"), picture.convert("RGBA")
             picture = Image.alpha_composite(*layers)
         return picture.convert("L" if channels == 1 else "RGB")
+
+
+def _open(path: Path) -> Image.Image:
+    """Open a picture without decoding it. ValueError if it would fill the memory: a small file can say any size."""
+    picture = Image.open(path)
+    if picture.width * picture.height > PIXELS:
+        picture.close()
+        raise ValueError(f"it has {picture.width} x {picture.height} pixels, and at most {PIXELS:,} are read")
+    return picture
 
 
 def _is_gray(picture: Image.Image) -> bool:

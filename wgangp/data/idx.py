@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wgangp.files import read_file
+
 __all__ = ["read_labeled"]
 
 
@@ -22,7 +24,7 @@ def read_labeled(pictures_file: Path, labels_file: Path) -> tuple[Tensor, Tensor
 
 def _read_idx(path: Path, dimensions: int) -> Tensor:
     """Read an IDX file: four bytes that name type (8: uint8) and dimensions, the big-endian sizes, then the values."""
-    raw, start = path.read_bytes(), 4 + 4 * dimensions
+    raw, start = read_file(path), 4 + 4 * dimensions
     if len(raw) < start or raw[:4] != bytes([0, 0, 8, dimensions]):
         raise ValueError(f"{path.name} is not an unpacked IDX file of bytes in {dimensions} dimension(s)")
     sizes = np.frombuffer(raw[4:start], ">u4").astype(int).tolist()

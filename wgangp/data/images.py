@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, resize
 
+from wgangp.data.download import download_cifar10, download_mnist
 from wgangp.data.folder import (
     check_files,
     count_reasons,
@@ -170,27 +171,24 @@ def mnist(root: str | None = None, dequantize: bool = False, device: torch.devic
     Paper: released code, whose mnist.pkl.gz has this split. Differs: that file has x / 256, so that its brightest pixel
     is 0.996. Here it is x / 255, and the largest value is that of the sigmoid.
     """
-    return _torchvision(torchvision.datasets.MNIST, root, dequantize, device)
+    return _read_mnist("MNIST", root, dequantize, device)
 
 
 def fashion_mnist(root: str | None = None, dequantize: bool = False, device: torch.device | str = "cpu") -> Images:
     """Read Fashion-MNIST, with the layout and the split of `mnist`; root has FashionMNIST/raw/*-ubyte."""
-    return _torchvision(torchvision.datasets.FashionMNIST, root, dequantize, device)
+    return _read_mnist("FashionMNIST", root, dequantize, device)
 
 
-def _torchvision(
-    reader: type[torchvision.datasets.MNIST], root: str | None, dequantize: bool, device: torch.device | str
-) -> Images:
-    name = reader.__name__
+def _read_mnist(name: str, root: str | None, dequantize: bool, device: torch.device | str) -> Images:
     folder = Path(root or "data", name, "raw")
     files = [folder / f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1")]
     test_files = [path.with_name(path.name.replace("train", "t10k")) for path in files]
     try:
         if root is None and not all(path.exists() for path in files):
-            reader("data", download=True)
+            download_mnist(name, folder)
         pictures, labels = read_labeled(*files)
         test = read_labeled(*test_files) if all(path.exists() for path in test_files) else None
-    except Exception as error:  # torchvision, urllib and the file system raise many types; the remedy is the same
+    except Exception as error:  # urllib and the file system raise many types; the remedy is the same
         network = f"connect to the network, delete {folder} if it exists, and run again: {name} is downloaded once"
         download = network if root is None else f"leave out data.root: {name} is then downloaded to ./data, once"
         raise ValueError(
@@ -215,10 +213,16 @@ def cifar10(root: str | None = None, dequantize: bool = False, device: torch.dev
     Paper: released code, whose "dev" set is the test set. gan_cifar.py scales with 2 (x / 255 - 0.5),
     gan_cifar_resnet.py with 2 (x / 256 - 0.5) + U[0, 1/128), which is dequantize=true.
     """
-    parts = {}
+    parts, folder = {}, Path(root or "data", "cifar-10-batches-py")
+    files = [folder / name for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")]
     try:
+        if root is None and not all(path.exists() for path in files):
+            download_cifar10(folder.parent, [f"{folder.name}/{path.name}" for path in files])
+        for path in files:
+            if path.exists() and not path.is_file():  # torchvision would wait for a pipe
+                raise ValueError(f"{path} is not a file")
         for split in SPLITS:
-            parts[split] = torchvision.datasets.CIFAR10(root or "data", split == "train", download=root is None)
+            parts[split] = torchvision.datasets.CIFAR10(root or "data", split == "train", download=False)
     except Exception as error:  # torchvision, urllib and truncated files raise many types; the remedy is the same
         raise ValueError(
             f"cannot read CIFAR-10 from {Path(root or 'data')}: {error}. Three remedies:"

@@ -24,6 +24,7 @@ UNKNOWN, PADDING = "unk", "`"
 # The bytes 128 ... 159 are not counted: they are parts of characters in UTF-8, and characters in Windows-1252.
 CONTROL_BYTES = bytes(set(range(32)) - set(b"\t\n\f\r")) + b"\x7f"
 MAX_CONTROL_SHARE = 0.05
+LARGEST = 2**16  # symbols per line, and of a vocabulary: each line takes so much memory
 
 
 class Text:
@@ -78,8 +79,8 @@ def text(
             is True and the text does not fit.
     """
     for name, value, least in (("length", length, 4), ("symbols", symbols, 2)):  # the log counts sequences of four
-        if value < least:
-            raise ValueError(f"{name} = {value}: must be >= {least}")
+        if not least <= value <= LARGEST:
+            raise ValueError(f"{name} = {value}: must be >= {least} and <= {LARGEST}")
     all_lines = _read_lines(path)
     lines = [line for line in all_lines if line]
     changes = {"empty lines left out": len(all_lines) - len(lines)}
@@ -113,10 +114,14 @@ def text(
 
 def _read_lines(path: str) -> list[bytes]:
     """Return the lines of a file. ValueError if it cannot be read or is not text."""
+    place = Path(path)
     try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"path = {path}: cannot be read ({error.strerror}). It must be a text file") from error
+        if place.exists() and not (place.is_file() or place.is_dir()):  # reading a pipe would never end
+            raise ValueError("it is not a file")
+        raw = place.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"path = {path}: cannot be read ({reason}). It must be a text file") from error
     controls = len(raw) - len(raw.translate(None, CONTROL_BYTES))
     if b"\0" in raw or controls > MAX_CONTROL_SHARE * len(raw):
         reason = "bytes of value 0" if b"\0" in raw else f"{controls:,} control bytes among {len(raw):,}"

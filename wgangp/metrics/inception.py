@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wgangp.data.download import download
 from wgangp.metrics.features import WIDTHS, FeatureSpace, require_library
 
 __all__ = ["load_inception"]
@@ -51,13 +52,14 @@ def _find_weights(weights: str | None) -> Path:
     path = Path(weights) if weights else Path(torch.hub.get_dir(), "checkpoints", NAME)
     if weights is None and not path.exists():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256)  # a file with another sha256 is not kept
-        except (OSError, RuntimeError, HTTPException) as error:
+            download(URL, path, SHA256)
+        except (OSError, ValueError, HTTPException) as error:
             raise ValueError(
                 f"the weights of the Inception network cannot be downloaded from {URL}: {error}. Download the file with"
                 " a browser and set weights=FILE, or use scores that need no download, as in scores=[efficientnet]"
             ) from error
+    if path.exists() and not path.is_file():  # reading a pipe would never end
+        raise ValueError(f"weights = {path}: is not a file")
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

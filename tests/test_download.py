@@ -1,0 +1,136 @@
+"""Downloads: over https only, under a temporary name, against a pinned digest, and archives without other paths."""
+
+import gzip
+import hashlib
+import io
+import tarfile
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from wgangp.data import download as module
+from wgangp.data.download import CIFAR10, MNIST, download, download_cifar10, download_mnist, extract_members
+from wgangp.metrics.inception import URL
+
+CONTENT = b"published" * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """server[address] is what the internet has: bytes, an address to which it leads, or an error."""
+    pages = {}
+
+    def open_page(opener, request, timeout):
+        url = request.full_url
+        page = pages[url]
+        if isinstance(page, Exception):
+            raise page
+        if isinstance(page, str):
+            (handler,) = [
+                h for h in opener.handlers if hasattr(h, "redirect_request") or type(h).__name__ == "_Redirect"
+            ]
+            return open_page(opener, handler.redirect_request(request, io.BytesIO(), 302, "Found", {}, page), timeout)
+        return io.BytesIO(page)
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", open_page)
+    return pages
+
+
+def content(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_file_is_downloaded_once(server, tmp_path):
+    server["https://a.org/file"] = CONTENT
+    download("https://a.org/file", tmp_path / "new" / "file", SHA256)
+    server.clear()
+    download("https://a.org/file", tmp_path / "new" / "file", SHA256)
+    assert (tmp_path / "new" / "file").read_bytes() == CONTENT and content(tmp_path / "new") == {"file"}
+
+
+@pytest.mark.parametrize("url", ["http://a.org/file", "ftp://a.org/file", "file:///etc/passwd", "HTTPS.org"])
+def test_other_protocols_are_refused(server, tmp_path, url):
+    server[url] = CONTENT
+    with pytest.raises(ValueError, match="is not https"):
+        download(url, tmp_path / "file", SHA256)
+    assert content(tmp_path) == set()
+
+
+@pytest.mark.parametrize("target, works", [("https://b.org/file", True), ("http://a.org/file", False)])
+def test_redirects_stay_on_https(server, tmp_path, target, works):
+    server |= {"https://a.org/file": target, target: CONTENT}
+    if works:
+        download("https://a.org/file", tmp_path / "file", SHA256)
+    else:
+        with pytest.raises(ValueError, match=r"http://a\.org/file is not https"):
+            download("https://a.org/file", tmp_path / "file", SHA256)
+    assert content(tmp_path) == ({"file"} if works else set())
+
+
+@pytest.mark.parametrize(
+    "answer", [CONTENT[:-1], b"", OSError("no route"), CONTENT + b"!"], ids=["cut", "", "", "long"]
+)
+def test_nothing_is_kept_of_another_file(server, tmp_path, answer):
+    server["https://a.org/file"] = answer
+    (tmp_path / "file").write_bytes(b"before")
+    with pytest.raises((ValueError, OSError), match=r"its sha256 is .* that of the published file|no route"):
+        download("https://a.org/file", tmp_path / "file", SHA256)
+    assert content(tmp_path) == {"file"} and (tmp_path / "file").read_bytes() == b"before"
+
+
+def test_endless_answer_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST", 5000)
+    server["https://a.org/file"] = CONTENT
+    with pytest.raises(ValueError, match="has more than 5,000 bytes"):
+        download("https://a.org/file", tmp_path / "file", SHA256)
+    assert content(tmp_path) == set()
+
+
+def test_every_address_is_https_with_a_sha256():
+    for url in (CIFAR10, URL, *(url for url, _ in MNIST.values())):
+        assert url.startswith("https://")
+    digests = [sha256 for _, files in MNIST.values() for sha256 in files.values()]
+    assert len(set(digests)) == 8 and all(len(bytes.fromhex(sha256)) == 32 for sha256 in digests)
+
+
+def test_digits_are_unpacked(server, tmp_path, monkeypatch):
+    packed = gzip.compress(CONTENT)
+    monkeypatch.setitem(MNIST, "MNIST", ("https://a.org", {"images.gz": hashlib.sha256(packed).hexdigest()}))
+    server["https://a.org/images.gz"] = packed
+    download_mnist("MNIST", tmp_path)
+    assert (tmp_path / "images").read_bytes() == CONTENT and content(tmp_path) == {"images", "images.gz"}
+
+
+def write_archive(path, members):
+    """A .tar.gz with (name, content): bytes, or the target of a link."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, value in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(value, bytes):
+                member.size = len(value)
+            else:
+                member.type, member.linkname = tarfile.SYMTYPE, value
+            tar.addfile(member, io.BytesIO(value) if isinstance(value, bytes) else None)
+
+
+def test_only_named_files_of_an_archive_are_unpacked(server, tmp_path, monkeypatch):
+    archive, folder = tmp_path / "archive.tar.gz", tmp_path / "a" / "b"
+    hostile = [("../outside", b"x"), ("/tmp/outside", b"x"), ("data/../../outside", b"x"), ("link", "/etc")]
+    write_archive(archive, [*hostile, ("data/batch", CONTENT), ("data/link", "/etc/passwd")])
+    extract_members(archive, ["data/batch"], folder)
+    assert [path for path in folder.rglob("*") if path.is_file()] == [folder / "data" / "batch"]
+    assert content(tmp_path) == {"a", "archive.tar.gz"} and content(tmp_path / "a") == {"b"}
+    for name in ("data/link", "data/none", "data"):
+        with pytest.raises(ValueError, match=f"has no file {name}"):
+            extract_members(archive, [name], folder)
+    assert not Path("/tmp/outside").exists()
+
+
+def test_pictures_are_unpacked(server, tmp_path, monkeypatch):
+    write_archive(tmp_path / "packed", [("cifar-10-batches-py/test_batch", CONTENT)])
+    server[CIFAR10] = (tmp_path / "packed").read_bytes()
+    monkeypatch.setattr(module, "CIFAR10_SHA256", hashlib.sha256(server[CIFAR10]).hexdigest())
+    download_cifar10(tmp_path / "data", ["cifar-10-batches-py/test_batch"])
+    assert (tmp_path / "data" / "cifar-10-batches-py" / "test_batch").read_bytes() == CONTENT

@@ -1,0 +1,83 @@
+"""Which names a config may call. Those of this project are in tests/test_config.py."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from wgangp.targets import check_hydra, check_settings
+
+STREAM = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
+
+
+def settings(**groups):
+    """Hydra's settings, as it composes them."""
+    return OmegaConf.create({"verbose": False} | groups)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}},
+        {"launcher": {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "n_jobs": 2}},
+        {"job_logging": {"handlers": {"console": STREAM, "file": {"class": "logging.FileHandler"}}}},
+        {"job_logging": {"formatters": {"simple": {"()": "colorlog.ColoredFormatter"}}}},
+        {"job": {"config": {"override_dirname": {"kv_sep": "="}}}, "sweep": {"dir": "${hydra:runtime.cwd}/runs"}},
+        {"job_logging": None, "callbacks": {}, "runtime": "???"},
+    ],
+    ids=str,
+)
+def test_settings_of_hydra_and_its_plugins_are_accepted(groups):
+    check_settings(settings(**groups))
+
+
+@pytest.mark.parametrize(
+    "groups, message",
+    [
+        ({"callbacks": {"x": {"_target_": "os.system"}}}, r"hydra\.callbacks\.x\._target_ = os\.system: only names"),
+        ({"callbacks": {"x": {"_target_": "wgangp.cli.main"}}}, "wgangp.cli.main: only names"),
+        ({"callbacks": {"x": {"_target_": "my_package.Callback"}}}, r"only names under [\w. ]+ can be used$"),
+        ({"callbacks": {"x": {"_target_": ["os", "system"]}}}, "only names"),
+        ({"callbacks": {"x": {"y": [{"_target_": "builtins.eval"}]}}}, r"x\.y\.0\._target_ = builtins\.eval: only"),
+        ({"callbacks": {"x": {"_target_": "${..y}"}, "y": "os.system"}}, "os.system: only names"),
+        ({"callbacks": {"x": {"_target_": "${oc.env:NO_NAME_YET}"}}}, "NO_NAME_YET.: only names"),
+        ({"launcher": {"_target_": "hydra_plugins.os.system"}}, "this name does not exist"),
+        (
+            {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.logging.os.system"}},
+            "does not exist|only classes and functions that are defined there",
+        ),
+        (
+            {"callbacks": {"x": {"_target_": "hydra._internal.core_plugins.basic_launcher.configure_log"}}},
+            "only classes and functions that are defined there",
+        ),
+        (
+            {"job_logging": {"handlers": {"x": {"class": "os.system"}}}},
+            r"handlers\.x\.class = os\.system: must be one of",
+        ),
+        ({"job_logging": {"handlers": {"x": {"class": "logging.handlers.QueueHandler"}}}}, "must be one of"),
+        ({"hydra_logging": {"filters": {"x": {"()": "os.system"}}}}, r"filters\.x\.\(\) = os\.system: must be one of"),
+        (
+            {"job_logging": {"handlers": {"x": STREAM | {"stream": "ext://os.environ"}}}},
+            "ext://os.environ: must be one",
+        ),
+    ],
+    ids=str,
+)
+def test_foreign_names_are_refused(groups, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check_settings(settings(**groups))
+    assert "\n" not in str(caught.value) and "trust=" not in str(caught.value)
+
+
+def test_sweeper_of_optuna_takes_its_samplers_only():
+    sampler = {"sampler": {"_target_": "optuna.samplers.os.system"}}
+    with pytest.raises(
+        ValueError, match=r"sampler\._target_ = optuna\.samplers\.os\.system: (optuna cannot|this|only)"
+    ):
+        check_settings(settings(sweeper=sampler))
+
+
+def test_every_config_is_checked_that_hydra_composes(configure):
+    with check_hydra():
+        with pytest.raises(ValueError, match=r"os\.system: only names under"):
+            configure("+hydra.callbacks.x._target_=os.system")
+        configure()
+    configure("+hydra.callbacks.x._target_=os.system")  # that of another program, which does not call it either
