@@ -266,9 +266,10 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     if not 0 <= weight < float("inf"):
         raise ValueError(f"regularize.gradient_norm = {weight}: must be >= 0 and finite")
     try:
-        clip = Clip(**cfg.clip)
+        clip = Clip(**cfg.clip, on_nonfinite=cfg.train.on_nonfinite)
     except ValueError as error:
-        raise ValueError(f"clip.{error}") from error
+        group = "train" if str(error).startswith("on_nonfinite") else "clip"
+        raise ValueError(f"{group}.{error}") from error
     return {
         **{name: value for name, value in cfg.train.items() if name in TRAIN_KEYS},
         "clip": clip,
@@ -318,6 +319,9 @@ OmegaConf.register_new_resolver("budget", _choose_budget, replace=True)  # "${bu
 NOT_KEYS = ("folder", "run", "clip", "regularize_gradient_norm", "world", "config", "scores", "received")
 UNSAVED = ("trust",)  # a folder, which others may have written, does not say what to trust
 TRAIN_KEYS = {name: kind for name, kind in read_types(train).items() if name not in (*NOT_KEYS, "return")}
+FURTHER_KEYS = (  # of the group train, which other functions take
+    read_types(Clip, "on_nonfinite") | read_types(build_run, "channels_last") | read_types(join_ranks, "rank_timeout")
+)
 SCHEMA = register_schema(
     "config",
     {
@@ -327,10 +331,10 @@ SCHEMA = register_schema(
         "penalty": dict[str, Any],
         "optim": dict[str, Any],
         "ema": read_types(build_average, "decay"),
-        "clip": read_types(Clip),
+        "clip": read_types(Clip, "weights", "gradient_norm"),
         "regularize": {"gradient_norm": read_types(train)["regularize_gradient_norm"]},
         "evaluate": {name: kind for name, kind in read_types(build_scores).items() if name not in ("run", "return")},
-        "train": TRAIN_KEYS | read_types(build_run, "channels_last") | read_types(join_ranks, "rank_timeout"),
+        "train": TRAIN_KEYS | FURTHER_KEYS,
         "seed": read_types(Run)["seed"],
         "device": str,
         "budget": str,

@@ -33,6 +33,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    launcher: int | None = None  # the number of the process that started this one; None: it may end before this one
 
     @property
     def first(self) -> bool:
@@ -71,6 +72,11 @@ class World:
             return dict(zip(terms, mean_terms, strict=True)), means[: len(local)]
 
         return average
+
+    @property
+    def orphaned(self) -> bool:
+        """True if torchrun was killed. Nobody would see that a rank fails, or start the run again."""
+        return self.launcher is not None and os.getppid() != self.launcher
 
     def any(self, flag: bool) -> bool:
         """Logical OR over ranks. The flag is a CPU tensor, so that the call does not wait for a GPU."""
@@ -155,8 +161,9 @@ def join_ranks(device: torch.device, rank_timeout: int) -> Iterator[World]:
         ValueError: the other ranks did not come. If a rank is lost later, this process exits with status 1.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
     if size == 1:
-        yield World()
+        yield World(launcher=launcher)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -169,7 +176,7 @@ def join_ranks(device: torch.device, rank_timeout: int) -> Iterator[World]:
         ) from error
     rank = dist.get_rank()
     try:
-        yield World(rank, size)
+        yield World(rank, size, launcher)
     except RuntimeError as error:
         if os.environ.get("HYDRA_FULL_ERROR") or not any(word in str(error).lower() for word in LOST):
             raise

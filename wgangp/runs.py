@@ -72,14 +72,19 @@ def collect_stateful(run: Run) -> dict[str, Any]:
     return {name: getattr(run, name) for name in names if getattr(run, name) is not None}
 
 
-def collect_state(run: Run, step: int) -> tuple[dict[str, Any], set[str]]:
-    """Return what a checkpoint holds, and the names of the buffers in it."""
+def collect_state(run: Run, step: int, skipped: int = 0) -> tuple[dict[str, Any], set[str]]:
+    """Return what a checkpoint holds, and the names of the buffers in it.
+
+    Args:
+        skipped: updates that were left out. Only a checkpoint that has some says so.
+    """
     data = {"shape": list(run.data.shape), "span": list(run.data.span), "data": getattr(run.data, "fingerprint", "")}
     networks = {"generator": run.generator, "critic": run.critic}
     networks |= {} if run.average is None else {"average": run.average}
     buffers = {f"state[{key!r}][{name!r}]" for key, network in networks.items() for name, _ in network.named_buffers()}
     data |= {"symbols": run.data.symbols} if hasattr(run.data, "symbols") else {}
     data |= {"identity": {"seed": run.seed, "config": run.config}}
+    data |= {"skipped": skipped} if skipped else {}
     return {"step": step, **data, **{name: part.state_dict() for name, part in collect_stateful(run).items()}}, buffers
 
 
@@ -139,6 +144,7 @@ NOT_COMPUTED = (  # keys that say where, how long and how often. They do not cha
     "train.checkpoint_every",
     "train.lipschitz_every",
     "train.evaluate_every",
+    "train.on_nonfinite",
     "evaluate.scores",
     "evaluate.n",
     "evaluate.seed",

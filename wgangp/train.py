@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wgangp.accumulate import accumulate_gradients, split_batch
+from wgangp.accumulate import Gradients, accumulate_gradients, split_batch
 from wgangp.checkpoint import load_latest, save, write_atomic
 from wgangp.checks import check_not_wrapped
 from wgangp.compiled import Computation, build_computation
 from wgangp.distributed import World
+from wgangp.draws import draw_critic_batch, draw_generator_batch, draw_iteration
 from wgangp.files import refuse_links
 from wgangp.logs import (
     Log,
@@ -32,11 +33,12 @@ from wgangp.logs import (
 from wgangp.losses import merge_terms
 from wgangp.match import load_state
 from wgangp.metrics.scores import Score, find_best
+from wgangp.nonfinite import check_state, check_updates, copy_state, is_lost, require_finite
 from wgangp.penalty import clip_weights_
 from wgangp.precision import product_precision
 from wgangp.report import draw_curves, evaluate, lipschitz_report, picture, report
-from wgangp.runs import Run, collect_state, collect_stateful
-from wgangp.seeds import draw_latent, rng_for, seed_layers
+from wgangp.runs import Run, collect_state
+from wgangp.seeds import seed_layers
 from wgangp.signals import Interrupted, catch_stop_signals, interruptible
 from wgangp.step import descend
 
@@ -47,18 +49,23 @@ ALONE = World()
 
 @dataclass(frozen=True)
 class Clip:
-    """What an update clips; None: not clipped.
+    """What an update does with weights and gradients that are too large, or not finite; None: not clipped.
 
     Args:
         weights: bound of every critic weight after a critic update, > 0 and finite.
         gradient_norm: threshold of the norm of each network's gradient, > 0 and finite.
+        on_nonfinite: what the run does if a loss or a gradient is not finite: stop, or skip. With skip, the update
+            leaves the network, its optimizer and the moving average as they were, and is counted in the log.
     """
 
     weights: float | None = None
     gradient_norm: float | None = None
+    on_nonfinite: str = "stop"
 
     def __post_init__(self) -> None:
-        for name, bound in vars(self).items():
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite = {self.on_nonfinite}: must be stop or skip")
+        for name, bound in (("weights", self.weights), ("gradient_norm", self.gradient_norm)):
             if bound is not None and not 0 < bound < math.inf:
                 raise ValueError(f"{name} = {bound}: must be > 0 and finite, or null for no clipping")
 
@@ -101,8 +108,8 @@ def train(
         a checkpoint is saved before.
 
     Raises:
-        ValueError: a loss is not finite; the checkpoint, the log and the data do not belong together; a setting does
-            not work with several ranks.
+        ValueError: a loss, a gradient or a number of a report is not finite (`nonfinite.py`); the checkpoint, the log
+            and the data do not belong together; a setting does not work with several ranks.
 
     Paper: Algorithm 1. Differs: the first iteration of the released code has no generator update. Here every generator
     update comes after critic_steps critic updates, as printed in the paper.
@@ -116,7 +123,7 @@ def train(
     computation = build_computation(*networks, run.loss, run.penalty, regularize_gradient_norm, **form)
     computation = world.average(compute_in_parts(computation, accumulate))
     options = {"critic_steps": critic_steps, **sizes, "clip": clip, "world": world}
-    step = _restore(run, folder, device)
+    step, skipped = _restore(run, folder, device)
     numbers = {"seed": run.seed, "steps": steps, "decay_steps": decay_steps, "penalty": run.penalty}
     numbers |= {"regularize": regularize_gradient_norm, "accumulate": accumulate, **form, **options}
     _require_equal_ranks(world, run, folder, step, numbers)
@@ -132,6 +139,7 @@ def train(
     synchronized = networks if sync_batch_norm else ()
     not_compiled: dict[str, str] = {}  # steps that were to be compiled and are eager, and why
     unchecked: list[tuple[int, dict[str, Tensor]]] = []  # terms that were not yet checked to be finite, by step
+    draw = partial(draw_iteration, run, critic_steps=critic_steps, **sizes) if world.first else None
 
     with (
         closing(log) if log else nullcontext(),
@@ -147,22 +155,24 @@ def train(
             report_due = step % log_every == 0 or lipschitz_due or evaluate_due
             picture_due = step % sample_every == 0 or done
             lost = log.find_lost() if log and report_due else ""
-            stop = world.any(bool(received or lost))
+            stop = world.any(bool(received or lost) or world.orphaned)
             checkpoint_due = step % checkpoint_every == 0 or evaluate_due or done or stop
             if report_due or picture_due or checkpoint_due:
-                _check_finite(unchecked, folder)
+                skipped += check_updates(unchecked, folder, draw)
+                check_state(run, step, folder)
 
             # Report.
             if report_due and log and not lost:
                 values = report(run, step, report_size)
-                _require_finite(step, values, folder)
+                require_finite(step, values, folder)
                 if lipschitz_due:
                     values |= lipschitz_report(run, step, report_size)
-                    _require_finite(step, values, folder)
+                    require_finite(step, values, folder)
                 try:
                     if evaluate_due:
                         with nullcontext() if done or world.size > 1 else interruptible(received):
                             values |= evaluate(run, step, scores)
+                    values |= {"skipped": skipped} if clip.on_nonfinite == "skip" else {}
                     log.write(step, values)
                     progress.report(step, values)
                 except Interrupted:  # a stop does not wait for scores; the resumed run reports this step again
@@ -179,7 +189,7 @@ def train(
                 if records:  # none if a signal stopped the first evaluation
                     draw_curves(folder, run)
                 best = find_best(records)
-                save(folder / "checkpoints", step, *collect_state(run, step), kept=best.values())
+                save(folder / "checkpoints", step, *collect_state(run, step, skipped), kept=best.values())
 
             # Done?
             if lost:
@@ -201,7 +211,7 @@ def train(
             step += 1
             unchecked.append((step, terms))
             if device.type == "cpu":  # on other devices the check would wait for the device
-                _check_finite(unchecked, folder)
+                skipped += check_updates(unchecked, folder, draw)
             progress.update()
 
 
@@ -221,26 +231,43 @@ def update(
     Every rank of the world draws the whole batch and computes on its slice of it.
 
     Returns:
-        the terms of the last critic update and of the generator update, ().
+        the terms of the last critic update and of the generator update, (). With clip.on_nonfinite = "skip" there is
+        also skipped, the number of updates that were left out.
     """
-    device = next(run.critic.parameters()).device
+    skipped = []
     for k in range(step * critic_steps, (step + 1) * critic_steps):
-        real, *y = run.data.batch(k, batch_size, run.seed)
-        eps = run.penalty.draw(real, rng_for(run.seed, k, "eps", device))
-        z, *_ = draw_latent(run.generator, batch_size, run.seed, k, "critic", device)
-        real, z, eps, *y = world.slice(real, z, eps, *y)
+        real, z, eps, *y = world.slice(*draw_critic_batch(run, k, batch_size))
         fake = computation.sample(z, *y)  # with the labels of the real batch
-        critic_terms, gradients = computation.critic_gradients(real, fake, eps, *y)
-        descend(run.critic, gradients, run.optim_critic, clip.gradient_norm)
-        del gradients  # so that they are not kept while the next ones are computed
-        if clip.weights is not None:
-            clip_weights_(run.critic, clip.weights)
-    latent = draw_latent(run.generator, generator_batch_size or batch_size, run.seed, step, "generator", device)
-    generator_terms, gradients = computation.generator_gradients(*world.slice(*latent))
-    descend(run.generator, gradients, run.optim_generator, clip.gradient_norm)
-    if run.average is not None:
-        run.average.update_parameters(run.generator)
-    return merge_terms(critic_terms, generator_terms)
+        compute = partial(computation.critic_gradients, real, fake, eps, *y)
+        critic_terms, lost = _update_network(run.critic, run.optim_critic, compute, clip, bound=clip.weights)
+        skipped.append(lost)
+    latent = world.slice(*draw_generator_batch(run, step, generator_batch_size or batch_size))
+    compute = partial(computation.generator_gradients, *latent)
+    generator_terms, lost = _update_network(run.generator, run.optim_generator, compute, clip, average=run.average)
+    terms = merge_terms(critic_terms, generator_terms)
+    return terms if lost is None else terms | {"skipped": torch.stack([*skipped, lost]).sum()}
+
+
+def _update_network(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    compute: Callable[[], Gradients],
+    clip: Clip,
+    bound: float | None = None,
+    average: nn.Module | None = None,
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Update a network once. Return the terms, and whether the update was left out (); None: it cannot be left out."""
+    restore = copy_state(network, optimizer, average) if clip.on_nonfinite == "skip" else None
+    terms, gradients = compute()
+    lost = None if restore is None else is_lost(terms, gradients)  # now: the norm is clipped in place
+    descend(network, gradients, optimizer, clip.gradient_norm)
+    if bound is not None:
+        clip_weights_(network, bound)
+    if average is not None:
+        average.update_parameters(network)
+    if restore is not None:
+        restore(lost)
+    return terms, lost
 
 
 def compute_in_parts(computation: Computation, parts: int) -> Computation:
@@ -256,8 +283,10 @@ def compute_in_parts(computation: Computation, parts: int) -> Computation:
     return replace(computation, sample=sample, critic_gradients=critic, generator_gradients=generator)
 
 
-def _restore(run: Run, folder: Path, device: torch.device) -> int:
-    """Load the newest good checkpoint into the run and return its step; 0 if there is none.
+def _restore(run: Run, folder: Path, device: torch.device) -> tuple[int, int]:
+    """Load the newest good checkpoint into the run. Return its step, and the number of updates that were left out.
+
+    Both are 0 if there is no checkpoint.
 
     Raises:
         ValueError: there are checkpoints, and none fits the run; there is a log without a checkpoint; a log is damaged;
@@ -266,7 +295,11 @@ def _restore(run: Run, folder: Path, device: torch.device) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
     log, *_ = read_metrics(folder / "metrics.jsonl"), read_timing(folder), read_lines(folder / "provenance.jsonl")
-    step = load_latest(folder / "checkpoints", device, partial(load_state, run))
+
+    def load(state: dict[str, Any], step: int) -> tuple[int, int]:
+        return load_state(run, state, step), state.get("skipped", 0)
+
+    step, skipped = load_latest(folder / "checkpoints", device, load) or (None, 0)
     if step is None and any(record["step"] > 0 for record in log):
         raise ValueError(
             f"{folder} has the log of a run but no checkpoint to continue from: put the checkpoints back, or choose"
@@ -274,7 +307,7 @@ def _restore(run: Run, folder: Path, device: torch.device) -> int:
         )
     if step and not log:
         print(f"warning: {folder} has no metrics.jsonl: its log begins at step {step}", file=sys.stderr, flush=True)
-    return step or 0
+    return step or 0, skipped
 
 
 def _require_equal_ranks(world: World, run: Run, folder: Path, step: int, options: dict[str, Any]) -> None:
@@ -301,23 +334,3 @@ def _set_rates(run: Run, factor: float) -> None:
     for optimizer in (run.optim_generator, run.optim_critic):
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * factor
-
-
-def _check_finite(unchecked: list[tuple[int, dict[str, Tensor]]], folder: Path) -> None:
-    """Raise ValueError at the first step that has a term that is not finite. The list is empty afterwards."""
-    if unchecked:
-        table = torch.stack([torch.stack(list(terms.values())) for _, terms in unchecked]).tolist()
-        for (step, terms), values in zip(unchecked, table, strict=True):
-            _require_finite(step, dict(zip(terms, values, strict=True)), folder)
-        unchecked.clear()
-
-
-def _require_finite(step: int, terms: dict[str, float], folder: Path) -> None:
-    for name, value in terms.items():
-        if not math.isfinite(value):
-            listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-            raise ValueError(
-                f"step {step}: {name} is not finite ({listed}). The last good checkpoint is kept in"
-                f" {folder / 'checkpoints'}. Try a lower optim.lr, or clip.gradient_norm=1.0: that is another run, in a"
-                " folder of its own"
-            )
