@@ -1,7 +1,7 @@
 """Faults in real short runs: python tests/faults.py [PART ...] --kills 200
 
-Each run has everything on: logs, pictures, Lipschitz reports, evaluation, checkpoints, the average of the weights. It is
-killed, interrupted, or its disk fails. The same command then continues it, and what it ends with is compared with a run
+Each run has everything on: logs, pictures, Lipschitz reports, evaluation, checkpoints, the average of the weights. It
+is killed, interrupted, or its disk fails. The same command then continues it, and what it ends with is compared with a run
 without faults, bit for bit. One JSON line per row of the table goes to results/reliability/faults.jsonl.
 """
 
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,10 +136,8 @@ def prepare_process():
     figure.subplots().set_title("fonts")
     figure.savefig(os.devnull, format="png")
     Image.init()
-    try:
+    with suppress(ImportError):
         from torch.utils.tensorboard import SummaryWriter  # noqa: F401
-    except ImportError:
-        pass
 
 
 class Tally:
@@ -260,10 +259,10 @@ def switch_off(folder, options):
             else:
                 rename(source, target)
 
-        os.replace, checkpoint._damage = copy, lambda path: None
+        os.replace, checkpoint._sha256 = copy, lambda path: ""
 
     tally = Tally("with a protection off, a difference is seen")
-    expected, outcome = train_reference(folder)
+    expected, _ = train_reference(folder)
     late = Plan(("update", "before", ""), 8)  # after a line of the log, before the next checkpoint
     cases = {
         "control: lines after the checkpoint stay in the log": (keep_log, late),

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -162,7 +163,7 @@ class Injector:
 
     def kind(self, path):
         """Return the kind of a file in the run folder; empty for other files."""
-        path = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fspath(path)
+        path = str(Path(f"/proc/self/fd/{path}").readlink()) if isinstance(path, int) else os.fspath(path)
         if not isinstance(path, str) or not os.path.abspath(path).startswith(self.folder + "/"):  # noqa: PTH100
             return ""
         name = os.path.abspath(path)[len(self.folder) + 1 :]  # noqa: PTH100

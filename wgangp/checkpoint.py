@@ -21,7 +21,7 @@ import torch
 from wgangp.files import read_file, write_file
 from wgangp.match import MisfitError, list_differences, require_match
 
-__all__ = ["check_finite", "list_checkpoints", "load_latest", "load_step", "save", "write_atomic"]
+__all__ = ["check_finite", "list_checkpoints", "load_latest", "load_step", "remove_older", "save", "write_atomic"]
 
 KEEP = 2
 Fit = Callable[[Any, int], Any]  # (state, step) -> a result; it raises MisfitError for a state that does not fit
@@ -54,13 +54,28 @@ def save(
     write_atomic(_digest_of(path), f"{digest}  {path.name}\n")  # first: a checkpoint never lacks its sha256
     write_file(path, buffer.getbuffer())
     _sync_folder(folder)
+    remove_older(folder, step, state, buffers, kept)
+    return path
+
+
+def remove_older(
+    folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = (), kept: Collection[int] = ()
+) -> None:
+    """Delete checkpoints that are not kept: the second half of `save`. A process may have been killed before it.
+
+    Args:
+        folder, step, state, buffers, kept: as in `save`.
+    """
     protected = {_path_of(folder, step) for step in kept}
     older = [other for other in list_checkpoints(folder) if _step_of(other) <= step]
     good = [other for other in older if _is_good(other, state, buffers)]
     for old in (other for other in good[KEEP:] if other not in protected):
         old.unlink()
         _digest_of(old).unlink(missing_ok=True)
-    return path
+    for digest in folder.glob("step_*.pt.sha256") if len(good) >= KEEP else ():
+        path = digest.with_suffix("")
+        if path < good[KEEP - 1] and not path.exists():  # its checkpoint was deleted just before a kill
+            digest.unlink(missing_ok=True)
 
 
 def check_finite(step: int, state: dict[str, Any], buffers: Collection[str] = ()) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wgangp.accumulate import Gradients, accumulate_gradients, split_batch
-from wgangp.checkpoint import load_latest, save, write_atomic
+from wgangp.checkpoint import load_latest, remove_older, save, write_atomic
 from wgangp.checks import check_not_wrapped
 from wgangp.compiled import Computation, build_computation
 from wgangp.distributed import World
@@ -37,7 +37,7 @@ from wgangp.nonfinite import check_state, check_updates, copy_state, is_lost, re
 from wgangp.penalty import clip_weights_
 from wgangp.precision import product_precision
 from wgangp.report import draw_curves, evaluate, lipschitz_report, picture, report
-from wgangp.runs import Run, collect_state
+from wgangp.runs import Run, collect_state, collect_stateful
 from wgangp.seeds import seed_layers
 from wgangp.signals import Interrupted, catch_stop_signals, interruptible
 from wgangp.step import descend
@@ -128,6 +128,9 @@ def train(
     numbers |= {"regularize": regularize_gradient_norm, "accumulate": accumulate, **form, **options}
     _require_equal_ranks(world, run, folder, step, numbers)
     if step > 0 and step >= steps:
+        if world.first:
+            best = find_best(read_metrics(folder / "metrics.jsonl"))
+            remove_older(folder / "checkpoints", step, *collect_state(run, step, skipped), kept=best.values())
         return step
     if world.first:
         if config is not None:
