@@ -1,8 +1,8 @@
 """Faults in real short runs: python tests/faults.py [PART ...] --kills 200
 
 Each run has everything on: logs, pictures, Lipschitz reports, evaluation, checkpoints, the average of the weights. It
-is killed, interrupted, or its disk fails. The same command then continues it, and what it ends with is compared with a run
-without faults, bit for bit. One JSON line per row of the table goes to results/reliability/faults.jsonl.
+is killed, interrupted, or its disk fails. The same command then continues it, and what it ends with is compared with a
+run without faults, bit for bit. One JSON line per row of the table goes to results/reliability/faults.jsonl.
 """
 
 import argparse
@@ -72,12 +72,12 @@ def main():
     parts = options.parts or [part for part in PARTS if part != "long"]
     prepare_process()
     failed = False
+    origin = collect_provenance(torch.device("cpu"))
+    origin = {name: origin[name] for name in ("commit", "dirty", "torch", "device")}
     for part in parts:
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
             start = time.monotonic()
             rows = PARTS[part](Path(folder).resolve(), options)
-        origin = collect_provenance(torch.device("cpu"))
-        origin = {name: origin[name] for name in ("commit", "dirty", "torch", "device")}
         size = {"kills": f" --kills {options.kills}", "long": f" --updates {options.updates}"}.get(part, "")
         command = f"python tests/faults.py {part}{size} --seed {options.seed}"
         old = [row for row in read_lines(options.out) if row["part"] != part]
