@@ -7,6 +7,7 @@ run without faults, bit for bit. One JSON line per row of the table goes to resu
 
 import argparse
 import errno
+import importlib
 import json
 import os
 import random
@@ -117,6 +118,11 @@ def prepare_process():
     What takes longest in a short run is made smaller: pictures have fewer dots and panels, and the search for the
     interval of the Lipschitz constant ends early.
     """
+    import matplotlib.figure  # here, because it takes a while
+
+    for name in ("ot", "torch._dynamo", "torch.utils.tensorboard"):
+        with suppress(ImportError):
+            importlib.import_module(name)
     torch.set_num_threads(1)
     wgangp.report.BOX_CELLS = 64
     figure_type, save_curves = matplotlib.figure.Figure, wgangp.plots.save_curves
@@ -136,8 +142,6 @@ def prepare_process():
     figure.subplots().set_title("fonts")
     figure.savefig(os.devnull, format="png")
     Image.init()
-    with suppress(ImportError):
-        from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
 
 class Tally:

@@ -178,6 +178,17 @@ def test_last_verified_checkpoint_stays_if_the_new_one_is_not_written_well(tmp_p
     assert list_steps(tmp_path) == [1, 2, 3, 4] and checkpoint.load_latest(tmp_path)["step"] == 2
 
 
+def test_checkpoints_that_a_killed_process_did_not_delete_are_deleted(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "remove_older", lambda *_: None)  # killed before it
+        save_steps(tmp_path, 1, 2, 3, 4)
+    (tmp_path / "step_00000001.pt").unlink()  # killed between a checkpoint and its sha256
+    (tmp_path / "step_00000009.pt.sha256").write_text("of a checkpoint that is written next")
+    checkpoint.remove_older(tmp_path, 4, {**STATE, "step": 4})
+    names = [f"step_{step:08d}.pt{suffix}" for step in (3, 4) for suffix in ("", ".sha256")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "step_00000009.pt.sha256"]
+
+
 def test_best_checkpoint_is_kept(tmp_path):
     for step in range(1, 6):
         checkpoint.save(tmp_path, step, {**STATE, "step": step}, kept=[2])

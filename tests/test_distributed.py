@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, TINY
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -79,7 +79,15 @@ def one_process(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "ranks, words",
-    [(2, ()), (4, ()), (2, ("points=perturbed", "clipped")), (2, ("compile",)), (1, ("parts",)), (2, ("parts",))],
+    [
+        (2, ()),
+        (4, ()),
+        (2, ("points=perturbed", "clipped")),
+        (2, ("compile",)),
+        (1, ("parts",)),
+        (2, ("parts",)),
+        (2, ("lost",)),
+    ],
 )
 def test_every_number_of_ranks_trains_the_same_parameters(ranks, words, one_process, tmp_path):
     outputs = finish(start(ranks, tmp_path, STEPS, *words))
@@ -253,6 +261,35 @@ def test_torchrun_trains_one_run_in_one_folder(tmp_path):
         and "train.batch_size = 5: must be a multiple of the number of ranks, 2" in refused.stderr
     )
     assert not (tmp_path / "odd" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_of_a_launcher_that_was_killed_save_a_checkpoint_and_end(ranks, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    arguments = [f"run_dir={tmp_path / 'run'}", *TINY, "train.steps=1000000", "train.sample_every=1000000"]
+    with (tmp_path / "output").open("w") as output:
+        pipes = {"stdout": output, "stderr": output}
+        launcher = subprocess.Popen([*command, str(ROOT / "scripts" / "train.py"), *arguments], **pipes)
+        wait_for_log(tmp_path / "run", [launcher])
+        launcher.kill()
+        launcher.wait()
+    until = time.monotonic() + 120
+    while "; the same command continues from there" not in (tmp_path / "output").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert load_latest(tmp_path / "run" / "checkpoints", CPU)["step"] > 0
+
+
+def test_process_of_torchrun_knows_whether_its_launcher_lives(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with join_ranks(CPU, 1) as world:
+        assert world.launcher is None and not world.orphaned  # a shell may end before its background job
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with join_ranks(CPU, 1) as world:
+        assert not world.orphaned
+        monkeypatch.setattr("os.getppid", lambda: 1)
+        assert world.orphaned
 
 
 def test_slices_are_the_batch_in_order():

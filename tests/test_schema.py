@@ -126,7 +126,7 @@ class TestConfigs:
         keys = set(OmegaConf.load(CONF / "config.yaml").train)
         group = next(field.type for field in dataclasses.fields(config.SCHEMA) if field.name == "train")
         assert keys == {field.name for field in dataclasses.fields(group)}
-        assert keys - set(inspect.signature(train).parameters) == {"channels_last", "rank_timeout"}
+        assert keys - set(inspect.signature(train).parameters) == {"channels_last", "on_nonfinite", "rank_timeout"}
         assert set(inspect.signature(train).parameters) - keys == set(config.NOT_KEYS)
 
     def test_keys_under_ema_are_parameters_of_the_function_that_builds_the_average(self):
@@ -134,7 +134,9 @@ class TestConfigs:
         assert keys == set(inspect.signature(build_average).parameters) - {"generator"}
 
     def test_keys_under_clip_are_fields(self):
-        assert set(OmegaConf.load(CONF / "config.yaml").clip) == set(inspect.signature(Clip).parameters)
+        cfg = OmegaConf.load(CONF / "config.yaml")
+        assert {*cfg.clip, "on_nonfinite"} == set(inspect.signature(Clip).parameters)
+        assert cfg.train.on_nonfinite == Clip().on_nonfinite
 
     def test_defaults_in_a_config_are_those_of_the_signature(self):
         nodes = [(OmegaConf.load(CONF / "config.yaml").train, train), (OmegaConf.load(CONF / "config.yaml").clip, Clip)]
