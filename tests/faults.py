@@ -25,9 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.figure
-import ot  # noqa: F401 - slow to import, as the next one
 import torch
-import torch._dynamo
 from inject import NO_FAULT, Plan, compare, run_command, snapshot
 from PIL import Image
 
@@ -118,7 +116,6 @@ def prepare_process():
     What takes longest in a short run is made smaller: pictures have fewer dots and panels, and the search for the
     interval of the Lipschitz constant ends early.
     """
-    import matplotlib.figure  # here, because it takes a while
 
     for name in ("ot", "torch._dynamo", "torch.utils.tensorboard"):
         with suppress(ImportError):
