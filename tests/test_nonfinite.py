@@ -174,7 +174,7 @@ def test_optimizer_state_that_is_not_finite_is_named(tmp_path):
     optimizer = torch.optim.Adam(critic.parameters(), lr=0.1)
     run = SimpleNamespace(critic=critic, optim_critic=optimizer, generator=None, optim_generator=None, average=None)
     for p in critic.parameters():
-        p.grad = torch.full_like(p, 1e20)
+        p.grad = torch.full_like(p, 1e30)
     optimizer.step()
     with pytest.raises(ValueError, match=r"step 7: optim_critic.exp_avg_sq is not finite.*optim\.lr"):
         check_state(run, 7, tmp_path)
