@@ -24,6 +24,7 @@ import torch
 
 import wgangp.train
 from wgangp.cli import main
+from wgangp.signals import STOP_SIGNALS
 
 KINDS = (  # what a file of a run folder is
     (r"checkpoints/step_\d+\.pt$", "checkpoint"),
@@ -92,8 +93,12 @@ def run_command(folder, overrides, plan=NO_FAULT, ranks=1, port=0):
             _be_command(folder, overrides, own, notes / str(rank))
         children.append(child)
     if plan.after is not None:
-        time.sleep(plan.after)
-        os.kill(children[plan.rank], signal.SIGKILL)
+        victim = children[plan.rank]
+        while time.monotonic() < start + plan.after and not os.waitid(
+            os.P_PID, victim, os.WEXITED | os.WNOHANG | os.WNOWAIT
+        ):
+            time.sleep(0.01)
+        os.kill(victim, signal.SIGKILL)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     end, places, fault_time = time.monotonic(), Counter(), None
     for path in notes.glob("*.json"):
@@ -109,6 +114,8 @@ def _be_command(folder, overrides, plan, notes):
     out = os.open(f"{notes}.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2)
     sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
+    for number in STOP_SIGNALS:  # those that are ignored here, as SIGHUP under nohup, would stay ignored
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     code = 1
     try:
         injector = Injector(folder, plan, f"{notes}.json")
@@ -144,11 +151,11 @@ class Injector:
             file.write(json.dumps({"places": [[list(p), n] for p, n in self.places.items()], "time": self.time}))
 
     def pass_place(self, operation, phase, kind="", act=None):
-        """Count a place. At the passage of the plan, call act and cause the fault."""
+        """Count a place. At the passage of the plan, call act and cause the fault. Return whether it was this passage."""
         place = (operation, phase, kind)
         self.places[place] += 1
         if place != self.plan.place or self.places[place] != self.plan.passage:
-            return
+            return False
         if act is not None:
             act()
         self.note(time.monotonic())
@@ -156,10 +163,9 @@ class Injector:
             shutil.rmtree(self.folder)
         elif self.plan.signal is not None:
             os.kill(os.getpid(), self.plan.signal)
-        elif operation == "remove" and phase == "after":
-            return  # no system call fails after it succeeded
         else:
             raise OSError(self.plan.error, os.strerror(self.plan.error))
+        return True
 
     def kind(self, path):
         """Return the kind of a file in the run folder; empty for other files."""
@@ -240,15 +246,17 @@ class File:
         return iter(self.file)
 
     def write(self, data):
+        half = len(data) // 2
+
         def write_half():
-            self.file.write(data[: len(data) // 2])
+            self.file.write(data[:half])
             self.file.flush()
 
         self.injector.pass_place("write", "before", self.kind)
-        self.injector.pass_place("write", "middle", self.kind, write_half)
-        written = self.file.write(data)
+        begun = self.injector.pass_place("write", "middle", self.kind, write_half)
+        self.file.write(data[half:] if begun else data)
         self.injector.pass_place("write", "after", self.kind)
-        return written
+        return len(data)
 
     def close(self):
         self.file.close()

@@ -185,3 +185,14 @@ def test_unknown_word_is_refused_by_its_key(configure):
         Clip(on_nonfinite="go")
     with pytest.raises(ValueError, match=r"^train.on_nonfinite = go: must be stop or skip"):
         config.train_options(configure("train.on_nonfinite=go"))
+
+
+@pytest.mark.slow
+def test_compiled_steps_leave_the_same_updates_out(train_on, tmp_path, quick_compile):
+    compiled = ("train.compile=true", "train.on_nonfinite=skip", "train.steps=3")
+    run = train_on({4, 5}, *compiled, folder=tmp_path / "compiled")
+    eager = train_on({4, 5}, *compiled[1:], folder=tmp_path / "eager")
+    assert [line["skipped"] for line in read_log(tmp_path / "compiled")] == [0, 0, 0, 2]
+    for p, q in zip(run.critic.parameters(), eager.critic.parameters(), strict=True):
+        assert p.isfinite().all() and torch.allclose(p, q, atol=1e-5)
+    assert "not_compiled" not in (tmp_path / "compiled" / "provenance.jsonl").read_text()

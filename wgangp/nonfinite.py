@@ -18,11 +18,9 @@ from wgangp.runs import Run, collect_stateful
 
 __all__ = ["check_state", "check_updates", "copy_state", "is_lost", "require_finite"]
 
-REMEDY = (
-    "Try a lower optim.lr, or clip.gradient_norm=1.0: that is another run, in a folder of its own. With"
-    " train.on_nonfinite=skip this run leaves such updates out"
-)
+REMEDY = "Try a lower optim.lr, or clip.gradient_norm=1.0: that is another run, in a folder of its own"
 DATA = "The real samples of this update are not finite: correct the data"
+SKIP = "train.on_nonfinite=skip leaves such updates out"
 
 
 def is_lost(terms: dict[str, Tensor], gradients: Iterable[Tensor]) -> Tensor:
@@ -111,7 +109,7 @@ def require_finite(
         notes.append(f"The last good checkpoint is kept in {folder / 'checkpoints'}")
     if draw is not None:
         draws = draw(step)
-        remedy = REMEDY if all(real.isfinite().all() for real, *_ in draws.critic) else DATA
+        remedy = f"{REMEDY if all(real.isfinite().all() for real, *_ in draws.critic) else DATA}. {SKIP}"
         notes.append(_save_draws(folder / "nonfinite" / f"step_{step:08d}.pt", step, values, draws))
     raise ValueError(f"step {step}: {name} is not finite ({listed}). {'. '.join([*notes, remedy])}")
 

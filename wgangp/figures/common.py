@@ -138,7 +138,8 @@ def train_networks(
             clip=Clip(weights=clip_weights),
         )
     except ValueError as error:
-        raise ValueError(str(error).replace("optim.lr, or clip.gradient_norm=1.0", "figure.lr")) from error
+        message = str(error).partition(". train.on_nonfinite")[0]  # figures do not have this key
+        raise ValueError(message.replace("optim.lr, or clip.gradient_norm=1.0", "figure.lr")) from error
     if done < steps:
         raise KeyboardInterrupt
 
