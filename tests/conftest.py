@@ -30,6 +30,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; more threads
     torch.set_num_threads(1)
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell started in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

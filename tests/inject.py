@@ -151,7 +151,7 @@ class Injector:
             file.write(json.dumps({"places": [[list(p), n] for p, n in self.places.items()], "time": self.time}))
 
     def pass_place(self, operation, phase, kind="", act=None):
-        """Count a place. At that of the plan, call act and cause the fault. Return whether it was this one."""
+        """Count a place. At the passage of the plan, call act, cause the fault and return True."""
         place = (operation, phase, kind)
         self.places[place] += 1
         if place != self.plan.place or self.places[place] != self.plan.passage:

@@ -298,6 +298,7 @@ class TestPicture:
         (legend,) = draw(write("plain"), write("changed", *keys)).legends
         assert [text.get_text() for text in legend.texts] == ["A (n = 1): plain", "B (n = 1): changed"]
 
+    @pytest.mark.layout
     def test_legend_fits_into_the_picture(self, write, draw):
         keys = ("penalty.weight=0.123456789", "optim.lr=0.000123456789", "clip.weights=0.123456789")
         figure = draw(write("a"), write("b", *keys))

@@ -702,8 +702,15 @@ def test_report_that_is_not_finite_stops_the_run(train_tiny, tmp_path, monkeypat
 def test_report_that_is_not_finite_stops_the_run_before_the_lipschitz_report(train_tiny, tmp_path):
     """Otherwise the Lipschitz report raises an error about points, which names no setting to change."""
     run, _ = train_tiny(tmp_path / "a", "train.steps=0")
-    nn.init.constant_(next(run.generator.parameters()), math.nan)
+    run.generator.register_forward_hook(lambda module, arguments, samples: samples * math.nan)
     with pytest.raises(ValueError, match=r"step 0: wasserstein is not finite.*optim\.lr"):
+        train_tiny(tmp_path / "b", "train.steps=0", generator=run.generator)
+
+
+def test_weights_that_are_not_finite_are_named_before_the_report(train_tiny, tmp_path):
+    run, _ = train_tiny(tmp_path / "a", "train.steps=0")
+    nn.init.constant_(next(run.generator.parameters()), math.nan)
+    with pytest.raises(ValueError, match=r"step 0: generator\.layers\.0\.weight is not finite.*optim\.lr"):
         train_tiny(tmp_path / "b", "train.steps=0", generator=run.generator)
 
 
