@@ -545,7 +545,7 @@ class TestCommittedResults:
         assert set(names.split()) <= set(RESULTS)
 
     def test_every_rendered_page_is_compared_with_its_records(self):
-        """Here; the pages of speed in test_benchmark.py, of faults in test_faults.py, README.md and results/README.md in test_docs.py."""
+        """Here; speed in test_benchmark.py, faults in test_faults.py, the two overviews in test_docs.py."""
         pages = {path.parent.name for path in ROOT.glob("results/*/README.md") if "<!-- rendered" in path.read_text()}
         assert pages == {*RESULTS, "benchmark", "scaling", "reliability"}
         assert {name.split("+")[0] for name in RESULTS} <= set(NAMES)
