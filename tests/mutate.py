@@ -128,10 +128,10 @@ def choose_tests(module: str, lines: range) -> list[str]:
     seconds = json.loads(MAP.read_text())["seconds"]
     (path,) = [file for file in data.measured_files() if file.endswith(f"/wgangp/{module}.py")]
     contexts = data.contexts_by_lineno(path)
-    names = {context.partition("|")[0] for line in lines for context in contexts.get(line, [])}
+    names = {context.rpartition("|")[0] for line in lines for context in contexts.get(line, [])}
     if not names or "" in names:  # a line that runs at import, as a signature does, has the tests of its function
         area = range(lines.start, lines.stop + 60)
-        names |= {context.partition("|")[0] for line in area for context in contexts.get(line, [])}
+        names |= {context.rpartition("|")[0] for line in area for context in contexts.get(line, [])}
     names -= {""}
     chosen, total = [], 0.0
     for name in sorted(names, key=lambda name: (seconds.get(name, 0.0), name)):
