@@ -233,7 +233,7 @@ def _copy_tree() -> None:
     COPY.mkdir(parents=True)
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for file in files.splitlines():
-        if not file.startswith("results/") and (ROOT / file).exists():
+        if (ROOT / file).exists():
             (COPY / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, COPY / file)
 

@@ -1,7 +1,9 @@
 import copy
 import re
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY
@@ -92,7 +94,7 @@ WRONG = {
     "a step that is a tensor": (put(torch.tensor(4), "step"), r"its step is tensor\(4\)"),
     "no step": (remove("step"), "its step is None"),
     "other data": (put("ab" * 32, "data"), "not the data that it was trained on"),
-    "data that is a number": (put(5, "data"), "sha256 of the data are no texts"),
+    "data that is a number": (put(5, "data"), "fingerprint of the data is no text"),
     "another shape": (put([3], "shape"), r"\['shape'\] is \[3\], and not \[2\]"),
     "a huge shape": (put([10**9], "shape"), "its shape is .* which no sample has"),
     "a negative shape": (put([-2], "shape"), "which no sample has"),
@@ -256,3 +258,28 @@ def test_state_of_every_optimizer_fits_its_run(name):
 
 class Points:
     shape, span = (2,), (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("span", (-INF, INF), "span is .* which is no range"),
+        ("shape", (2**15, 2**15), "shape is .* which no sample has"),
+        ("fingerprint", 12345, "fingerprint of the data is no text"),
+    ],
+)
+def test_state_that_could_not_be_loaded_again_is_not_saved(folder, run, tmp_path, name, value, message):
+    data = copy.copy(run.data)
+    object.__setattr__(data, name, value)
+    state, buffers = collect_state(replace(run, data=data), 0)
+    with pytest.raises(ValueError, match=f"could not be loaded again: its .*{message}"):
+        checkpoint.save(tmp_path / "new", 0, state, buffers)
+    assert not (tmp_path / "new").exists()
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones(run, tmp_path):
+    data = copy.copy(run.data)
+    object.__setattr__(data, "span", tuple(np.float32([-2, 2])))
+    numpy_run = replace(run, data=data)
+    checkpoint.save(tmp_path, 0, *collect_state(numpy_run, 0))
+    assert checkpoint.load_latest(tmp_path)["span"] == [-2.0, 2.0]

@@ -574,6 +574,11 @@ def test_checkpoint_with_the_best_score_is_kept(configure, tmp_path):
     kept = sorted(int(path.stem[5:]) for path in (tmp_path / "checkpoints").glob("*.pt"))
     assert kept == [0, 2, 5, 6]
     assert find_best(read_metrics(tmp_path / "metrics.jsonl")) == {"points_w1": 2, "modes_covered": 0}
+    (tmp_path / "metrics.jsonl").unlink()  # the best steps are not known: nothing is deleted
+    for steps in (6, 8):
+        cfg = configure(*TINY, f"train.steps={steps}")
+        train(tmp_path, build_run(cfg), **train_options(cfg))
+    assert {0, 2, 5, 6, 8} <= {int(path.stem[5:]) for path in (tmp_path / "checkpoints").glob("*.pt")}
 
 
 def test_random_layers_and_random_states_do_not_see_an_evaluation(configure):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from wgangp.files import read_file, write_file
-from wgangp.match import MisfitError, list_differences, require_match
+from wgangp.match import MisfitError, list_differences, require_match, require_owner
 
 __all__ = ["check_finite", "list_checkpoints", "load_latest", "load_step", "remove_older", "save", "write_atomic"]
 
@@ -28,7 +28,7 @@ Fit = Callable[[Any, int], Any]  # (state, step) -> a result; it raises MisfitEr
 
 
 def save(
-    folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = (), kept: Collection[int] = ()
+    folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = (), kept: Collection[int] | None = ()
 ) -> Path:
     """Write the checkpoint of a step and return its path.
 
@@ -38,7 +38,7 @@ def save(
     Args:
         state: tensors, numbers and strings, and lists, tuples and dicts of them.
         buffers: as in `check_finite`.
-        kept: steps whose checkpoints are kept besides the newest two.
+        kept: steps whose checkpoints are kept besides the newest two; None: all are kept.
 
     Raises:
         ValueError: as in `check_finite`. Nothing is written.
@@ -59,13 +59,15 @@ def save(
 
 
 def remove_older(
-    folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = (), kept: Collection[int] = ()
+    folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = (), kept: Collection[int] | None = ()
 ) -> None:
     """Delete checkpoints that are not kept: the second half of `save`. A process may have been killed before it.
 
     Args:
         folder, step, state, buffers, kept: as in `save`.
     """
+    if kept is None:
+        return
     protected = {_path_of(folder, step) for step in kept}
     older = [other for other in list_checkpoints(folder) if _step_of(other) <= step]
     good = [other for other in older if _is_good(other, state, buffers)]
@@ -79,11 +81,18 @@ def remove_older(
 
 
 def check_finite(step: int, state: dict[str, Any], buffers: Collection[str] = ()) -> None:
-    """Raise ValueError if a tensor of a state has NaN in it, or inf. A buffer may have inf, for example a mask.
+    """Raise ValueError if a state could not be loaded again: a tensor has NaN in it, or inf, or it has no owner.
+
+    A buffer may have inf, for example a mask.
 
     Args:
         buffers: the names of buffers, for example state['critic']['mask'].
     """
+    try:
+        if "identity" in state:
+            require_owner(state, step, **state["identity"])
+    except MisfitError as error:
+        raise ValueError(f"step {step}: the checkpoint could not be loaded again: {error}. Correct the data") from error
     problem = next(list_differences("state", state, state, buffers), None)
     if problem:
         remedy = "Try a lower optim.lr" if step else "Weights must be finite; a buffer may have inf, and no NaN"

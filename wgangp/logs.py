@@ -240,7 +240,7 @@ def read_timing(folder: Path) -> list[dict[str, Any]]:
 def find_number_problem(values: dict[str, Any], needed: Sequence[str] = ()) -> str:
     """Say what is wrong with a record of numbers: a value is no number, or a needed one is missing or no step."""
     # A larger integer would be an OverflowError where it becomes a float.
-    bad = [name for name, value in values.items() if type(value) not in (int, float) or abs(value) > 1e300]
+    bad = [n for n, v in values.items() if type(v) is not float and (type(v) is not int or abs(v) > 10**300)]
     if bad:
         return f"{bad[0]} is not a number"
     if missing := [name for name in needed if name not in values]:

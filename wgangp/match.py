@@ -24,7 +24,7 @@ __all__ = ["MisfitError", "list_differences", "load_state", "require_match", "re
 OPTIMIZERS = ("optim_generator", "optim_critic")
 HEADER = ("step", "shape", "span", "symbols", "data")
 KNOWN = ("torch.optim.", "wgangp.optim.")  # optimizers whose options do not change during training
-LARGEST_SAMPLE = 2**24  # numbers; an image of 3 x 2048 x 2048 has fewer
+LARGEST_SAMPLE = 2**28  # numbers; an image of 3 x 8192 x 8192 has fewer
 
 
 class MisfitError(ValueError):
@@ -104,7 +104,7 @@ def require_owner(state: Any, step: int, seed: int, config: dict[str, Any] | Non
     if not _is_list(span, float, int) or len(span) != 2 or not -math.inf < span[0] < span[1] < math.inf:
         raise MisfitError(f"its span is {shorten(span)}, which is no range (low, high)")
     if not _is_list(state.get("symbols", []), str) or type(state.get("data", "")) is not str:
-        raise MisfitError("its symbols or its sha256 of the data are no texts")
+        raise MisfitError("its symbols are no list of texts, or its fingerprint of the data is no text")
     if "identity" not in state:
         return
     try:
@@ -155,7 +155,8 @@ def list_differences(name: str, value: Any, expected: Any, buffers: Collection[s
 
 
 def _list_inequalities(expected: Any, name: str, value: Any) -> Iterator[str]:
-    if repr(value) != repr(expected):  # of any type: tensors have no == with one answer
+    numbers = all(type(x) in (int, float) for x in (value, expected))
+    if value != expected if numbers else repr(value) != repr(expected):  # tensors have no == with one answer
         yield f"{name} is {shorten(value)}, and not {shorten(expected)}"
 
 
@@ -172,7 +173,7 @@ def _list_option_problems(
         for key in ("params", *(key for key in own if key in saved and key != "params")):
             path, option = f"{name}[{i}][{key!r}]", saved.get(key)
             if key == "lr" and rates_decay:
-                if type(option) is not type(own[key]) or not 0 <= option <= config.get("optim.lr", math.inf):
+                if type(option) not in (int, float) or not 0 <= option <= config.get("optim.lr", math.inf):
                     yield f"{path} is {shorten(option)}, which is no learning rate of this run"
             elif key == "params" or constant:
                 yield from _list_inequalities(own[key], path, option)

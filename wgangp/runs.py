@@ -78,11 +78,15 @@ def collect_state(run: Run, step: int, skipped: int = 0) -> tuple[dict[str, Any]
     Args:
         skipped: updates that were left out. Only a checkpoint that has some says so.
     """
-    data = {"shape": list(run.data.shape), "span": list(run.data.span), "data": getattr(run.data, "fingerprint", "")}
+    plain = {  # torch.load refuses numbers of numpy
+        name: [value.item() if hasattr(value, "item") else value for value in getattr(run.data, name)]
+        for name in ("shape", "span")
+    }
+    data = {**plain, "data": getattr(run.data, "fingerprint", "")}
     networks = {"generator": run.generator, "critic": run.critic}
     networks |= {} if run.average is None else {"average": run.average}
     buffers = {f"state[{key!r}][{name!r}]" for key, network in networks.items() for name, _ in network.named_buffers()}
-    data |= {"symbols": run.data.symbols} if hasattr(run.data, "symbols") else {}
+    data |= {"symbols": list(run.data.symbols)} if hasattr(run.data, "symbols") else {}
     data |= {"identity": {"seed": run.seed, "config": run.config}}
     data |= {"skipped": skipped} if skipped else {}
     return {"step": step, **data, **{name: part.state_dict() for name, part in collect_stateful(run).items()}}, buffers

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -129,8 +129,8 @@ def train(
     _require_equal_ranks(world, run, folder, step, numbers)
     if step > 0 and step >= steps:
         if world.first:
-            best = find_best(read_metrics(folder / "metrics.jsonl"))
-            remove_older(folder / "checkpoints", step, *collect_state(run, step, skipped), kept=best.values())
+            best = _list_best(read_metrics(folder / "metrics.jsonl"))
+            remove_older(folder / "checkpoints", step, *collect_state(run, step, skipped), kept=best)
         return step
     if world.first:
         if config is not None:
@@ -191,8 +191,8 @@ def train(
                 records = read_metrics(folder / "metrics.jsonl")
                 if records:  # none if a signal stopped the first evaluation
                     draw_curves(folder, run)
-                best = find_best(records)
-                save(folder / "checkpoints", step, *collect_state(run, step, skipped), kept=best.values())
+                best = None if lost else _list_best(records)
+                save(folder / "checkpoints", step, *collect_state(run, step, skipped), kept=best)
 
             # Done?
             if lost:
@@ -330,6 +330,11 @@ def _require_equal_ranks(world: World, run: Run, folder: Path, step: int, option
 def _digest(*networks: nn.Module) -> str:
     arrays = (x.cpu().contiguous().numpy().tobytes() for network in networks for x in network.state_dict().values())
     return hashlib.sha256(b"".join(arrays)).hexdigest()
+
+
+def _list_best(records: list[dict[str, Any]]) -> Collection[int] | None:
+    """Return the steps with the best scores. None if the log does not begin at step 0: then they are not known."""
+    return find_best(records).values() if records and records[0]["step"] == 0 else None
 
 
 def _set_rates(run: Run, factor: float) -> None:
