@@ -150,7 +150,7 @@ class Injector:
         with self.open(self.notes, "w") as file:
             file.write(json.dumps({"places": [[list(p), n] for p, n in self.places.items()], "time": self.time}))
 
-    def pass_place(self, operation, phase, kind="", act=None):
+    def pass_place(self, operation, phase, kind="", act=None, path=None):
         """Count a place. At the passage of the plan, call act, cause the fault and return True."""
         place = (operation, phase, kind)
         self.places[place] += 1
@@ -164,7 +164,7 @@ class Injector:
         elif self.plan.signal is not None:
             os.kill(os.getpid(), self.plan.signal)
         else:
-            raise OSError(self.plan.error, os.strerror(self.plan.error))
+            raise OSError(self.plan.error, os.strerror(self.plan.error), path)
         return True
 
     def kind(self, path):
@@ -212,7 +212,8 @@ class Injector:
             kind = ""
             if of_file and not (kind := self.kind(arguments[-1] if operation == "rename" else arguments[0])):
                 return original(*arguments, **keywords)
-            self.pass_place(operation, "before", kind)
+            path = arguments[0] if of_file and not isinstance(arguments[0], int) else None  # as the system says it
+            self.pass_place(operation, "before", kind, path=path)
             result = original(*arguments, **keywords)
             self.pass_place(operation, "after", kind)
             return result
@@ -223,7 +224,7 @@ class Injector:
         kind = self.kind(file) if set(mode) & set("wax+") else ""
         if not kind:
             return self.open(file, mode, *arguments, **keywords)
-        self.pass_place("open", "before", kind)
+        self.pass_place("open", "before", kind, path=file)
         return File(self.open(file, mode, *arguments, **keywords), kind, self)
 
 

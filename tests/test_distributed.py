@@ -86,7 +86,7 @@ def one_process(tmp_path_factory):
         (2, ("compile",)),
         (1, ("parts",)),
         (2, ("parts",)),
-        (2, ("lost",)),
+        (2, ("lost", "patient")),
     ],
 )
 def test_every_number_of_ranks_trains_the_same_parameters(ranks, words, one_process, tmp_path):

@@ -45,7 +45,7 @@ def save(
         OSError: the disk is full or not writable. The existing files are unchanged.
     """
     check_finite(step, state, buffers)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # in a folder that was removed nothing is written: it would be no run folder
     path = _path_of(folder, step)
     # In memory first: torch.save reports a full disk as a RuntimeError without the name of the file.
     buffer = io.BytesIO()
