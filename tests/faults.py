@@ -90,8 +90,13 @@ def main():
             )
         print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)
     if options.out == PAGE.with_name("faults.jsonl") and PAGE.exists():
-        write_atomic(PAGE, render(PAGE.read_text(), read_lines(options.out)))
+        write_atomic(PAGE, render(PAGE.read_text(), read_rows()))
     sys.exit(failed)
+
+
+def read_rows():
+    """Return the rows of the page: those of this script, and those of tests/fuzz.py."""
+    return [row for name in ("faults", "fuzz") for row in read_lines(PAGE.with_name(f"{name}.jsonl"))]
 
 
 def render(page, rows):
@@ -99,10 +104,10 @@ def render(page, rows):
     table = [
         {
             "promise": row["promise"],
-            "fault": row["fault"],
+            "fault": row.get("fault", f"{row.get('kind')} of tests/fuzz.py"),
             "injected": str(row["faults"]),
             "survived": str(row["survived"]),
-            "notes": row["notes"] if isinstance(row["notes"], str) else "",
+            "notes": row["notes"] if isinstance(row.get("notes"), str) else "",
             "command": f"`{row['command']}`",
         }
         for row in rows

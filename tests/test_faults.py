@@ -32,10 +32,10 @@ def test_difference_is_seen_if_a_protection_is_off(tmp_path):
 
 def test_page_has_the_table_of_the_records():
     page = faults.PAGE.read_text()
-    assert faults.render(page, read_lines(faults.PAGE.with_name("faults.jsonl"))) == page
+    assert faults.render(page, faults.read_rows()) == page
 
 
 def test_all_recorded_faults_were_survived():
-    rows = read_lines(faults.PAGE.with_name("faults.jsonl"))
+    rows = faults.read_rows()
     assert all(row["survived"] == row["faults"] for row in rows)
-    assert sum(row["faults"] for row in rows if row["part"] == "kills") >= 200
+    assert sum(row["faults"] for row in rows if row.get("part") == "kills") >= 200
