@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from wgangp.targets import check_hydra, check_settings
+from wgangp.targets import check_hydra, check_settings, resolve_target
 
 STREAM = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
 
@@ -81,3 +81,9 @@ def test_every_config_is_checked_that_hydra_composes(configure):
             configure("+hydra.callbacks.x._target_=os.system")
         configure()
     configure("+hydra.callbacks.x._target_=os.system")  # that of another program, which does not call it either
+
+
+def test_config_cannot_name_a_function_that_writes_files():
+    with pytest.raises(ValueError, match=r"data\.x = wgangp\.data\.download\.download: only names under"):
+        resolve_target("wgangp.data.download.download", "data.x", ("wgangp.data.",))
+    assert resolve_target("wgangp.data.toy.gaussians8", "data", ("wgangp.data.",)).__name__ == "gaussians8"

@@ -28,6 +28,7 @@ FOLDERS = {  # settings of Hydra that would move files, with the values that mov
 HYDRA = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
 LOGGING = ("logging.StreamHandler", "logging.FileHandler", "colorlog.ColoredFormatter")  # of Hydra's own choices
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+WRITERS = ("wgangp.data.download",)  # modules that write files: a config must not choose which
 
 
 def resolve_target(target: Any, key: str, trusted: tuple[str, ...], can_trust: bool = True) -> Callable[..., Any]:
@@ -59,7 +60,8 @@ def resolve_target(target: Any, key: str, trusted: tuple[str, ...], can_trust: b
             " the environment variable PYTHONPATH"
         ) from error
     module = getattr(factory, "__module__", None)
-    if not (inspect.isclass(factory) or inspect.isfunction(factory)) or not f"{module}.".startswith(trusted):
+    callable_there = inspect.isclass(factory) or inspect.isfunction(factory)
+    if not callable_there or not f"{module}.".startswith(trusted) or module in WRITERS:
         raise ValueError(f"{refused}, and only classes and functions that are defined there")
     return factory
 
