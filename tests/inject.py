@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -80,9 +81,11 @@ NO_FAULT = Plan()
 
 def run_command(folder, overrides, plan=NO_FAULT, ranks=1, port=0):
     """Run `wgangp train run_dir=FOLDER ...` in a child, or in one child per rank, and wait for the end."""
-    notes = folder.parent / f"{folder.name}.notes"
-    shutil.rmtree(notes, ignore_errors=True)
-    notes.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix="notes-") as notes:  # not beside the run, whose disk may fail
+        return _run_children(folder, overrides, plan, ranks, port, Path(notes))
+
+
+def _run_children(folder, overrides, plan, ranks, port, notes):
     start, children = time.monotonic(), []
     for rank in range(ranks):
         child = os.fork()
