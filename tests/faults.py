@@ -195,8 +195,9 @@ def name_place(place):
 def kill_runs(folder, options, ranks=1, kills=None):
     """Kill runs at chosen places and at random times, about four times per run, and continue them each time."""
     rng, tally = random.Random(options.seed), Tally("a run that is killed ends as one that was not")
+    overrides = RUN if ranks == 1 else (*RUN, "train.rank_timeout=20")  # one may be killed before it meets the other
     shape = {"ranks": ranks, "port": find_port()} if ranks > 1 else {}
-    expected, outcome = train_reference(folder, **shape)
+    expected, outcome = train_reference(folder, overrides, **shape)
     places = sorted(outcome.places)
     queue, goal, series = [], kills or options.kills, 0
     while sum(tally.faults.values()) < goal:
@@ -214,7 +215,7 @@ def kill_runs(folder, options, ranks=1, kills=None):
                 often = outcome.places[place] < 8
                 passage = rng.randint(1, outcome.places[place] if often else outcome.places[place] // 4)
                 plan = Plan(place, passage, rank=rank if place[0].startswith("critic") else 0)
-            result = run_command(run, RUN, plan, **shape)
+            result = run_command(run, overrides, plan, **shape)
             if result.codes[plan.rank] == 0:  # it came to its end before
                 break
             if result.codes[plan.rank] != -signal.SIGKILL:
@@ -222,7 +223,7 @@ def kill_runs(folder, options, ranks=1, kills=None):
                 break
             killed.append((name_place(place) if place else "at a random time", None))
         shape = {"ranks": ranks, "port": find_port()} if ranks > 1 else {}
-        differences = [error for _, error in killed if error] or finish(run, RUN, expected, **shape)
+        differences = [error for _, error in killed if error] or finish(run, overrides, expected, **shape)
         for name, _ in killed:
             tally.add(f"kill -9 {name}", differences)
         shutil.rmtree(run)
