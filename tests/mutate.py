@@ -1,10 +1,12 @@
 """Mutation testing: change one place of the package, and see whether a test fails.
 
-    python tests/mutate.py map                                  # once: which tests execute which line
-    python tests/mutate.py run --mutants 30 --seed 0            # 30 mutants of each module; continues where it stopped
+    python tests/mutate.py map                        # once: which tests execute which line. --tests for some files
+    python tests/mutate.py run --mutants 20 --seed 0  # 20 mutants of each module; continues where it stopped
+    python tests/mutate.py render                     # the table of results/reliability
 
-A mutant that no test notices has survived: a test is missing, or the mutant computes the same as the original
-(equivalent). Equivalent mutants are in tests/equivalent.txt, one per line, each with the reason.
+A mutant is caught if a test fails that passes without it: the failed test is run again on the original. A mutant that
+no test notices has survived: a test is missing, or the mutant computes the same as the original (equivalent).
+Equivalent mutants are in tests/equivalent.txt, one per line, each with the reason.
 The work is done in a copy of the tree. A process that has imported torch forks a child per mutant.
 """
 
@@ -15,6 +17,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +34,9 @@ MODULES = [
     *("gradients", "penalty", "losses", "step", "compiled", "certify", "lipschitz", "checkpoint", "distributed"),
     *("networks/layers", "data/toy", "data/images", "data/folder", "data/stream", "data/text", "data/pairs"),
 ]
+RECORDS = ROOT / "results" / "reliability" / "mutants.jsonl"
+PAGE, EQUIVALENT = RECORDS.with_name("README.md"), ROOT / "tests" / "equivalent.txt"
+BEGIN, END = "<!-- rendered by python tests/mutate.py -->", "<!-- /rendered by python tests/mutate.py -->"
 TESTS_S = 120.0  # at most so many seconds of tests are run per mutant, the quickest first
 LIMIT_S = 600  # a mutant that hangs longer than this is caught
 
@@ -101,11 +107,28 @@ def _walk_skipped(node: ast.AST) -> list[ast.AST]:
     return [child for part in parts if part is not None for child in ast.walk(part)]
 
 
-def map_tests() -> None:
+def name_mutants(module: str, source: str) -> dict[str, tuple[int, int, str]]:
+    """Return the mutants of a module by name. The name does not depend on the number of the line, which changes."""
+    mutants, content, counts = {}, source.encode(), collections.Counter()
+    for begin, end, part in sorted(set(find_mutants(source))):
+        try:
+            ast.parse(content[:begin] + part.encode() + content[end:])
+        except SyntaxError:  # for example a keyword in front of *args
+            continue
+        line = content[:begin].count(b"\n")
+        column = begin - content.rfind(b"\n", 0, begin)
+        place = f"{module} {source.splitlines()[line].strip()} {column} {part}"
+        number = f" {counts[place]}" if counts[place] else ""  # of several equal lines
+        counts[place] += 1
+        mutants[hashlib.sha256((place + number).encode()).hexdigest()[:12]] = (begin, end, part)
+    return mutants
+
+
+def map_tests(tests: list[str]) -> None:
     """Run the default tests once, in the copy, and record which lines each executes, its seconds, and which fail."""
     _copy_tree()
     arguments = ["-q", "-n", "2", "-p", "no:cacheprovider", "--cov=wgangp", "--cov-context=test", "--cov-report="]
-    command = [sys.executable, "-m", "pytest", *arguments, "--durations=0", "--durations-min=0"]
+    command = [sys.executable, "-m", "pytest", *arguments, "--durations=0", "--durations-min=0", *tests]
     done = subprocess.run(command, cwd=COPY, env=_environment(), capture_output=True, text=True, check=False)
     seconds: dict[str, float] = collections.defaultdict(float)
     failed = []  # for example because the copy is no git repository
@@ -143,7 +166,7 @@ def choose_tests(module: str, lines: range) -> list[str]:
 
 
 def run(mutants: int, seed: int, out: Path, modules: list[str]) -> None:
-    """Test mutants of each module and append one JSON line per mutant to a file. Those in the file are left out."""
+    """Test mutants of each module until a file has so many of them. Append one JSON line per mutant."""
     _copy_tree()
     os.chdir(COPY)
     sys.path[:0] = [str(COPY), str(COPY / "tests")]
@@ -156,59 +179,66 @@ def run(mutants: int, seed: int, out: Path, modules: list[str]) -> None:
     import torchvision  # noqa: F401
 
     torch.set_num_threads(1)
-    tested = {json.loads(line)["id"] for line in out.read_text().splitlines()} if out.exists() else set()
     out.parent.mkdir(parents=True, exist_ok=True)
+    passed: set[str] = set()  # tests that pass without any mutant
     for module in modules:
         path = COPY / "wgangp" / f"{module}.py"
         source = path.read_text()
-        control = _test(choose_tests(module, range(1, 10_000))[:50])
-        if control != "survived":
-            raise RuntimeError(f"{module}: tests fail without any change: {COPY.parent / 'mutate_last.log'}")
-        choices = sorted(set(find_mutants(source)))
-        for begin, end, part in random.Random(f"{seed} {module}").sample(choices, min(mutants, len(choices))):
-            content = source.encode()
-            old, line = content[begin:end].decode(), content[:begin].count(b"\n") + 1
-            whole = source.splitlines()[line - 1].strip()
-            column = begin - content.rfind(b"\n", 0, begin)
-            number = hashlib.sha256(f"{module} {whole} {column} {part}".encode()).hexdigest()[:12]
-            if number in tested:
-                continue
-            mutant = content[:begin] + part.encode() + content[end:]
-            try:
-                ast.parse(mutant)
-            except SyntaxError:  # for example a keyword in front of *args
-                continue
-            path.write_bytes(mutant)
-            tests = choose_tests(module, range(line, line + old.count("\n") + 1))
-            started = time.monotonic()
-            result = _test(tests)
-            own = f"tests/test_{Path(module).name}.py"
-            if result == "survived" and (ROOT / own).exists():  # coverage does not see what the compiler runs
-                result = _test([own])
-            path.write_text(source)
-            record = {"id": number, "module": module, "line": line, "code": whole, "old": old, "new": part}
-            record |= {"result": result, "tests": len(tests), "seconds": round(time.monotonic() - started, 1)}
+        choices = name_mutants(module, source)
+        tested = [row["id"] for row in read_records(out) if row["module"] == module]
+        names = sorted(choices)
+        random.Random(f"{seed} {module}").shuffle(names)
+        names = [name for name in names if name not in tested]
+        while names and len(tested) < mutants:
+            tested.append(names.pop(0))
+            record = {"id": tested[-1], "module": module, **_test_mutant(path, source, choices[tested[-1]], passed)}
             with out.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            print(f"{result:8} {module}:{line}: {old[:60]!r} -> {part[:60]!r}", flush=True)
+            print("{result:8} {module}:{line}: {old!r} -> {new!r}".format(**record), flush=True)
 
 
-def _test(tests: list[str]) -> str:
-    """Run tests in a child process and return caught, timeout or survived."""
+def _test_mutant(path: Path, source: str, mutant: tuple[int, int, str], passed: set[str]) -> dict[str, object]:
+    """Put a mutant in the place of a module, and return what the tests say. Add tests that pass to ``passed``."""
+    begin, end, part = mutant
+    content = source.encode()
+    old, line = content[begin:end].decode(), content[:begin].count(b"\n") + 1
+    record: dict[str, object] = {"line": line, "code": source.splitlines()[line - 1].strip(), "old": old, "new": part}
+    module = path.relative_to(COPY / "wgangp").with_suffix("").as_posix()
+    tests = choose_tests(module, range(line, line + old.count("\n") + 1))
+    started = time.monotonic()
+    own = f"tests/test_{path.stem}.py"  # coverage does not see what the compiler and other processes run
+    for chosen in (tests, [own] if (ROOT / own).exists() else []):
+        path.write_bytes(content[:begin] + part.encode() + content[end:])
+        result, failed = _test(chosen)
+        path.write_text(source)
+        if result == "caught" and not passed.issuperset(failed or chosen):
+            if _test(failed or chosen)[0] != "survived":
+                raise RuntimeError(
+                    f"tests fail without any change, see {COPY.parent}/mutate_last.log: {failed or chosen}"
+                )
+            passed.update(failed or chosen)
+        if result != "survived":
+            break
+    return {**record, "result": result, "tests": len(tests), "seconds": round(time.monotonic() - started, 1)}
+
+
+def _test(tests: list[str]) -> tuple[str, list[str]]:
+    """Run tests in a child process and return caught, timeout or survived, and the test that failed."""
     if not tests:
-        return "survived"
+        return "survived", []
+    log = COPY.parent / "mutate_last.log"
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
-        null = os.open(COPY.parent / "mutate_last.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        null = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(null, 1)
         os.dup2(null, 2)
         import pytest
 
         code = 3
         try:
-            failed = [f"--deselect={name}" for name in json.loads(MAP.read_text())["failed"]]
-            code = pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *failed, *tests])
+            excluded = [f"--deselect={name}" for name in json.loads(MAP.read_text())["failed"]]
+            code = pytest.main(["-q", "-x", "-n", "0", "-rfE", "-p", "no:cacheprovider", *excluded, *tests])
         except BaseException:
             traceback.print_exc()
         finally:
@@ -223,10 +253,35 @@ def _test(tests: list[str]) -> str:
         if time.monotonic() > deadline:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return "timeout"
+            return "timeout", []
         time.sleep(0.02)
-    # 5: no test was run. A package that cannot be imported any more ends pytest with 2 or 4.
-    return "survived" if os.waitstatus_to_exitcode(status) in (0, 5) else "caught"
+    # 5: no test was run. A package that cannot be imported any more ends pytest with 2 or 4, and names no test.
+    if os.waitstatus_to_exitcode(status) in (0, 5):
+        return "survived", []
+    lines = re.findall(r"^(?:FAILED|ERROR) (.*)$", log.read_text(errors="replace"), re.MULTILINE)
+    names = [max((t for t in tests if line.startswith(t)), key=len, default="") for line in lines]
+    return "caught", [name for name in names if name]
+
+
+def read_records(path: Path) -> list[dict]:
+    """Return the records of a file, none if it is missing."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def render(page: str, records: list[dict]) -> str:
+    """Return the page with its table: one row per module. The score is caught / (mutants - equivalent)."""
+    from wgangp.tables import markdown_table, replace_block  # here, because `run` imports the package in children only
+
+    equivalent = {line.split()[0] for line in EQUIVALENT.read_text().splitlines() if not line.startswith("#")}
+    rows = []
+    for module in [*MODULES, "all"]:
+        own = [record for record in records if module in (record["module"], "all")]
+        caught = sum(record["result"] in ("caught", "timeout") for record in own)
+        same = sum(record["result"] == "survived" and record["id"] in equivalent for record in own)
+        score = f"{100 * caught / (len(own) - same):.1f} %" if len(own) > same else ""
+        row = {"module": module, "mutants": len(own), "caught": caught, "equivalent": same}
+        rows.append({**row, "survived": len(own) - caught - same, "score": score})
+    return replace_block(page, BEGIN, END, markdown_table([{k: str(v) for k, v in row.items()} for row in rows]))
 
 
 def _copy_tree() -> None:
@@ -245,16 +300,19 @@ def _environment() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["map", "run"])
-    parser.add_argument("--mutants", type=int, default=30, help="mutants of each module")
+    parser.add_argument("command", choices=["map", "run", "render"])
+    parser.add_argument("--mutants", type=int, default=20, help="mutants of each module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modules", nargs="+", default=MODULES)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "reliability" / "mutants.jsonl")
+    parser.add_argument("--tests", nargs="+", default=[], help="files of tests that are mapped; default: all")
+    parser.add_argument("--out", type=Path, default=RECORDS)
     arguments = parser.parse_args()
     if arguments.command == "map":
-        map_tests()
-    else:
+        map_tests(arguments.tests)
+    elif arguments.command == "run":
         run(arguments.mutants, arguments.seed, arguments.out.resolve(), arguments.modules)
+    else:
+        PAGE.write_text(render(PAGE.read_text(), read_records(RECORDS)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import gzip
 import hashlib
 import io
+import socket
 import tarfile
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -78,6 +80,29 @@ def test_nothing_is_kept_of_another_file(server, tmp_path, answer):
     with pytest.raises((ValueError, OSError), match=r"its sha256 is .* that of the published file|no route"):
         download("https://a.org/file", tmp_path / "file", SHA256)
     assert content(tmp_path) == {"file"} and (tmp_path / "file").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    "header, body", [("Content-Length: 9000", CONTENT[:5000]), ("Transfer-Encoding: chunked", b"")]
+)
+def test_connection_that_ends_early_is_not_said_to_be_another_file(monkeypatch, tmp_path, header, body):
+    """A real server on this machine closes the connection."""
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(2**16)
+            connection.sendall(f"HTTP/1.1 200 OK\r\n{header}\r\n\r\n".encode() + body)
+
+    monkeypatch.setattr(module, "_require_https", lambda url: None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/file"
+        with pytest.raises(OSError, match=r"(the connection ended 4,000 bytes before|IncompleteRead).*Try again"):
+            download(url, tmp_path / "file", SHA256)
+        thread.join()
+    assert content(tmp_path) == set()
 
 
 def test_endless_answer_is_refused(server, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import tarfile
 from collections.abc import Iterable
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -72,7 +73,7 @@ def download(url: str, path: Path, sha256: str) -> None:
     Raises:
         ValueError: the address, or one that it leads to, is not https; the file has another sha256, or more than 1 GB.
             No file is kept.
-        OSError: there is no connection; path cannot be written.
+        OSError: there is no connection, or it ends early; path cannot be written.
     """
     if path.is_file():
         with path.open("rb") as file:
@@ -81,12 +82,18 @@ def download(url: str, path: Path, sha256: str) -> None:
     _require_https(url)
     content, request = bytearray(), Request(url, headers={"User-Agent": "wgangp"})
     bar = tqdm(desc=path.name, unit="B", unit_scale=True, leave=False, disable=None)
-    with bar, build_opener(_Redirect).open(request, timeout=WAIT) as answer:
-        while part := answer.read(2**16):
-            content += part
-            bar.update(len(part))
-            if len(content) > LARGEST:
-                raise ValueError(f"{url} has more than {LARGEST:,} bytes: it is not the published file")
+    try:
+        with bar, build_opener(_Redirect).open(request, timeout=WAIT) as answer:
+            while part := answer.read(2**16):
+                content += part
+                bar.update(len(part))
+                if len(content) > LARGEST:
+                    raise ValueError(f"{url} has more than {LARGEST:,} bytes: it is not the published file")
+            missing = getattr(answer, "length", 0)  # of the bytes that the header says
+    except HTTPException as error:
+        raise OSError(f"{url}: {error!r}. Try again") from error
+    if missing:
+        raise OSError(f"{url}: the connection ended {missing:,} bytes before the end of the file. Try again")
     if (actual := hashlib.sha256(content).hexdigest()) != sha256:
         raise ValueError(f"{url}: its sha256 is {actual}, and that of the published file is {sha256}")
     path.parent.mkdir(parents=True, exist_ok=True)
