@@ -2,8 +2,13 @@
 
 import hashlib
 import json
+import os
 import re
+import select
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 
@@ -171,6 +176,20 @@ class TestRecords:
             assert a.keys() == b.keys() and (a["seed"], a["pair"]) == (b["seed"], b["pair"])
             assert a["gap"] == pytest.approx(b["gap"], rel=1e-4)
         assert (folders[1] / "README.md").exists()
+
+    @pytest.mark.slow
+    def test_processes_end_soon_after_the_one_that_gives_the_work(self):
+        work = "import time; print('ready', flush=True); time.sleep(99)"
+        script = "from wgangp.figures.processes import call_in_processes\n"
+        script += f"if __name__ == '__main__': list(call_in_processes(exec, [({work!r},)] * 4, 2))"
+        command = [sys.executable, "-c", script]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as parent:
+            assert [parent.stdout.readline() for _ in range(2)] == [b"ready\n"] * 2
+            parent.terminate()
+            ended, _, _ = select.select([parent.stdout], [], [], 20)  # at the end of a pipe: no process has it open
+            with suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
+        assert ended
 
     def test_command_prints_where_they_are_if_none_is_missing(self, reproduce, capsys):
         reproduce([0])

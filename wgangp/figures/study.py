@@ -9,11 +9,9 @@ A process for one cell writes FOLDER/cells/NUMBER. A process for all cells takes
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from wgangp.checkpoint import write_atomic
 from wgangp.config import BUDGETS, CONF, build, build_run, find_device, train_options, train_scores
 from wgangp.figures.common import count_seeds
 from wgangp.figures.digest import read_records, stamp
+from wgangp.figures.processes import call_in_processes
 from wgangp.folders import claim_folder, load_config
 from wgangp.logs import append_line, collect_provenance, describe_hardware, read_timing
 from wgangp.runs import Run, run_name
@@ -168,7 +167,7 @@ def _measure_missing(
         run_folder = folder / "runs" / run_name(str(seed), [str(value) for value in cell.values()])
         work.append((figure, cell, seed, run_folder, device, label, f"run {number} of {len(missing)}"))
     failures = []
-    for result in _call_in_processes(_measure, work, jobs):
+    for result in call_in_processes(_measure, work, jobs):
         if isinstance(result, str):
             failures.append(result)
         else:
@@ -189,29 +188,6 @@ def _measure(
         return f"\n  {label}: {error}"
     seconds = round(seconds_before + time.monotonic() - start_time, 3)
     return {"seed": seed, **cell, **numbers, "seconds": seconds, **collect_provenance(device)}
-
-
-def _call_in_processes(function: Callable[..., Any], work: list[tuple[Any, ...]], jobs: int) -> Iterator[Any]:
-    """Yield the results of function(*arguments) for all arguments in the list, in the order in which they are ready.
-
-    Args:
-        jobs: number of processes with one thread each; 1: everything is called in this process.
-
-    Raises:
-        ValueError: a process was killed. Runs that were not finished are lost.
-    """
-    if jobs == 1:
-        yield from (function(*arguments) for arguments in work)
-        return
-    options = {"mp_context": get_context("spawn"), "initializer": torch.set_num_threads, "initargs": (1,)}
-    pool = ProcessPoolExecutor(min(jobs, max(len(work), 1)), **options)
-    try:
-        for future in as_completed([pool.submit(function, *arguments) for arguments in work]):
-            yield future.result()
-    except BrokenExecutor as error:
-        raise ValueError("a process was killed, perhaps for lack of memory: try again with fewer jobs=") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def list_parts(folder: Path) -> list[Path]:
