@@ -53,7 +53,6 @@ from wgangp.schema import flatten_keys
 
 LIMIT = 30  # seconds of CPU time per input
 MEMORY = 16e9  # bytes of address space of a process
-# Boundaries of every type, and what is close to them.
 # Boundaries of every type, what is close to them, and values of other types.
 NUMBERS = """-1 0 1 2 3 5 16 100000 2147483647 2147483648 -2147483649 4294967296 9223372036854775807 9223372036854775808
     1000000000000000000000000000000 0.0 -0.0 0.5 0.999 1.0 1.5 -0.5 1e-45 1e-308 1e-8 1e6 1e20 3.4e38 3.5e38 1e308
@@ -80,6 +79,7 @@ BASES = {  # choices that fit together
 SETTINGS = """hydra.run.dir hydra.job.chdir hydra.verbose hydra.launcher._target_ hydra.sweeper._target_ hydra.job.name
     hydra.output_subdir +hydra.callbacks.x._target_ hydra/launcher hydra/job_logging +hydra.job_logging.handlers.x.class
     +hydra.job.env_set.X hydra.mode hydra.searchpath hydra.job_logging.disable_existing_loggers"""
+LONG = (("steps", 1, math.inf), ("depth", 100, math.inf), ("width", 100, 2**31 - 2))  # open intervals
 FLAGS = "-m --cfg --resolve --info --config-name --config-dir -x --package --multirun -c"
 
 Attempt = Callable[[random.Random], None]  # one input
@@ -146,7 +146,7 @@ def prepare_overrides(folder: Path) -> Attempt:
             value, prefix = rng.choice(values.split()), rng.choice((*[""] * 12, "+", "++", "~"))
             if value[0].isupper():
                 value = f"torch.optim.{value}"
-            if "steps" not in key or value in ("0", "1", "-1") or values is WORDS:  # a long run is no mistake
+            if not takes_long(key, value):
                 arguments.append(f"{prefix}{key.lstrip('+') if prefix else key}={value}")
             if key == "optim._target_":
                 arguments += ["~optim.fused", "~optim.betas"] * ("betas" in str(keys[base].get("optim")))
@@ -166,6 +166,13 @@ def prepare_overrides(folder: Path) -> Attempt:
             raise ValueError(message)
 
     return attempt
+
+
+def takes_long(key: str, value: str) -> bool:
+    """Return whether a value is a long run or a large network, which is no mistake."""
+    with suppress(ValueError):
+        return any(word in key and low < float(value) < high for word, low, high in LONG)
+    return False
 
 
 def run_command(arguments: list[str], out: io.StringIO) -> int | str:

@@ -191,7 +191,7 @@ def test_checkpoints_that_a_killed_process_did_not_delete_are_deleted(tmp_path, 
 
 def test_best_checkpoint_is_kept(tmp_path):
     for step in range(1, 6):
-        checkpoint.save(tmp_path, step, {**STATE, "step": step}, kept=[2])
+        checkpoint.save(tmp_path, step, {**STATE, "step": step}, best=[2])
     assert list_steps(tmp_path) == [2, 4, 5]
 
 

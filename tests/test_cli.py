@@ -409,8 +409,8 @@ class TestSweep:
             assert output.count("Traceback") == 1
 
     def test_ctrl_c_stops_it_and_the_failures_are_listed(self, command, quick_pictures, monkeypatch):
-        def stop(folder, run, received, **options):
-            received.append(signal.SIGINT)
+        def stop(folder, run, stop_signals, **options):
+            stop_signals.append(signal.SIGINT)
             return 1
 
         monkeypatch.setattr(cli, "train", stop)

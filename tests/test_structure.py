@@ -144,7 +144,12 @@ BRITISH = re.compile(
     rf"|\bgr{'e'}y\b|behavi{'o'}ur|label{'l'}ed|neighb{'o'}ur",
     re.IGNORECASE,
 )
-NAMES = re.compile(r"^\s*(said|found|more|how|of|about|aside|joined|what_\w+)\b[^=\n]*(?<![=!<>])=(?!=)", re.MULTILINE)
+PARTICIPLES = "said|found|joined|kept|merged|listed|named|refused|quoted|counted|described|restored|received|given"
+NAMES = re.compile(
+    rf"^\s*({PARTICIPLES}|built|protected|covered|assumed|leaked|mixed|turned|saved|more|how|of|about|aside|what_\w+)\b"
+    r"[^=\n]*(?<![=!<>])=(?!=)",
+    re.MULTILINE,
+)
 
 
 FOLDERS = ("wgangp", "bench", "scripts", "conf", "docs", "examples", "tests", "results", ".github")

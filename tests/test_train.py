@@ -168,10 +168,12 @@ def test_stop_during_an_evaluation_does_not_wait_for_it_and_the_scores_come_late
 
     scores = [Score("points", interrupt, {})]
     for folder in (tmp_path / "stopped", tmp_path / "whole"):
-        received = []
-        step = train(folder, config.build_run(cfg), **config.train_options(cfg), scores=scores, received=received)
+        stop_signals = []
+        step = train(
+            folder, config.build_run(cfg), **config.train_options(cfg), scores=scores, stop_signals=stop_signals
+        )
         if folder.name == "stopped":
-            assert (step, received, calls) == (2, [signal.SIGTERM], [0, 2])
+            assert (step, stop_signals, calls) == (2, [signal.SIGTERM], [0, 2])
             assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [0, 1]
             assert train(folder, config.build_run(cfg), **config.train_options(cfg), scores=scores) == 4
     lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("stopped", "whole")]
@@ -552,11 +554,11 @@ def checkpoint_events(monkeypatch):
     These are the steps of the log lines, and the steps at which samples/STEP.png and curves.png were drawn.
     """
 
-    def spy(checkpoints, step, state, buffers, kept):
+    def spy(checkpoints, step, state, buffers, best):
         folder = checkpoints.parent
         drawn = [read_step(folder / name) for name in (f"samples/{step:08d}.png", "curves.png")]
         events.append((step, [r["step"] for r in read_lines(folder / "metrics.jsonl")], *drawn))
-        return save(checkpoints, step, state, buffers, kept)
+        return save(checkpoints, step, state, buffers, best)
 
     def read_step(path):
         """The step at which tests/helpers.py drew a picture, from its color; None if there is no picture."""

@@ -136,10 +136,10 @@ def measure(
     constant = 0.0
     try:
         constant = report["lipschitz"]["certified"] = certified_lipschitz(critic, tuple(real.shape[1:]))
-        if assumed := list_assumptions(critic):
-            report["lipschitz"]["assumed"] = assumed
-            listed = ", ".join(f"{name}.lipschitz = {value:g}" for name, value in assumed.items())
-            print(f"note: the certificate {constant:.4g} assumes, without a proof, {listed}", file=sys.stderr)
+        if assumptions := list_assumptions(critic):
+            report["lipschitz"]["assumed"] = assumptions
+            values = ", ".join(f"{name}.lipschitz = {value:g}" for name, value in assumptions.items())
+            print(f"note: the certificate {constant:.4g} assumes, without a proof, {values}", file=sys.stderr)
     except ValueError as error:
         report["lipschitz"]["not_certified"] = str(error)
     if low_dimension and real.ndim == 2:

@@ -28,7 +28,7 @@ Fit = Callable[[Any, int], Any]  # (state, step) -> a result; it raises MisfitEr
 
 
 def save(
-    folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = (), kept: Collection[int] | None = ()
+    folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = (), best: Collection[int] | None = ()
 ) -> Path:
     """Write the checkpoint of a step and return its path.
 
@@ -38,7 +38,7 @@ def save(
     Args:
         state: tensors, numbers and strings, and lists, tuples and dicts of them.
         buffers: as in `check_finite`.
-        kept: steps whose checkpoints are kept besides the newest two; None: all are kept.
+        best: steps whose checkpoints are kept besides the newest two; None: all are kept.
 
     Raises:
         ValueError: as in `check_finite`. Nothing is written.
@@ -54,24 +54,24 @@ def save(
     write_atomic(_digest_of(path), f"{digest}  {path.name}\n")  # first: a checkpoint never lacks its sha256
     write_file(path, buffer.getbuffer())
     _sync_folder(folder)
-    remove_older(folder, step, state, buffers, kept)
+    remove_older(folder, step, state, buffers, best)
     return path
 
 
 def remove_older(
-    folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = (), kept: Collection[int] | None = ()
+    folder: Path, step: int, state: dict[str, Any], buffers: Collection[str] = (), best: Collection[int] | None = ()
 ) -> None:
     """Delete checkpoints that are not kept: the second half of `save`. A process may have been killed before it.
 
     Args:
-        folder, step, state, buffers, kept: as in `save`.
+        folder, step, state, buffers, best: as in `save`.
     """
-    if kept is None:
+    if best is None:
         return
-    protected = {_path_of(folder, step) for step in kept}
+    best_paths = {_path_of(folder, step) for step in best}
     older = [other for other in list_checkpoints(folder) if _step_of(other) <= step]
     good = [other for other in older if _is_good(other, state, buffers)]
-    for old in (other for other in good[KEEP:] if other not in protected):
+    for old in (other for other in good[KEEP:] if other not in best_paths):
         old.unlink()
         _digest_of(old).unlink(missing_ok=True)
     for digest in folder.glob("step_*.pt.sha256") if len(good) >= KEEP else ():

@@ -308,9 +308,9 @@ def _call_generator(generator: Callable[..., Any], inputs: list[Tensor]) -> Any:
 def _explain_dtype(error: RuntimeError, network: Callable[..., Any], inputs: list[Tensor], name: str) -> str:
     modules = [holder for holder in find_state(network) if isinstance(holder, nn.Module)]
     weights = {p.dtype for module in modules for p in module.parameters() if p.is_floating_point()}
-    given = {x.dtype for x in inputs if x.is_floating_point()}
-    if weights and not given <= weights and "type" in str(error):  # of the many texts of torch all have this word
-        one, other = (" and ".join(sorted(map(str, types))) for types in (given, weights))
+    types = {x.dtype for x in inputs if x.is_floating_point()}
+    if weights and not types <= weights and "type" in str(error):  # of the many texts of torch all have this word
+        one, other = (" and ".join(sorted(map(str, group))) for group in (types, weights))
         return f"the {name} gets {one}, and its weights are {other}: {error}"
     return ""
 

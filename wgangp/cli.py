@@ -95,12 +95,12 @@ def run_train(cfg: DictConfig) -> float | None:
                 print(f"run folder: {folder}")
                 if summary := getattr(run.data, "summary", ""):
                     print(f"data: {summary}")
-            received: list[int] = []
-            step = train(folder, run, **options, scores=scores, received=received, world=world)
+            stop_signals: list[int] = []
+            step = train(folder, run, **options, scores=scores, stop_signals=stop_signals, world=world)
     if step < options["steps"]:
         if world.first:
             print(f"stopped at step {step} of {options['steps']}; the same command continues from there")
-        sys.exit(128 + (received or [signal.SIGTERM])[0])  # as a shell reports it; a sweep ends, too
+        sys.exit(128 + (stop_signals or [signal.SIGTERM])[0])  # as a shell reports it; a sweep ends, too
     if not world.first:
         return None
     print(f"finished: {step} generator updates" + " of the small version, budget=cpu" * (cfg.budget == "cpu"))
@@ -301,13 +301,13 @@ def _explain(error: Exception, config_name: str) -> str:
     if absent and (choices := list_choices(absent[1])):
         return f"{absent[1]}={absent[2]}: {absent[1]} is one of {', '.join(choices)}"
     key = str(cause.full_key) if cause else "".join(re.findall(r"full_key: (\S+)", text)[:1])
-    merged, unknown = re.match("Error merging override (.*)", text), re.match("Could not override '(.*)'", text)
+    misfit, unknown = re.match("Error merging override (.*)", text), re.match("Could not override '(.*)'", text)
     if unknown:
         return _explain_unknown(unknown[1], schema, config_name)
     if cause and "does not support deletion" in str(cause):
-        return f"{merged[1] if merged else key}: this key cannot be removed"
+        return f"{misfit[1] if misfit else key}: this key cannot be removed"
     if key:
-        return (f"{merged[1]}: " if merged else "") + explain_key(schema, key)
+        return (f"{misfit[1]}: " if misfit else "") + explain_key(schema, key)
     return text if cause is None else text.partition("\n")[0]
 
 

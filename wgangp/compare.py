@@ -101,8 +101,8 @@ def convert_folders(arguments: list[str]) -> list[str]:
         before = argument
     if not folders or any(argument.startswith("runs=") for argument in others):
         return arguments
-    quoted = ",".join('"' + folder.replace('"', r"\"") + '"' for folder in folders)
-    return [f"runs=[{quoted}]", *others]
+    value = ",".join('"' + folder.replace('"', r"\"") + '"' for folder in folders)
+    return [f"runs=[{value}]", *others]
 
 
 def _make_name(folders: list[Path]) -> str:

@@ -27,8 +27,8 @@ def compile_gradients(
 
     def objective(parameters: dict[str, Tensor], buffers: Buffers, *batch: Tensor) -> tuple[Tensor, Any]:
         buffers = [dict(own) for own in buffers]
-        given = [parameters, *[{}] * (len(holders) - 1)]
-        terms = compute_terms(*map(_bind, holders, given, buffers), *batch)
+        states = [parameters, *[{}] * (len(holders) - 1)]
+        terms = compute_terms(*map(_bind, holders, states, buffers), *batch)
         return terms[minimized], (terms, tree_map(torch.clone, buffers))
 
     def add_gradient_norm(parameters: dict[str, Tensor], *arguments: Any) -> tuple[Tensor, Any]:

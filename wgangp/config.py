@@ -197,10 +197,10 @@ def restore(
         return run, load_state(run, state, step)
 
     place_of, options = folder / "checkpoints", {"device": device, "fit": fit}
-    restored = load_latest(place_of, **options) if step is None else load_step(place_of, step, **options)
-    if restored is None:
+    loaded_run = load_latest(place_of, **options) if step is None else load_step(place_of, step, **options)
+    if loaded_run is None:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    return restored
+    return loaded_run
 
 
 def build_networks(
@@ -230,14 +230,14 @@ def build(cfg: DictConfig, key: str, *arguments: Any, trust: Sequence[str] = (),
     node = OmegaConf.to_container(node, resolve=True)
     node["_target_"] = MOVED.get(str(node.get("_target_")), node.get("_target_"))
     trusted = TRUSTED[key.split(".")[0]] + tuple(f"{package}." for package in _check_packages(trust))
-    built = call_target(node, key, trusted, arguments, keywords)
-    missing = [name for name in NEEDED.get(key, ()) if not hasattr(built, name)]
+    value = call_target(node, key, trusted, arguments, keywords)
+    missing = [name for name in NEEDED.get(key, ()) if not hasattr(value, name)]
     if missing:
         raise ValueError(
             f"{key}._target_ = {node['_target_']}: what it returns has no attribute {missing[0]}; needed are"
             f" {', '.join(NEEDED[key])}"
         )
-    return built
+    return value
 
 
 def _check_packages(trust: Sequence[str]) -> Sequence[str]:
@@ -317,7 +317,7 @@ def _choose_budget(values: DictConfig, *, _root_: DictConfig) -> Any:
 OmegaConf.register_new_resolver("budget", _choose_budget, replace=True)  # "${budget:{cpu: 1000, paper: 100000}}"
 
 # Parameters of train that are no keys of the group train.
-NOT_KEYS = ("folder", "run", "clip", "regularize_gradient_norm", "world", "config", "scores", "received")
+NOT_KEYS = ("folder", "run", "clip", "regularize_gradient_norm", "world", "config", "scores", "stop_signals")
 UNSAVED = ("trust",)  # a folder, which others may have written, does not say what to trust
 TRAIN_KEYS = {name: kind for name, kind in read_types(train).items() if name not in (*NOT_KEYS, "return")}
 FURTHER_KEYS = (  # of the group train, which other functions take

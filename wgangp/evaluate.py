@@ -73,8 +73,8 @@ def evaluate(
             }
             append_line(folder / "scores.jsonl", record)
             rows += _list_rows(record)
-            listed = ", ".join(f"{key} {value}" for key, value in score.settings.items())
-            notes[f"- {score.name}: {listed}"] = None
+            settings = ", ".join(f"{key} {value}" for key, value in score.settings.items())
+            notes[f"- {score.name}: {settings}"] = None
     return "\n".join([markdown_table(rows), "", *notes])
 
 

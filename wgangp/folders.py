@@ -29,13 +29,13 @@ def find_folder(root: Path, name: str, former_prefix: str, cfg: DictConfig) -> P
             are not looked at.
     """
     if not (root / name / "config.yaml").exists():
-        for saved in sorted(root.glob("*/config.yaml")):
-            same_prefix = saved.parent.name.split("+")[0] in (name.split("+")[0], former_prefix)
+        for path in sorted(root.glob("*/config.yaml")):
+            same_prefix = path.parent.name.split("+")[0] in (name.split("+")[0], former_prefix)
             with suppress(Exception):  # a damaged file is no reason not to train another run
                 # Reading YAML is slow, so the text is compared first.
                 own_seed = f"seed: {cfg.seed}\n".encode()
-                if same_prefix and own_seed in read_file(saved, LARGEST_CONFIG) and not _compare(saved, cfg):
-                    return saved.parent
+                if same_prefix and own_seed in read_file(path, LARGEST_CONFIG) and not _compare(path, cfg):
+                    return path.parent
     return root / name
 
 
@@ -53,10 +53,10 @@ def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir", timeout: f
         ValueError: another process holds the lock, another config created the folder (the message names the keys that
             differ), a link leads out of it, or it holds something else. Nothing in the folder is changed.
     """
-    saved = folder / "config.yaml"
+    config_path = folder / "config.yaml"
     before_config = (".lock", "config.yaml.tmp", UNFINISHED)  # of a run that was killed before it wrote its config
     others = [path for path in folder.glob("*") if not path.name.startswith(before_config)]
-    if folder.is_dir() and not saved.exists() and others:
+    if folder.is_dir() and not config_path.exists() and others:
         raise ValueError(f"{folder} is not empty and not a run folder (it has no config.yaml): choose another {key}=")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,25 +69,25 @@ def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir", timeout: f
     except Timeout as error:
         raise ValueError(f"{folder} is in use by another process: wait for it, or choose another {key}=") from error
     try:
-        _check_same(saved, cfg, key)
+        _check_same(config_path, cfg, key)
         remove_unfinished(folder, folder / "checkpoints")
         yield
     finally:
         lock.release()
 
 
-def _check_same(saved: Path, cfg: DictConfig, key: str) -> None:
+def _check_same(config_path: Path, cfg: DictConfig, key: str) -> None:
     """Raise ValueError, with the keys that differ, if the saved config computes something else."""
-    if saved.exists() and (differing := _compare(saved, cfg)):
+    if config_path.exists() and (differing := _compare(config_path, cfg)):
         raise ValueError(
-            f"{saved.parent} belongs to another config:{''.join(differing)}"
+            f"{config_path.parent} belongs to another config:{''.join(differing)}"
             f"\nChoose another {key}=, or set these keys back"
         )
 
 
-def _compare(saved: Path, cfg: DictConfig) -> list[str]:
+def _compare(config_path: Path, cfg: DictConfig) -> list[str]:
     """Return a line per key whose value changes a number and is not that of the saved config."""
-    old, new = (select_computed(flatten_config(node)) for node in (load_config(saved), cfg))
+    old, new = (select_computed(flatten_config(node)) for node in (load_config(config_path), cfg))
 
     def show(config: dict[str, Any], name: str) -> Any:
         return config.get(name, ADDED.get(name, "(no such key)"))

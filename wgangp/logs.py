@@ -77,8 +77,8 @@ class Log:
         before = [record["elapsed_s"] for record in read_timing(folder) if record["step"] <= start]
         self.elapsed_before = max(before, default=0.0)  # the report of the step start came before its checkpoint
         for path, records in ((self.metrics, read_metrics(self.metrics)), (self.timing, read_timing(folder))):
-            kept = [record for record in records if record["step"] < start]
-            write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+            earlier = [record for record in records if record["step"] < start]
+            write_atomic(path, "".join(json.dumps(record) + "\n" for record in earlier))
         paths = (self.metrics, folder / ".lock")
         self.watched = {path: identity for path in paths if (identity := _identify(path)) is not None}
         self.start_time = time.monotonic()
@@ -160,8 +160,8 @@ class Progress:
         if self.start < step < self.steps:
             seconds = (now - self.start_time) / (step - self.start) * (self.steps - step)
             left = f", {tqdm.format_interval(seconds)} left"
-        listed = ", ".join(f"{name} {number}" for name, number in numbers.items())
-        print(f"update {step:,} of {self.steps:,}{left}: {listed}", file=sys.stderr, flush=True)
+        line = ", ".join(f"{name} {number}" for name, number in numbers.items())
+        print(f"update {step:,} of {self.steps:,}{left}: {line}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self.bar.close()

@@ -46,8 +46,8 @@ def load_state(run: Run, state: Any, step: int) -> int:
     for name, part in collect_stateful(run).items():
         if name in OPTIMIZERS:  # another version of torch may have other options: those of the run are complete
             groups = zip(expected[name]["param_groups"], state[name]["param_groups"], strict=True)
-            merged = [{key: saved.get(key, value) for key, value in own.items()} for own, saved in groups]
-            part.load_state_dict({"state": state[name]["state"], "param_groups": merged})
+            complete_groups = [{key: saved.get(key, value) for key, value in own.items()} for own, saved in groups]
+            part.load_state_dict({"state": state[name]["state"], "param_groups": complete_groups})
             _match_strides(part)
         else:
             part.load_state_dict(state[name])

@@ -37,7 +37,7 @@ def copy_state(*parts: nn.Module | torch.optim.Optimizer | None) -> Callable[[Te
     The function takes lost (), True or False on any device: if it is False, nothing changes. It does not wait for the
     device, unless an optimizer keeps state on another device or as a number, or has no state yet.
     """
-    saved: list[tuple[dict[str, Any], str, Any]] = []
+    copies: list[tuple[dict[str, Any], str, Any]] = []
     fresh = []
     for part in (part for part in parts if part is not None):
         if isinstance(part, nn.Module):
@@ -46,11 +46,11 @@ def copy_state(*parts: nn.Module | torch.optim.Optimizer | None) -> Callable[[Te
             states = list(part.state.values())
             fresh += [] if states else [part]
         pairs = ((state, name, value) for state in states for name, value in state.items())
-        saved += [(s, name, value.clone() if isinstance(value, Tensor) else value) for s, name, value in pairs]
+        copies += [(s, name, value.clone() if isinstance(value, Tensor) else value) for s, name, value in pairs]
 
     @torch.no_grad()
     def restore(lost: Tensor) -> None:
-        for state, name, before in saved:
+        for state, name, before in copies:
             now = state[name]
             if isinstance(now, Tensor):
                 now.copy_(torch.where(lost.to(now.device), before, now))
@@ -64,12 +64,12 @@ def copy_state(*parts: nn.Module | torch.optim.Optimizer | None) -> Callable[[Te
 
 
 def check_updates(
-    unchecked: list[tuple[int, dict[str, Tensor]]], folder: Path, draw: Callable[[int], Draws] | None
+    updates: list[tuple[int, dict[str, Tensor]]], folder: Path, draw: Callable[[int], Draws] | None
 ) -> int:
     """Return the number of updates that were left out. The list is empty afterwards.
 
     Args:
-        unchecked: steps, and the terms () of their updates. With the term skipped, an update whose numbers are not
+        updates: steps, and the terms () of their updates. With the term skipped, an update whose numbers are not
             finite was left out.
         draw: step -> what the iteration that led to it drew; None: no file is written.
 
@@ -78,14 +78,14 @@ def check_updates(
             the file with its batches.
     """
     skipped = 0
-    if unchecked:
-        table = torch.stack([torch.stack(list(terms.values())) for _, terms in unchecked]).tolist()
-        for (step, terms), values in zip(unchecked, table, strict=True):
+    if updates:
+        table = torch.stack([torch.stack(list(terms.values())) for _, terms in updates]).tolist()
+        for (step, terms), values in zip(updates, table, strict=True):
             numbers = dict(zip(terms, values, strict=True))
             skipped += int(numbers.get("skipped", 0))
             if "skipped" not in numbers:
                 require_finite(step, numbers, folder, draw)
-        unchecked.clear()
+        updates.clear()
     return skipped
 
 
@@ -103,7 +103,7 @@ def require_finite(
     name = next((name for name, value in values.items() if not math.isfinite(value)), None)
     if name is None:
         return
-    listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     remedy, notes = REMEDY, []
     if any((folder / "checkpoints").glob("step_*.pt")):
         notes.append(f"The last good checkpoint is kept in {folder / 'checkpoints'}")
@@ -111,7 +111,7 @@ def require_finite(
         draws = draw(step)
         remedy = f"{REMEDY if all(real.isfinite().all() for real, *_ in draws.critic) else DATA}. {SKIP}"
         notes.append(_save_draws(folder / "nonfinite" / f"step_{step:08d}.pt", step, values, draws))
-    raise ValueError(f"step {step}: {name} is not finite ({listed}). {'. '.join([*notes, remedy])}")
+    raise ValueError(f"step {step}: {name} is not finite ({numbers}). {'. '.join([*notes, remedy])}")
 
 
 def _save_draws(path: Path, step: int, values: dict[str, float], draws: Draws) -> str:

@@ -68,10 +68,10 @@ def _check(critic: Callable[..., Tensor], holders: list[Any], x: Tensor, *y: Ten
     positions = torch.arange(count, device=x.device)
     for bit in range((count - 1).bit_length()):  # the numbers of two samples differ in at least one bit
         for own in (positions >> bit & 1 == 0, positions >> bit & 1 == 1):
-            leaked = evaluate(x, *y, rows=own)[1][~own]
-            mixed = [torch.where(own.view(-1, *[1] * (t.ndim - 1)), t, t.roll(1, 0)) for t in (x, *y)]
-            change = (evaluate(*mixed)[0] - scores)[own].abs().max()
-            if leaked.ne(0).any() or not change <= 1000 * eps * largest:  # NaN counts as dependence
+            cross_gradient = evaluate(x, *y, rows=own)[1][~own]
+            other_batch = [torch.where(own.view(-1, *[1] * (t.ndim - 1)), t, t.roll(1, 0)) for t in (x, *y)]
+            change = (evaluate(*other_batch)[0] - scores)[own].abs().max()
+            if cross_gradient.ne(0).any() or not change <= 1000 * eps * largest:  # NaN counts as dependence
                 raise ValueError(
                     "the critic mixes the samples of a batch (batch norm?): score i changes with x_j,"
                     f" {UNDEFINED} Use a norm within each sample (layer norm), or penalty.weight=0"

@@ -234,11 +234,11 @@ def save_animation(
     count, scale = len(frames), 1.0
     while True:
         size = (max(1, round(scale * width)), max(1, round(scale * height)))
-        kept = [frames[round(i * (len(frames) - 1) / max(count - 1, 1))] for i in range(count - 1)] + frames[-1:]
-        kept = [frame.resize(size) for frame in kept]
+        selection = [frames[round(i * (len(frames) - 1) / max(count - 1, 1))] for i in range(count - 1)] + frames[-1:]
+        selection = [frame.resize(size) for frame in selection]
         duration = max(20, int(1000 * seconds / count))  # ms per picture
         durations = [duration] * (count - 1) + [duration + 1500]
-        kept[0].save(path, save_all=True, append_images=kept[1:], duration=durations, loop=0, quality=80)
+        selection[0].save(path, save_all=True, append_images=selection[1:], duration=durations, loop=0, quality=80)
         excess = path.stat().st_size / limit
         if excess < 1:
             return count, size

@@ -180,8 +180,8 @@ def run_name(experiment: str | None, overrides: list[str]) -> str:
     >>> run_name("mnist", ["experiment=mnist", "train.steps=10", "seed=3"])
     'mnist+seed-3'
     """
-    kept = sorted(o for o in overrides if o.lstrip("+~").split("=")[0] not in (*NOT_COMPUTED, "experiment"))
-    name = "+".join([experiment or "toy", *kept])
+    parts = sorted(o for o in overrides if o.lstrip("+~").split("=")[0] not in (*NOT_COMPUTED, "experiment"))
+    name = "+".join([experiment or "toy", *parts])
     readable = re.sub(r"[^\w.+]", "-", name)
     if len(readable) > 120:
         readable = readable[:100] + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]

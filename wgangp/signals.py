@@ -30,7 +30,7 @@ _state = _State()
 
 
 @contextmanager
-def catch_stop_signals(received: list[int]) -> Iterator[None]:
+def catch_stop_signals(stop_signals: list[int]) -> Iterator[None]:
     """Append the number of a stop signal to a list, in place of what the signal does otherwise.
 
     A second signal, a second or more later, does what it does without this function: it ends the process at once.
@@ -50,8 +50,8 @@ def catch_stop_signals(received: list[int]) -> Iterator[None]:
 
     def receive(number: int, frame: Any) -> None:
         nonlocal first_time
-        if not received:
-            received.append(number)
+        if not stop_signals:
+            stop_signals.append(number)
             first_time = time.monotonic()
             if _state.may_raise:
                 raise Interrupted
@@ -68,15 +68,15 @@ def catch_stop_signals(received: list[int]) -> Iterator[None]:
 
 
 @contextmanager
-def interruptible(received: list[int]) -> Iterator[None]:
+def interruptible(stop_signals: list[int]) -> Iterator[None]:
     """Raise `Interrupted` inside of the with block at a stop signal: for work that takes long and can be left out.
 
     Args:
-        received: as in `catch_stop_signals`. If a signal came before, the error is raised at once.
+        stop_signals: as in `catch_stop_signals`. If a signal came before, the error is raised at once.
     """
     _state.may_raise = True
     try:
-        if received:
+        if stop_signals:
             raise Interrupted
         yield
     finally:

@@ -143,8 +143,8 @@ def _list_references(critic: Any) -> list[Any]:
         elif inspect.ismethod(item):
             queue += [item.__func__, item.__self__, getattr(item.__self__, "__dict__", {})]
         elif inspect.isfunction(item):
-            named = [item.__globals__.get(name) for name in item.__code__.co_names]
-            queue += [value for value in named if isinstance(value, (nn.Module, *GENERATORS))]
+            values_of_globals = [item.__globals__.get(name) for name in item.__code__.co_names]
+            queue += [value for value in values_of_globals if isinstance(value, (nn.Module, *GENERATORS))]
             queue += [cell.cell_contents for cell in item.__closure__ or () if cell != CellType()]
             queue += [item.__defaults__, item.__kwdefaults__]
         elif isinstance(item, (list, tuple)):

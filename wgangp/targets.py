@@ -43,26 +43,26 @@ def resolve_target(target: Any, key: str, trusted: tuple[str, ...], can_trust: b
     Raises:
         ValueError: the name is not trusted, does not exist, or cannot be imported.
     """
-    named = f"{key} = {target}"
-    refused = f"{named}: only names under {' and '.join(trusted)} can be used"
+    choice = f"{key} = {target}"
+    message = f"{choice}: only names under {' and '.join(trusted)} can be used"
     package = str(target).partition(".")[0]
     if not isinstance(target, str) or not target.startswith(trusted):
         offer = f". If you trust the package {package}, add trust=[{package}] to the command line, every time"
         own = package.isidentifier() and package not in ("None", "torch", "wgangp", *sys.stdlib_module_names)
-        raise ValueError(refused + offer * (own and can_trust))
+        raise ValueError(message + offer * (own and can_trust))
     try:
         factory = pkgutil.resolve_name(target)
     except AttributeError as error:
-        raise ValueError(f"{named}: this name does not exist") from error
+        raise ValueError(f"{choice}: this name does not exist") from error
     except Exception as error:  # the import of a package can raise anything
         raise ValueError(
-            f"{named}: {package} cannot be imported ({type(error).__name__}: {error}). Install it, or add its folder to"
-            " the environment variable PYTHONPATH"
+            f"{choice}: {package} cannot be imported ({type(error).__name__}: {error}). Install it, or add its folder"
+            " to the environment variable PYTHONPATH"
         ) from error
     module = getattr(factory, "__module__", None)
     callable_there = inspect.isclass(factory) or inspect.isfunction(factory)
     if not callable_there or not f"{module}.".startswith(trusted) or module in WRITERS:
-        raise ValueError(f"{refused}, and only classes and functions that are defined there")
+        raise ValueError(f"{message}, and only classes and functions that are defined there")
     return factory
 
 

@@ -97,7 +97,7 @@ def train(
     regularize_gradient_norm: float = 0.0,  # weight of ||grad||^2 in the objective of both networks
     world: World = ALONE,  # the ranks. Each of them calls this function with the same arguments
     config: str | None = None,  # text of config.yaml; None: the file stays as it is
-    received: list[int] | None = None,  # the number of the signal that stopped the run is appended to this list
+    stop_signals: list[int] | None = None,  # the number of the signal that stopped the run is appended to this list
 ) -> int:
     """Train until `steps` generator updates are done, from the newest checkpoint in the folder if there is one.
 
@@ -130,7 +130,7 @@ def train(
     if step > 0 and step >= steps:
         if world.first:
             best = _list_best(read_metrics(folder / "metrics.jsonl"))
-            remove_older(folder / "checkpoints", step, *collect_state(run, step, skipped), kept=best)
+            remove_older(folder / "checkpoints", step, *collect_state(run, step, skipped), best=best)
         return step
     if world.first:
         if config is not None:
@@ -141,13 +141,13 @@ def train(
     log = Log(folder, step) if world.first else None
     synchronized = networks if sync_batch_norm else ()
     not_compiled: dict[str, str] = {}  # steps that were to be compiled and are eager, and why
-    unchecked: list[tuple[int, dict[str, Tensor]]] = []  # terms that were not yet checked to be finite, by step
+    updates: list[tuple[int, dict[str, Tensor]]] = []  # terms that were not yet checked to be finite, by step
     draw = partial(draw_iteration, run, critic_steps=critic_steps, **sizes) if world.first else None
 
     with (
         closing(log) if log else nullcontext(),
         product_precision(precision),
-        catch_stop_signals(received := [] if received is None else received),
+        catch_stop_signals(stop_signals := [] if stop_signals is None else stop_signals),
         closing(Progress(step, steps, world.first)) as progress,
     ):
         while True:
@@ -158,10 +158,10 @@ def train(
             report_due = step % log_every == 0 or lipschitz_due or evaluate_due
             picture_due = step % sample_every == 0 or done
             lost = log.find_lost() if log and report_due else ""
-            stop = world.any(bool(received or lost) or world.orphaned)
+            stop = world.any(bool(stop_signals or lost) or world.orphaned)
             checkpoint_due = step % checkpoint_every == 0 or evaluate_due or done or stop
             if report_due or picture_due or checkpoint_due:
-                skipped += check_updates(unchecked, folder, draw)
+                skipped += check_updates(updates, folder, draw)
                 check_state(run, step, folder)
 
             # Report.
@@ -173,7 +173,7 @@ def train(
                     require_finite(step, values, folder)
                 try:
                     if evaluate_due:
-                        with nullcontext() if done or world.size > 1 else interruptible(received):
+                        with nullcontext() if done or world.size > 1 else interruptible(stop_signals):
                             values |= evaluate(run, step, scores)
                     values |= {"skipped": skipped} if clip.on_nonfinite == "skip" else {}
                     log.write(step, values)
@@ -192,7 +192,7 @@ def train(
                 if records:  # none if a signal stopped the first evaluation
                     draw_curves(folder, run)
                 best = None if lost else _list_best(records)
-                save(folder / "checkpoints", step, *collect_state(run, step, skipped), kept=best)
+                save(folder / "checkpoints", step, *collect_state(run, step, skipped), best=best)
 
             # Done?
             if lost:
@@ -212,9 +212,9 @@ def train(
                 not_compiled = dict(computation.problems)
                 amend_last_line(folder / "provenance.jsonl", {"not_compiled": not_compiled})
             step += 1
-            unchecked.append((step, terms))
+            updates.append((step, terms))
             if device.type == "cpu":  # on other devices the check would wait for the device
-                skipped += check_updates(unchecked, folder, draw)
+                skipped += check_updates(updates, folder, draw)
             progress.update()
 
 

@@ -122,13 +122,13 @@ def read_header(path: Path) -> Header:
             "turned upright (EXIF)": orientation in range(2, 9),
             "with several frames (the first is used)": getattr(picture, "is_animated", False),
         }
-        turned = orientation in range(5, 9) and picture.format != "TIFF"  # which Pillow turns, and its size, too
+        swaps_sides = orientation in range(5, 9) and picture.format != "TIFF"  # which Pillow turns, and its size, too
         whole = picture.format == "WEBP"  # a part of one cannot be opened
         if picture.format in ENDS:
             picture.fp.seek(0, os.SEEK_END)
             picture.fp.seek(max(0, picture.fp.tell() - 64))
             whole = ENDS[picture.format] in picture.fp.read()
-        size = picture.size[::-1] if turned else picture.size
+        size = picture.size[::-1] if swaps_sides else picture.size
         return Header(size, gray, whole, tuple(change for change, changed in changes.items() if changed))
 
 
@@ -222,8 +222,8 @@ def digest_files(paths: dict[str, list[Path]], labels: dict[str, Tensor], worker
     It is the fingerprint of a folder of images, whether they are kept in memory or not.
     """
     digests = check_files(_digest_file, [path for part in paths.values() for path in part], workers, "reading")
-    listed = {split: y.tolist() for split, y in labels.items()}
-    return hashlib.sha256(f"{listed} {digests}".encode()).hexdigest()
+    values = {split: y.tolist() for split, y in labels.items()}
+    return hashlib.sha256(f"{values} {digests}".encode()).hexdigest()
 
 
 def _digest_file(path: Path) -> str:
@@ -233,12 +233,12 @@ def _digest_file(path: Path) -> str:
 
 def count_reasons(reasons: dict[str, Collection[Path | str]]) -> str:
     """Return one line: for each reason the number of files or folders, and the names of two of them."""
-    counted = []
+    parts = []
     for reason, paths in reasons.items():
         if paths:
             names = [format_path(Path(path).name) for path in sorted(map(str, paths))[:2]]
-            counted.append(f"{len(paths):,} {reason} ({', '.join(names)}{', ...' if len(paths) > 2 else ''})")
-    return ", ".join(counted)
+            parts.append(f"{len(paths):,} {reason} ({', '.join(names)}{', ...' if len(paths) > 2 else ''})")
+    return ", ".join(parts)
 
 
 def format_path(path: Path | str) -> str:

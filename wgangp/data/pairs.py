@@ -100,11 +100,11 @@ def funnels(
         return away[torch.arange(len(x), device=x.device), nearest]
 
     def draw(size: int, rng: torch.Generator) -> Tensor:
-        kept = torch.empty(0, dim, device=device)
-        while len(kept) < size:
+        points = torch.empty(0, dim, device=device)
+        while len(points) < size:
             x = torch.randn(2 * size + 64, dim, generator=rng, device=device)
-            kept = torch.cat([kept, x[from_center(x).norm(dim=1) > distance]])
-        return kept[:size]
+            points = torch.cat([points, x[from_center(x).norm(dim=1) > distance]])
+        return points[:size]
 
     trial = torch.randn(10_000, dim, generator=rng)
     share = (from_center(trial).norm(dim=1) > distance).double().mean().item()

@@ -197,12 +197,12 @@ def list_parts(folder: Path) -> list[Path]:
 
 def merge_records(figure: Any, folders: list[Path]) -> list[dict[str, Any]]:
     """Return the records of several folders. The first record of a run counts."""
-    merged, runs = [], []
+    unique, runs = [], []
     for record in (record for folder in folders for record in read_records(folder)):
         if (run := _identify(figure, record)) not in runs:
             runs.append(run)
-            merged.append(record)
-    return merged
+            unique.append(record)
+    return unique
 
 
 def complete_seeds(figure: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -279,8 +279,8 @@ def load_figure(name: str, folder: Path | None = None) -> Any:
     """Build a figure with the settings of a folder; None: with those of budget=cpu."""
     cfg = OmegaConf.create({"budget": "cpu", "figure": OmegaConf.load(CONF / "figure" / f"{name}.yaml")})
     if folder is not None:
-        saved = load_config(folder / "config.yaml").figure
-        cfg.figure = {"_target_": cfg.figure._target_, **saved}
+        settings = load_config(folder / "config.yaml").figure
+        cfg.figure = {"_target_": cfg.figure._target_, **settings}
     return build(cfg, "figure")
 
 

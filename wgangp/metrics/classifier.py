@@ -86,20 +86,20 @@ def load_classifier(data: Any, path: str | None = None, device: torch.device | s
         network, accuracy = train_classifier(data, device)
         contents = {"fingerprint": data.fingerprint, "shape": list(data.shape), "classes": data.classes}
         _save(file, {"weights": network.cpu().state_dict(), "accuracy": accuracy, **contents})
-    saved = _read(file)
-    if [saved[name] for name in ("fingerprint", "shape", "classes")] != [data.fingerprint, [*data.shape], data.classes]:
+    state = _read(file)
+    if [state[name] for name in ("fingerprint", "shape", "classes")] != [data.fingerprint, [*data.shape], data.classes]:
         raise ValueError(
             f"classifier = {file}: it was trained on other data (sha256, shape or number of classes differ). Leave out"
             " classifier=, or name a file that does not exist: one is trained on this data"
         )
-    network = initialize(lambda: Classifier(tuple(saved["shape"]), saved["classes"]), 0, "classifier")
-    network.load_state_dict(saved["weights"])
+    network = initialize(lambda: Classifier(tuple(state["shape"]), state["classes"]), 0, "classifier")
+    network.load_state_dict(state["weights"])
     network.requires_grad_(False).eval().to(device)
 
     def extract(x: Tensor) -> tuple[Tensor, Tensor]:
         return network(_scale(x.to(device)))
 
-    facts = {"weights": _digest(network)[:8], "classifier": "LeNet", "accuracy": saved["accuracy"]}
+    facts = {"weights": _digest(network)[:8], "classifier": "LeNet", "accuracy": state["accuracy"]}
     return FeatureSpace("classifier", WIDTH, extract, facts)
 
 
@@ -165,9 +165,9 @@ def _save(file: Path, contents: dict[str, Any]) -> None:
 def _read(file: Path) -> dict[str, Any]:
     """Read a file that `load_classifier` wrote. ValueError if it is something else."""
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         raise ValueError(f"classifier = {file}: cannot be read. Delete it, and it is trained again") from error
-    if not isinstance(saved, dict) or saved.keys() != KEYS:
+    if not isinstance(state, dict) or state.keys() != KEYS:
         raise ValueError(f"classifier = {file}: is not a classifier that this package wrote. Choose another file")
-    return saved
+    return state

@@ -60,10 +60,10 @@ def cache_per_data(compute: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(compute)
     def call(data: Any, *arguments: Any) -> Any:
-        kept = results.setdefault(data, {})
-        if arguments not in kept:
-            kept[arguments] = compute(data, *arguments)
-        return kept[arguments]
+        values = results.setdefault(data, {})
+        if arguments not in values:
+            values[arguments] = compute(data, *arguments)
+        return values[arguments]
 
     call.cache_clear = results.clear
     return call

@@ -135,7 +135,7 @@ def build_scores(
         "efficientnet": partial(load_efficientnet, device=device),
         "classifier": partial(load_classifier, run.data, classifier, device),
     }
-    built = []
+    chosen_scores = []
     for name in names:
         count, split = SAMPLES[name] if n is None else n, reference or _choose_reference(name, run.data)
         _check(name, run, count, split)
@@ -155,8 +155,8 @@ def build_scores(
             measures = {"points": _score_points, "ngrams": _score_ngrams, "critic": _score_critic}
             measure = partial(measures[name], n=count, seed=seed)
         generator = run.generator if name == "critic" else choose_generator(run)
-        built.append(Score(name, measure, settings | _describe_samples(run, generator)))
-    return built
+        chosen_scores.append(Score(name, measure, settings | _describe_samples(run, generator)))
+    return chosen_scores
 
 
 def find_best(records: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -211,13 +211,13 @@ def _choose_reference(name: str, data: Any) -> str:
 
 def _describe_samples(run: Run, generator: nn.Module) -> dict[str, Any]:
     """Return what the samples of a generator of a run depend on, besides the checkpoint."""
-    described = {"generator": "last weights" if generator is run.generator else "moving average of the weights"}
+    settings = {"generator": "last weights" if generator is run.generator else "moving average of the weights"}
     for module in generator.modules():
         if isinstance(module, BatchNorm):
-            return described | {"batch norm": f"statistics of batches of {BATCH}"}
+            return settings | {"batch norm": f"statistics of batches of {BATCH}"}
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return described | {"batch norm": "running averages"}
-    return described
+            return settings | {"batch norm": "running averages"}
+    return settings
 
 
 def _score_images(run: Run, step: int, space: FeatureSpace, n: int, seed: int, reference: str) -> dict[str, float]:
@@ -269,8 +269,8 @@ def _count_real_modes(data: Any, space: FeatureSpace, n: int) -> dict[str, float
 def _count_modes(space: FeatureSpace, batches: Iterator[Tensor]) -> dict[str, float]:
     """Count the modes of batches of images, uint8 (B, 3, H, W)."""
     digits = torch.cat([classify(space, x.flatten(0, 1).unsqueeze(1)).view(len(x), -1).cpu() for x in batches])
-    counted = count_modes(combine_digits(digits), MODES)
-    return {"modes_covered": counted["modes"], "modes_reverse_kl": counted["reverse_kl"]}
+    counts = count_modes(combine_digits(digits), MODES)
+    return {"modes_covered": counts["modes"], "modes_reverse_kl": counts["reverse_kl"]}
 
 
 def _score_points(run: Run, step: int, n: int, seed: int) -> dict[str, float]:
@@ -280,9 +280,9 @@ def _score_points(run: Run, step: int, n: int, seed: int) -> dict[str, float]:
     def measure(x: Tensor) -> dict[str, float]:
         values = {"points_w1": wasserstein1(x, real)}
         if hasattr(run.data, "centers"):
-            covered, centers = mode_coverage(x, run.data.centers, run.data.sd), run.data.centers
+            coverage, centers = mode_coverage(x, run.data.centers, run.data.sd), run.data.centers
             nearest = torch.cdist(x, centers).argmin(1)
-            values["points_modes"], values["points_high_quality"] = covered["modes"], covered["high_quality"]
+            values["points_modes"], values["points_high_quality"] = coverage["modes"], coverage["high_quality"]
             values["points_reverse_kl"] = count_modes(nearest.cpu(), len(centers))["reverse_kl"]
         return values
 
