@@ -137,6 +137,12 @@ def test_residual_connection_adds_one_to_the_bound():
     assert bound_of(Shortcut(orthogonal(6), nn.ReLU(inplace=True)), (6,)) == pytest.approx(2, rel=1e-5)
 
 
+def test_activation_in_place_after_a_stated_constant_is_certified():
+    triple = Function(lambda x: 3 * x)
+    triple.lipschitz = 3.0
+    assert bound_of(nn.Sequential(triple, nn.ReLU(inplace=True)), (6,)) == pytest.approx(3)
+
+
 def test_bound_uses_the_weights_after_spectral_norm_and_weight_norm():
     layer = nn.Linear(6, 1)
     normed = nn.utils.parametrizations.weight_norm(copy.deepcopy(layer))

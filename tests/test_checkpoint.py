@@ -187,6 +187,9 @@ def test_checkpoints_that_a_killed_process_did_not_delete_are_deleted(tmp_path, 
     checkpoint.remove_older(tmp_path, 4, {**STATE, "step": 4})
     names = [f"step_{step:08d}.pt{suffix}" for step in (3, 4) for suffix in ("", ".sha256")]
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "step_00000009.pt.sha256"]
+    (tmp_path / "step_00000002.pt.sha256").write_text("of a checkpoint that was deleted")
+    checkpoint.remove_older(tmp_path, 4, {**STATE, "step": 4})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "step_00000009.pt.sha256"]
 
 
 def test_best_checkpoint_is_kept(tmp_path):

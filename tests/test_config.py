@@ -329,8 +329,10 @@ def test_run_that_does_not_work_is_refused_before_it_has_a_folder(configure, mak
         replace_trial(run, cfg, **make())
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_run_with_a_mask_of_minus_infinity_is_trained_and_continued(configure, tmp_path, quick_compile, compile):
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_run_with_a_mask_of_minus_infinity_is_trained_and_continued(
+    configure, tmp_path, quick_compile, quick_pictures, compile
+):
     cfg = configure(*TINY, "train.steps=2", "train.checkpoint_every=1", f"train.compile={compile}")
     run = replace(config.build_run(cfg), critic=Masked(-float("inf")))
     run = replace(run, optim_critic=torch.optim.SGD(run.critic.parameters(), lr=0.1))

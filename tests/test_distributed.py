@@ -334,6 +334,29 @@ def test_wrapped_networks_are_refused_with_the_reason():
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize(
+    "text, full_error, end",
+    [
+        ("Connection closed by peer", None, SystemExit),
+        ("Timed out waiting 6000ms", None, SystemExit),
+        ("Connection closed by peer", "1", RuntimeError),
+        ("CUDA out of memory", None, RuntimeError),
+    ],
+)
+def test_only_an_error_of_the_connection_is_said_to_be_a_lost_rank(text, full_error, end, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    if full_error:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", full_error)
+    for name, result in (("init_process_group", None), ("get_rank", 1), ("destroy_process_group", None)):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, result=result, **__: result)
+    with pytest.raises(end), join_ranks(CPU, 6):
+        raise RuntimeError(text)
+    assert (f"error: rank 1 cannot reach another rank, which ended or hangs: {text}" in capsys.readouterr().err) == (
+        end is SystemExit
+    )
+
+
 def test_without_torchrun_there_is_one_rank(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with join_ranks(CPU, 1) as world:

@@ -364,7 +364,7 @@ class Generator(nn.Sequential):
         super().__init__(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
 
 
-EVERY = ("train.steps=10", "train.checkpoint_every=5", "train.lipschitz_every=5", "train.sample_every=10")
+EVERY = ("train.steps=4", "train.checkpoint_every=2", "train.lipschitz_every=2", "train.sample_every=4")
 KINDS = {"spectral norm": LAYERS["spectral norm"], "old spectral norm": LAYERS["old spectral norm"]}
 KINDS |= {"dropout": LAYERS["dropout"], "noise": RANDOM["noise"], "counters": lambda: [Stateful(8)]}
 
@@ -401,10 +401,10 @@ def require_equal_weights(one, two):
 @pytest.mark.parametrize("layers", KINDS.values(), ids=KINDS)
 def test_run_does_not_depend_on_how_often_it_is_measured_or_resumed(layers, train_foreign, tmp_path):
     often = train_foreign(tmp_path / "often", layers, "train.log_every=1", "train.lipschitz_every=1")
-    rarely = train_foreign(tmp_path / "rarely", layers, "train.log_every=10", "train.lipschitz_every=10")
+    rarely = train_foreign(tmp_path / "rarely", layers, "train.log_every=4", "train.lipschitz_every=4")
     require_equal_weights(often, rarely)
     torch.rand(5)  # the process that resumes has drawn other numbers
-    train_foreign(tmp_path / "parts", layers, "train.log_every=1", "train.steps=5")
+    train_foreign(tmp_path / "parts", layers, "train.log_every=1", "train.steps=2")
     require_equal_weights(train_foreign(tmp_path / "parts", layers, "train.log_every=1"), often)
     whole, parts = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("often", "parts"))
     for record, other in zip(whole, parts, strict=True):  # the interrupted run has fewer Lipschitz reports

@@ -227,6 +227,30 @@ def test_regularize_gradient_norm_adds_the_squared_norm_of_the_gradient():
             assert gradient[i].item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4, abs=1e-6)
 
 
+def test_batches_of_two_sizes_are_named_and_not_their_parts():
+    critic, (real, fake) = smooth_critic(2), draw_batch(8)
+    with pytest.raises(ValueError, match=r"\(8, 2\).*\(4, 2\)"):
+        critic_step(critic, torch.optim.SGD(critic.parameters()), real, fake[:4], accumulate=2)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_fused_attention_is_replaced_only_for_second_derivatives(weight):
+    fused = []
+
+    def note(x):
+        fused.append(torch.backends.cuda.flash_sdp_enabled())
+        return x
+
+    generator, critic = nn.Sequential(Function(note), nn.Linear(2, 2)).double(), smooth_critic(2)
+    generator_gradients(generator, critic, draw_batch(8)[0], regularize_gradient_norm=weight)
+    assert fused == [weight == 0]
+    fused.clear()
+    critic = nn.Sequential(Function(note), smooth_critic(2))
+    no_penalty = GradientPenalty(weight=0.0)
+    critic_gradients(critic, *draw_batch(8), None, penalty=no_penalty, regularize_gradient_norm=weight)
+    assert set(fused) == {weight == 0}
+
+
 @pytest.mark.parametrize("mu, weight", [((0.6, -0.8), 10.0), ((3.0, 4.0), 10.0), ((0.5, 0.0), 0.5)])
 def test_linear_critic_of_a_shifted_distribution_converges_to_the_closed_form(mu, weight):
     """||w|| = 1 + ||mu|| / (2 weight), along mu: the optimum of -w.mu + weight (||w|| - 1)^2."""
