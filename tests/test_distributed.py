@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -364,6 +365,33 @@ def test_without_torchrun_there_is_one_rank(monkeypatch):
         assert world.any(True) and not world.any(False)
         computation = Computation(None, None, None)
         assert world.average(computation) is computation
+
+
+@pytest.mark.parametrize(
+    "variables, exported",
+    [
+        ({"SUBMITIT_EXECUTOR": "slurm", "SLURM_NTASKS": "2"}, True),
+        ({"SUBMITIT_EXECUTOR": "local", "SLURM_NTASKS": "2"}, False),
+        ({"SLURM_NTASKS": "2"}, False),  # a Slurm job without Hydra's launcher
+        ({"SUBMITIT_EXECUTOR": "slurm", "SLURM_NTASKS": "1"}, False),
+        ({"SUBMITIT_EXECUTOR": "slurm", "SLURM_NTASKS": "2", "WORLD_SIZE": "4"}, False),  # torchrun in a Slurm task
+    ],
+)
+def test_tasks_of_submitit_on_slurm_are_ranks_and_no_others(variables, exported, monkeypatch):
+    calls = []
+
+    class Environment:
+        def export(self, **options):
+            calls.append(options)
+
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "submitit.helpers", SimpleNamespace(TorchDistributedEnvironment=Environment))
+    for name in ("SUBMITIT_EXECUTOR", "SLURM_NTASKS", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert local_device("cpu") == "cpu"
+    assert calls == [{"set_cuda_visible_devices": False}] * exported
 
 
 def test_every_rank_has_its_own_device(monkeypatch):
