@@ -206,8 +206,9 @@ def _test_mutant(path: Path, source: str, mutant: tuple[int, int, str], passed: 
     module = path.relative_to(COPY / "wgangp").with_suffix("").as_posix()
     tests = choose_tests(module, range(line, line + old.count("\n") + 1))
     started = time.monotonic()
-    own = f"tests/test_{path.stem}.py"  # coverage does not see what the compiler and other processes run
-    for chosen in (tests, [own] if (ROOT / own).exists() else []):
+    names = (path.stem, path.parent.name, f"{path.parent.name}_{path.stem}")
+    own = [f"tests/test_{name}.py" for name in names if (ROOT / "tests" / f"test_{name}.py").exists()]
+    for chosen in (tests, own):  # coverage does not see what the compiler, other processes and decorators run
         path.write_bytes(content[:begin] + part.encode() + content[end:])
         result, failed = _test(chosen)
         path.write_text(source)

@@ -245,6 +245,8 @@ class TestOverrides:
             ("data=null", "data=null: data is one of cifar10"),
             ("data=[1,1]", "data=[1,1]: data is one of cifar10"),
             ("penalty=[one_sided,two_sided]", "penalty is one of dragan, none"),
+            ("hydra/launcher=[1,1]", "hydra/launcher is a group of config files: write the name of one"),
+            ("hydra/job_logging=3", "hydra/job_logging is a group of config files"),
             ("networks=3", "networks=3: networks is one of cifar_dcgan"),
             ("loss=true", "loss=true: loss is one of acgan, least_squares"),
             ("experiment=null", "for none, write nothing, or ~experiment"),

@@ -275,6 +275,8 @@ def _check_overrides(overrides: list[str]) -> None:
             raise ValueError(f"{text}: {key} cannot be removed{instead}")
         if not delete and choices and not all(isinstance(v, str | dict) for v in values):
             raise ValueError(f"{text}: {key} is one of {', '.join(choices)}{instead}")
+        if not delete and "/" in key and not all(isinstance(v, str | None) for v in values):
+            raise ValueError(f"{text}: {key} is a group of config files: write the name of one")
         if not delete and key in NONE and not choices and not all(isinstance(v, dict) for v in values):
             raise ValueError(f"{text}: {key} is a group of keys{instead}")
 
