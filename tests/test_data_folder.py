@@ -6,7 +6,7 @@ import re
 import shutil
 import socket
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from wgangp import cli
 from wgangp.data.folder import find_pictures, read_header, read_picture
-from wgangp.data.images import Images, Streamed, image_folder
+from wgangp.data.images import AHEAD, Images, Streamed, image_folder
 from wgangp.distributed import World
 
 GRAY, RGB, RED = (4, 6), (4, 6, 3), (255, 0, 0)
@@ -126,7 +126,8 @@ def test_every_mode_and_suffix_is_read_as_pillow_converts_it(name, mode, tmp_pat
 def test_picture_is_turned_upright(suffix, tmp_path):
     left = Image.new("L", (32, 16))
     left.paste(255, (0, 0, 16, 16))  # the left half is white
-    for orientation, white in ((1, "left"), (3, "right"), (6, "top"), (8, "bottom"), (2, "right"), (5, "top")):
+    whites = {1: "left", 3: "right", 6: "top", 8: "bottom", 2: "right", 5: "top", 9: "left"}  # 9 is not defined
+    for orientation, white in whites.items():
         exif = Image.Exif()
         exif[0x112] = orientation
         path = save(tmp_path / f"{orientation}.{suffix}", left.convert("RGB"), exif=exif)
@@ -136,13 +137,23 @@ def test_picture_is_turned_upright(suffix, tmp_path):
         means = {name: half.mean() for name, half in halves.items()}
         assert max(means, key=means.get) == white and means[white] > 230, (orientation, means)
         header = read_header(path)
-        assert header.size == x.shape[::-1] == ((16, 32) if orientation >= 5 else (32, 16))
-        assert ("turned upright (EXIF)" in header.changes) == (orientation > 1)
+        assert header.size == x.shape[::-1] == ((16, 32) if orientation in (5, 6, 8) else (32, 16))
+        assert ("turned upright (EXIF)" in header.changes) == (orientation not in (1, 9))
 
 
 def test_damaged_exif_data_is_ignored(tmp_path):
     path = save(tmp_path / "a.jpg", RED, exif=b"Exif\0\0not a header")
     assert read_header(path).size == read_picture(path, 3).size == (6, 4)
+    assert read_header(path).changes == ()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_header_says_whether_a_file_is_cut_off(suffix, tmp_path):
+    path = save(tmp_path / f"a.{suffix}", RED)
+    assert read_header(path).whole
+    path.write_bytes(path.read_bytes()[:-12])
+    with suppress(ValueError):  # a WebP that is cut off cannot be opened
+        assert not read_header(path).whole
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
@@ -424,6 +435,29 @@ def test_folder_without_pictures_says_what_it_has(tmp_path):
 
 
 # The numbers
+
+
+def test_pictures_are_in_the_order_of_their_folders(tmp_path):
+    for name in ("a-b/0.png", "a/0.png", "a/1.png", "b.png"):
+        save(tmp_path / name)
+    assert names(tmp_path) == ["a/0.png", "a/1.png", "a-b/0.png", "b.png"]
+
+
+def test_pictures_in_memory_take_a_byte_per_value_and_need_no_classes(tmp_path):
+    for i in range(4):
+        save(tmp_path / f"{i}.png")
+    data = image_folder(str(tmp_path))
+    assert {x.dtype for x in data.pictures.values()} == {torch.uint8} and data.label_problem == ""
+
+
+def test_only_training_batches_are_read_ahead(tmp_path):
+    for i in range(20):
+        save(tmp_path / f"{i}.png")
+    data = image_folder(str(tmp_path), memory_gb=0.0)
+    data.batch(0, 2, 0, "heldout", "report")
+    assert len(data.pending) == 0
+    data.batch(0, 2, 0)
+    assert len(data.pending) == AHEAD
 
 
 def test_streamed_batches_and_labels_equal_those_in_memory(tmp_path):

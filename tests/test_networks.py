@@ -233,6 +233,10 @@ def test_invalid_slope_of_leaky_relu_raises():
             layers.LeakyReLU(slope)
 
 
+def test_slope_is_shown():
+    assert str(layers.LeakyReLU(0.2)) == "LeakyReLU(slope=0.2)"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ours, reference", [(layers.ReLU(), nn.ReLU()), (layers.LeakyReLU(0.2), nn.LeakyReLU(0.2))])
 def test_activations_equal_those_of_torch_bit_for_bit_up_to_the_second_derivative(ours, reference, dtype):
