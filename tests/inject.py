@@ -572,8 +572,9 @@ def check_refusal(result, *words):
     """Return what is wrong with a command that must end with exit code 1 and one line of error with these words."""
     lines = [line for line in result.output.splitlines() if line.startswith("error: ")]
     wrong = [] if set(result.codes) == {1} else [f"exit {result.codes}"]
+    text = result.output[result.output.find("error: ") :]  # a line can be followed by lines with details
     clear = 1 <= len(lines) <= len(result.codes) and "Traceback" not in result.output
-    return wrong + ([] if clear and all(word in result.output for word in words) else [result.output[-300:]])
+    return wrong + ([] if clear and all(word in text for word in words) else [result.output[-300:]])
 
 
 def check_stop(result, run, number, rank=0):
