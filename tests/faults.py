@@ -29,6 +29,7 @@ import torch
 from inject import (
     ALLOWED,
     CHANGES,
+    COMPILE_S,
     DAMAGE,
     NO_FAULT,
     RUN,
@@ -77,7 +78,8 @@ PAGE = ROOT / "results" / "reliability" / "README.md"
 BEGIN, END = "<!-- rendered by python tests/faults.py -->", "<!-- /rendered -->"
 PROMISES = {
     1: "a run that is killed ends as one that was not",
-    2: f"a signal saves a checkpoint within {STOP_S:.0f} s, the exit code is 128 + N, and the run continues",
+    2: f"a signal saves a checkpoint within {STOP_S:.0f} s ({COMPILE_S:.0f} s in compilation), the exit code is 128 + N, and"
+    " the run continues",
     3: "a damaged or foreign checkpoint is not loaded: the newest good one is, with a warning; nothing is deleted",
     4: "a disk that fails gives one line of error; later the run continues",
     5: "a number that is not finite stops the run, or the update is left out; the checkpoints stay good",
@@ -332,31 +334,23 @@ def switch_off(folder, options):
     return rows
 
 
-def send_signals(folder, options):
-    """Send each stop signal in a step, in compilation, in an evaluation and in a picture."""
+def send_signals(folder, options, compiled=False):
+    """Send each stop signal in a step, in an evaluation, in a picture and in a checkpoint; or in compilation."""
     tally = Tally()
-    moments = {
-        "a critic or generator step": ("critic or generator step", "before", ""),
-        "an evaluation": ("evaluation", "middle", ""),
-        "a picture": ("write", "middle", "picture"),
-        "a checkpoint": ("write", "middle", "temporary file"),
-        "compilation": ("compilation", "middle", ""),
+    moments = {  # the first two steps are those of the trial, the first three files those of the set-up
+        "a critic or generator step": (("critic or generator step", "before", ""), 10),
+        "an evaluation": (("evaluation", "middle", ""), 2),
+        "a picture": (("write", "middle", "picture"), 2),
+        "a checkpoint": (("write", "middle", "temporary file"), 7),
     }
-    for compiled in (False, True):
-        overrides = (*RUN, "train.compile=true") if compiled else RUN
-        base = folder / f"compiled {compiled}"
-        expected, _ = train_reference(base, overrides)
-        for name, place in moments.items():
-            if compiled != (name == "compilation"):
-                continue
-            for number in STOP_SIGNALS:
-                fault = f"{signal.Signals(number).name} in {name}"
-                run = base / fault
-                # The first two steps are those of the trial, the first three files those of the set-up.
-                passage = {"a critic or generator step": 10, "a checkpoint": 7}.get(name, 2)
-                result = run_command(run, overrides, Plan(place, passage, signal=number))
-                wrong = check_stop(result, run, number) + finish(run, overrides, expected)
-                tally.add(f"a signal in {name}", wrong, f"{result.delay or 0:.2f}")
+    moments = {"compilation": (("compilation", "middle", ""), 2)} if compiled else moments
+    overrides, bound_s = ((*RUN, "train.compile=true"), COMPILE_S) if compiled else (RUN, STOP_S)
+    expected, _ = train_reference(folder, overrides)
+    for (name, (place, passage)), number in product(moments.items(), STOP_SIGNALS):
+        run = folder / f"{signal.Signals(number).name} in {name}"
+        result = run_command(run, overrides, Plan(place, passage, signal=number))
+        wrong = check_stop(result, run, number, bound_s=bound_s) + finish(run, overrides, expected)
+        tally.add(f"a signal in {name}", wrong, f"{result.delay or 0:.2f}")
     return tally.rows(summarize_delays)
 
 
@@ -604,6 +598,7 @@ def rotate_checkpoints(folder, options):
 PARTS = {  # name -> function, number of the promise; None: of each row
     "kills": (kill_runs, 1),
     "signals": (send_signals, 2),
+    "compile": (partial(send_signals, compiled=True), 2),
     "damage": (damage_checkpoints, 3),
     "disk": (break_disks, 4),
     "nonfinite": (spoil_numbers, 5),

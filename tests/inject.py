@@ -99,6 +99,7 @@ CHANGES = {  # keys that change a number, and are no plain numbers -> another va
     "train.batch_size": "train.batch_size=32",
 }
 STOP_S = 10.0  # a signal ends a run of this size within this time
+COMPILE_S = 60.0  # and within this time, if it waits for the compiler
 
 
 @dataclass(frozen=True)
@@ -577,11 +578,11 @@ def check_refusal(result, *words):
     return wrong + ([] if clear and all(word in text for word in words) else [result.output[-300:]])
 
 
-def check_stop(result, run, number, rank=0):
+def check_stop(result, run, number, rank=0, bound_s=STOP_S):
     """Return what is wrong with a stop by a signal: the exit codes, the time until the end, or its checkpoint."""
     codes = [128 + (number if r == rank else signal.SIGTERM) for r in range(len(result.codes))]
     wrong = [] if result.codes == codes else [f"exit {result.codes}: {result.output[-300:]}"]
-    wrong += [f"{result.delay} s until the end"] if result.delay is None or result.delay > STOP_S else []
+    wrong += [f"{result.delay} s until the end"] if result.delay is None or result.delay > bound_s else []
     step = re.search(r"stopped at step (\d+)", result.output)
     saved = step and (run / "checkpoints" / f"step_{int(step[1]):08d}.pt").exists()
     return wrong + ([] if saved else ["no checkpoint of the step at which it stopped"])
