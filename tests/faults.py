@@ -78,8 +78,7 @@ PAGE = ROOT / "results" / "reliability" / "README.md"
 BEGIN, END = "<!-- rendered by python tests/faults.py -->", "<!-- /rendered -->"
 PROMISES = {
     1: "a run that is killed ends as one that was not",
-    2: f"a signal saves a checkpoint within {STOP_S:.0f} s ({COMPILE_S:.0f} s in compilation), the exit code is 128 + N, and"
-    " the run continues",
+    2: f"a signal saves a checkpoint within {STOP_S:.0f} s ({COMPILE_S:.0f} s in compilation); later the run continues",
     3: "a damaged or foreign checkpoint is not loaded: the newest good one is, with a warning; nothing is deleted",
     4: "a disk that fails gives one line of error; later the run continues",
     5: "a number that is not finite stops the run, or the update is left out; the checkpoints stay good",

@@ -82,7 +82,6 @@ ALLOWED = {  # keys that may change when a run continues -> another value
     "evaluate.n": 32,
     "evaluate.seed": 1,
     "evaluate.scores": "[points]",
-    "evaluate.reference": "heldout",
 }
 CHANGES = {  # keys that change a number, and are no plain numbers -> another value; empty: it changes with another key
     "data._target_": "data=swiss_roll",
