@@ -139,7 +139,7 @@ def render(page, rows):
     tables, groups = {"Promises": [], "Kinds of faults": [], "Controls": [], "The long run": []}, defaultdict(list)
     for row in sorted(rows, key=find_number):
         number, kind = find_number(row), row.get("fault", row["promise"])
-        notes = row["notes"] if "notes" in row else f"{row['accepted']} were read, {row['refused']} refused"
+        notes = " ".join(row["notes"].split()) if "notes" in row else f"{row['accepted']} read, {row['refused']} refused"
         commit, faults, survived = {"commit": row["commit"][:7]}, str(row["faults"]), str(row["survived"])
         if row.get("part") == "controls":
             line = {"promise": str(number), "protection that is off": kind.removeprefix("control: "), "tried": faults}
