@@ -23,6 +23,7 @@ LAYERS = [  # from the bottom up: a module may import modules of the layers befo
         "state",
         "signals",
         "files",
+        "progress",
     },
     {"bounds", "checks", "compiler", "targets"},
     {"form", "gradients", "per_sample"},

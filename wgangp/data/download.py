@@ -36,7 +36,7 @@ MNIST = {  # name -> address, and the published sha256 of every file
     ),
 }
 CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as in Keras and torchvision
 
 LARGEST = 10**9  # bytes: no file that this project downloads has more
 WAIT = 60.0  # seconds without an answer
