@@ -200,4 +200,4 @@ def test_strict_text_names_what_does_not_fit_and_the_settings_that_do(write, opt
 
 
 def test_padding_symbol_in_the_text_is_counted(write):
-    assert "1 lines have `, which is also the padding" in text(write("a`b\nc")).summary
+    assert "1 lines have `, which is also the padding" in text(write("a`b\nc\nd")).summary
