@@ -14,6 +14,7 @@ from torch import Tensor
 from wgangp import lipschitz, plots
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz, list_assumptions
+from wgangp.checkpoint import write_atomic
 from wgangp.checks import compute_scores
 from wgangp.config import find_device, restore
 from wgangp.generate import BATCH, generate
@@ -76,7 +77,7 @@ def analyze(
         unfinished.mkdir()
         arguments = {"run": run, "n": n, "starts": starts, "ascent": ascent, "seed": seed, "data_root": data_root}
         origin = {"step": step, **arguments, "out": out, **collect_provenance(next(trained.critic.parameters()).device)}
-        (unfinished / "lipschitz.json").write_text(json.dumps({**origin, **report}, indent=2) + "\n")
+        write_atomic(unfinished / "lipschitz.json", json.dumps({**origin, **report}, indent=2) + "\n")
         plots.save_lipschitz(unfinished / "lipschitz.png", slopes, report, title=f"{step} generator updates")
         return unfinished.rename(path)
 

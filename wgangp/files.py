@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["UNFINISHED", "explain_error", "name_file", "read_file", "refuse_links", "remove_unfinished", "write_file"]
@@ -24,6 +24,8 @@ REMEDIES = {
     errno.EEXIST: "Move it away",
     errno.ELOOP: "A link is where a file is needed: replace it by the file",
     errno.EMFILE: "Raise the limit of open files (ulimit -n)",
+    errno.ENOLCK: "The file system refuses locks: choose another folder",
+    errno.EOPNOTSUPP: "The file system cannot do this: choose another folder",
 }
 
 
@@ -65,7 +67,8 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only refuses this, too, and the first error is what matters
+            temporary.unlink()
 
 
 def remove_unfinished(*folders: Path) -> None:
