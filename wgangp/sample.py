@@ -2,7 +2,6 @@
 
 import io
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from wgangp import plots
 from wgangp.config import find_device, restore
 from wgangp.data.folder import read_header
 from wgangp.data.text import write_lines
-from wgangp.files import write_file
+from wgangp.files import complete, write_file
 from wgangp.generate import BATCH, generate
 from wgangp.runs import Run, choose_generator
 from wgangp.seeds import arrange_classes, draw_latent
@@ -95,11 +94,9 @@ def sample(
     if out and path.suffix != suffixes[what]:
         expected = suffixes[what] or "a folder, a name without a suffix"
         raise ValueError(f"out = {path}: what={what} writes {expected}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
-        unfinished = Path(folder, path.name)  # renamed at the end, so that a part is not taken for the whole
+    with complete(path) as unfinished:  # so that a part is not taken for the whole
         _write(unfinished, trained, Path(run), what, n, seed, step, class_)
-        return unfinished.rename(path)
+    return path
 
 
 def _write(
