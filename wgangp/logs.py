@@ -101,10 +101,10 @@ class Log:
         """Add samples/STEP.png or samples/STEP.txt to TensorBoard. Nothing is done if there is neither."""
         path = self.folder / "samples" / f"{step:08d}.png"
         with self._use_board() as board:
-            if board and path.exists():
+            if board and path.is_file():  # no pipe, which would be waited for
                 with Image.open(path) as image:
                     board.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
-            if board and (path := path.with_suffix(".txt")).exists():
+            if board and (path := path.with_suffix(".txt")).is_file():
                 board.add_text("samples", _format_code(path.read_text(encoding="utf-8")), step)
 
     def close(self) -> None:
