@@ -254,13 +254,13 @@ class Injector:
         self._wrap(wgangp.train, "descend", "critic or generator step")
         evaluate, compiler = wgangp.train.evaluate, torch.compile
 
-        def evaluate_slowly(run, step, scores):
+        def evaluate_slowly(run, step, scores, *stop):
             def compute(score, *arguments):
                 self.pass_place("evaluation", "middle")
                 return score.compute(*arguments)
 
             wrapped = [replace(score, compute=lambda *a, score=score: compute(score, *a)) for score in scores]
-            return evaluate(run, step, wrapped)
+            return evaluate(run, step, wrapped, *stop)
 
         def compile_slowly(function, **options):
             compiled = compiler(function, backend="aot_eager", fullgraph=True, dynamic=False)

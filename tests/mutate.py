@@ -282,7 +282,16 @@ def render(page: str, records: list[dict]) -> str:
         score = f"{100 * caught / (len(own) - same):.1f} %" if len(own) > same else ""
         row = {"module": module, "mutants": len(own), "caught": caught, "equivalent": same}
         rows.append({**row, "survived": len(own) - caught - same, "score": score})
-    return replace_block(page, BEGIN, END, markdown_table([{k: str(v) for k, v in row.items()} for row in rows]))
+    tables = [[{k: str(v) for k, v in row.items()} for row in rows]]
+    columns = {"survived in": "module", "line": "code", "part": "old", "in its place": "new"}
+    survivors = [row for row in records if row["result"] == "survived" and row["id"] not in equivalent]
+    if survivors:
+        tables.append([{title: _format_code(row[name]) for title, name in columns.items()} for row in survivors])
+    return replace_block(page, BEGIN, END, "\n\n".join(markdown_table(table) for table in tables))
+
+
+def _format_code(text: str) -> str:
+    return f"`{' '.join(text.split())}`".replace("|", r"\|")
 
 
 def _copy_tree() -> None:

@@ -7,12 +7,15 @@ import socket
 import tarfile
 import threading
 import urllib.request
+from http.client import BadStatusLine
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import pytest
 
 from wgangp.data import download as module
 from wgangp.data.download import CIFAR10, MNIST, download, download_cifar10, download_mnist, extract_members
+from wgangp.files import explain_error
 from wgangp.metrics.inception import URL
 
 CONTENT = b"published" * 1000
@@ -99,10 +102,28 @@ def test_connection_that_ends_early_is_not_said_to_be_another_file(monkeypatch, 
         thread = threading.Thread(target=serve)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/file"
-        with pytest.raises(OSError, match=r"(the connection ended 4,000 bytes before|IncompleteRead).*Try again"):
+        with pytest.raises(OSError, match=r"(the connection ended 4,000 bytes before|IncompleteRead).*[Tt]ry again"):
             download(url, tmp_path / "file", SHA256)
         thread.join()
     assert content(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        URLError(ConnectionRefusedError(111, "Connection refused")),
+        HTTPError("https://a.org/file", 404, "Not Found", {}, None),
+        TimeoutError("timed out"),
+        ConnectionResetError(104, "Connection reset by peer"),
+        BadStatusLine("odd\r\n\x1b[2J"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_error_of_the_connection_is_one_line_with_the_address_and_the_remedy(server, tmp_path, error):
+    server["https://a.org/file"] = error
+    with pytest.raises(OSError, match=r"^https://a\.org/file: .+\. Check the connection, and try again$") as caught:
+        download("https://a.org/file", tmp_path / "file", SHA256)
+    assert explain_error(caught.value).isprintable() and content(tmp_path) == set()
 
 
 def test_endless_answer_is_refused(server, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, TINY
 
-from wgangp.files import explain_error, name_file
+from wgangp.files import complete, explain_error, name_file, write_file
 
 RUN = (*TINY, "train.steps=4", "train.checkpoint_every=1", "run_dir=run")
 
@@ -27,6 +27,33 @@ def test_error_that_has_a_name_and_other_errors_stay_as_they_are():
     with pytest.raises(ValueError, match="my own error"), name_file(Path("other")):
         raise ValueError("my own error")
     assert explain_error(OSError("no number")) == "no number"
+
+
+def test_error_of_a_disk_that_is_read_only_names_the_file_that_was_to_be_written(tmp_path, monkeypatch):
+    """Such a disk refuses to remove a file, too, also one that does not exist."""
+
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    for owner, name in ((Path, "open"), (Path, "unlink"), (os, "mkdir")):
+        monkeypatch.setattr(owner, name, refuse)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write_file(tmp_path / "a", b"")
+    assert caught.value.filename == str(tmp_path / "a")
+    with pytest.raises(OSError, match="Read-only") as caught, complete(tmp_path / "b"):
+        pass
+    assert caught.value.filename == str(tmp_path / "b")
+
+
+def test_file_or_folder_has_its_name_when_it_is_complete(tmp_path):
+    with complete(tmp_path / "new" / "a") as path:
+        path.mkdir()
+        (path / "x").write_text("x")
+        assert not (tmp_path / "new" / "a").exists()
+    with pytest.raises(ValueError, match="halfway"), complete(tmp_path / "new" / "b") as path:
+        path.write_text("x")
+        raise ValueError("halfway")
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"new", "new/a", "new/a/x"}
 
 
 def train(folder, limit=None):

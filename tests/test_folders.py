@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 
 import pytest
@@ -6,7 +8,7 @@ from omegaconf import OmegaConf
 
 from wgangp import config, load_run
 from wgangp.evaluate import evaluate
-from wgangp.files import UNFINISHED
+from wgangp.files import UNFINISHED, explain_error
 from wgangp.folders import claim_folder, find_folder, load_config, read_config
 from wgangp.records import read_folder
 from wgangp.runs import MOVED, NOT_COMPUTED, run_name, select_computed
@@ -75,6 +77,16 @@ class TestClaimFolder:
         with claim_folder(tmp_path, configure()), pytest.raises(ValueError, match="in use by another process"):
             claim(tmp_path, configure())
         claim(tmp_path, configure())
+
+    def test_raises_if_the_disk_refuses_the_lock_and_names_it(self, configure, tmp_path, monkeypatch):
+        def refuse(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(OSError, match="No locks available") as caught:
+            claim(tmp_path, configure())
+        line = explain_error(caught.value)
+        assert line.startswith(f"{tmp_path / '.lock'}: No locks available. The file system refuses locks: choose")
 
     def test_raises_for_another_config_and_names_the_keys(self, configure, tmp_path):
         claim(tmp_path, configure())
@@ -145,7 +157,7 @@ class TestClaimFolder:
 
     def test_removes_what_a_killed_process_left_and_nothing_else(self, configure, tmp_path):
         claim(tmp_path, configure())
-        for folder in (tmp_path, tmp_path / "checkpoints", tmp_path / "made"):
+        for folder in (tmp_path, *(tmp_path / name for name in ("checkpoints", "samples", "nonfinite", "made"))):
             folder.mkdir(exist_ok=True)
             (folder / f"{UNFINISHED}1").write_text("half")
         (tmp_path / f"{UNFINISHED}2").mkdir()  # scripts/sample.py writes there now

@@ -1,5 +1,4 @@
 import builtins
-import io
 import json
 import os
 import subprocess
@@ -10,7 +9,6 @@ import pytest
 import torch
 from helpers import ROOT
 from PIL import Image
-from tqdm.notebook import tqdm_notebook
 
 import wgangp
 from wgangp import logs
@@ -155,95 +153,6 @@ def test_tensorboard_has_groups_pictures_the_config_and_the_time(tmp_path):
     (text,) = board.Tensors("config/text_summary")
     assert text.tensor_proto.string_val[0].decode() == "    seed: 3\n    train:\n      steps: 9\n"
     assert logs.read_lines(tmp_path / "metrics.jsonl")[0] == {"step": 0, "slope_real_mean": 1.5}  # flat, as before
-
-
-class Screen(io.StringIO):
-    """A stderr that is a terminal, or that is not."""
-
-    def __init__(self, terminal):
-        super().__init__()
-        self.terminal = terminal
-
-    def isatty(self):
-        return self.terminal
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """clock[0] is the time in seconds."""
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    return now
-
-
-VALUES = {"wasserstein": 0.12345, "penalty": 0.5, "slope_interpolates_mean": 1.0, "generator_loss": -2.0}
-
-
-def test_without_a_terminal_there_is_one_plain_line_per_report_and_at_most_one_per_minute(monkeypatch, clock):
-    monkeypatch.setattr("sys.stderr", screen := Screen(terminal=False))
-    progress = logs.Progress(1000, 5000)
-    for step in range(1000, 5001, 500):  # a report every 20 s
-        progress.report(step, VALUES)
-        for _ in range(500):
-            progress.update()
-        clock[0] += 20
-    progress.close()
-    numbers = "wasserstein 0.1235, penalty 0.5, slope 1, generator loss -2"
-    assert screen.getvalue().splitlines() == [
-        f"update 1,000 of 5,000: {numbers}",
-        f"update 2,500 of 5,000, 01:40 left: {numbers}",
-        f"update 4,000 of 5,000, 00:40 left: {numbers}",
-        f"update 5,000 of 5,000: {numbers}",  # the last one is always written
-    ]
-
-
-def test_line_is_written_per_report_if_reports_are_rare(monkeypatch, clock):
-    monkeypatch.setattr("sys.stderr", screen := Screen(terminal=False))
-    progress = logs.Progress(0, 3)
-    for step in range(4):
-        progress.report(step, {"critic_loss": 1.0, "modes": 8, "generator_loss": 2.0})  # a loss without a distance
-        clock[0] += 24 * 3600
-    assert screen.getvalue().splitlines()[2] == "update 2 of 3, 24:00:00 left: critic loss 1, modes 8"
-    assert len(screen.getvalue().splitlines()) == 4
-
-
-def test_terminal_has_a_bar_and_no_lines(monkeypatch):
-    monkeypatch.setattr("sys.stderr", screen := Screen(terminal=True))
-    progress = logs.Progress(0, 2)
-    progress.report(0, VALUES)
-    progress.update()
-    progress.close()
-    assert "1/2" in screen.getvalue() and "slope=1" in screen.getvalue()
-    assert "update 0 of 2" not in screen.getvalue()
-
-
-def test_notebook_has_the_bar_of_tqdm_and_no_lines(monkeypatch):
-    shown = []
-
-    class NotebookBar(tqdm_notebook):  # what tqdm.auto is in a notebook; without its widgets
-        def __init__(self, **options):
-            shown.append(options["disable"])
-
-        def set_postfix(self, numbers):
-            shown.append(numbers["slope"])
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr("sys.stderr", screen := Screen(terminal=False))
-    monkeypatch.setattr(logs, "tqdm", NotebookBar)
-    logs.Progress(0, 2).report(0, VALUES)
-    assert shown == [False, "1"] and screen.getvalue() == ""
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_other_ranks_show_nothing(monkeypatch, terminal):
-    monkeypatch.setattr("sys.stderr", screen := Screen(terminal))
-    progress = logs.Progress(0, 1, visible=False)
-    progress.report(0, VALUES)
-    progress.update()
-    progress.close()
-    assert screen.getvalue() == ""
 
 
 def test_tensorboard_shows_samples_of_text_line_by_line(tmp_path):

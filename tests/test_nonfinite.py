@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,8 @@ from helpers import TINY
 from torch import nn
 
 from wgangp import config
-from wgangp.nonfinite import check_state, copy_state, is_lost
+from wgangp.draws import Draws
+from wgangp.nonfinite import check_state, copy_state, is_lost, require_finite
 from wgangp.optim import RMSProp, build_average
 from wgangp.train import Clip, train
 
@@ -133,6 +135,17 @@ def test_stop_without_space_for_the_batches_is_the_same_error(train_on, tmp_path
     (tmp_path / "nonfinite").write_text("a file is in the way")
     with pytest.raises(ValueError, match=r"step 2: wasserstein is not finite.*could not be written"):
         train_on({3}, "train.steps=4")
+
+
+def test_batches_that_the_disk_takes_in_part_leave_no_file(tmp_path):
+    x, before = torch.zeros(300, 2), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))  # of the bytes of a file
+    try:
+        with pytest.raises(ValueError, match=r"could not be written to .*step_00000002\.pt \(File too large\)"):
+            require_finite(2, {"penalty": math.nan}, tmp_path, lambda step: Draws([(x, x, x[:, 0])], (x,)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "nonfinite").iterdir()) == []
 
 
 def test_skip_leaves_the_updates_out_and_counts_them(train_on, tmp_path):

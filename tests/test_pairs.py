@@ -74,6 +74,11 @@ def test_layouts_of_funnels_differ():
     assert not torch.allclose(a, b)
 
 
+def test_funnels_of_a_layout_stay_where_they_are():
+    potential = funnels(dim=2, count=4).potential(torch.tensor([[0.0, 0.0], [3.0, -1.0]], dtype=torch.float64))
+    assert potential.tolist() == pytest.approx([0.6094374326688204, 2.123285078329444], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [

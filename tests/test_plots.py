@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import matplotlib
 import numpy as np
@@ -282,3 +284,34 @@ def test_title_of_curves_is_the_given_one(tmp_path, monkeypatch):
     for title in ("budget=cpu", ""):
         plots.save_curves(tmp_path / "a.png", records, target=1.0, title=title)
     assert titles == ["budget=cpu", ""]
+
+
+@pytest.mark.parametrize("name", ["image", "points", "animation"])
+def test_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch, name):
+    """A link at its path is replaced and not followed. A full disk leaves what was there, and no part of the other."""
+    Image.new("L", (8, 8)).save(tmp_path / "frame.png")
+    path, other = tmp_path / "x.png", tmp_path / "other"
+    save = {
+        "image": lambda: plots.save_image(path, torch.zeros(8, 8, 3, dtype=torch.uint8)),
+        "points": lambda: plots.save_points(path, torch.zeros(1, 2), (-1.0, 1.0)),
+        "animation": lambda: plots.save_animation(path, [tmp_path / "frame.png"]),
+    }[name]
+    path.symlink_to(other)
+    save()
+    before = path.read_bytes()
+    assert before[:4] in (b"\x89PNG", b"RIFF") and not path.is_symlink() and not other.exists()
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space") as caught:
+        save()
+    assert caught.value.filename == str(path) and path.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"frame.png", "x.png"}
+
+
+def test_format_of_a_figure_is_png_whatever_the_settings_of_matplotlib_are(tmp_path):
+    with matplotlib.rc_context({"savefig.format": "svg"}):
+        plots.save_points(tmp_path / "x.png", torch.zeros(1, 2), (-1.0, 1.0))
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

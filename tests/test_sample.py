@@ -1,5 +1,7 @@
 """Samples of a trained generator: what is written, and where."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -63,10 +65,29 @@ def test_samples_are_of_the_average_if_the_run_has_one(trained):
 
 
 def test_animation_has_every_picture_that_the_run_saved(toy):
+    (toy / "samples" / "0abc.png").write_text("not one of them")
     path = sample(str(toy), "animation", n=1, device="cpu")
     assert path.name == "animation_step3.webp"
     with Image.open(path) as movie:
         assert movie.n_frames == 4
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (os.mkfifo, "it is not a file"),
+        (lambda path: path.write_text("text"), "cannot identify"),
+        (lambda path: Image.new("1", (9_000, 9_000)).save(path), "it has 9000 x 9000 pixels"),
+    ],
+    ids=["pipe", "text", "large"],
+)
+def test_picture_of_a_run_folder_that_cannot_be_read_is_named(toy, damage, reason):
+    path = toy / "samples" / "00000002.png"
+    path.unlink()
+    damage(path)
+    with pytest.raises(ValueError, match=rf"{path} cannot be read: {reason}"):
+        sample(str(toy), "animation", device="cpu")
+    assert list((toy / "made").iterdir()) == []
 
 
 def test_animation_that_leaves_pictures_out_says_so(toy, monkeypatch, capsys):

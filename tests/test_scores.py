@@ -2,6 +2,7 @@ import gc
 import hashlib
 import json
 import math
+import os
 import signal
 import sys
 import weakref
@@ -300,7 +301,9 @@ def test_classifier_that_cannot_be_written_is_not_trained(stripes, home, tmp_pat
 
     monkeypatch.setattr(classifier, "train_classifier", fail)
     (tmp_path / "file").write_text("")
-    for path, message in ((tmp_path / "file" / "c.pt", "cannot be written"), (tmp_path, "is a folder")):
+    os.mkfifo(tmp_path / "pipe")
+    places = {tmp_path / "file" / "c.pt": "cannot be written"}
+    for path, message in (places | dict.fromkeys((tmp_path, tmp_path / "pipe"), "is not a file")).items():
         with pytest.raises(ValueError, match=f"classifier = .*{message}"):
             load_classifier(stripes, str(path))
 

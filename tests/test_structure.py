@@ -23,6 +23,7 @@ LAYERS = [  # from the bottom up: a module may import modules of the layers befo
         "state",
         "signals",
         "files",
+        "progress",
     },
     {"bounds", "checks", "compiler", "targets"},
     {"form", "gradients", "per_sample"},
@@ -186,3 +187,24 @@ def test_lock_file_has_an_allowed_version_with_hashes_of_every_dependency():
         if requirement.name != "wgangp":
             assert requirement.specifier, f"{line} has no lower bound"
             assert locked[requirement.name.replace("_", "-")] in requirement.specifier
+
+
+WRITERS = ("write_text", "write_bytes", "save", "savefig", "savez", "savez_compressed")
+# logs.py appends lines, and repairs a last one that was cut off.
+OPENERS = {"files.py": {"xb"}, "logs.py": {"ab+"}}
+# logs.py reads what the run has just written; image_runs.py reads from memory.
+READERS = {"data/folder.py", "logs.py", "figures/image_runs.py"}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_written_by_write_file_and_pictures_are_read_by_read_picture(path):
+    """Everything is written to a buffer in memory first: a file is whole, and no pipe or link is opened for writing."""
+    name, modes = str(path.relative_to(PACKAGE)), set()
+    for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+        function, arguments = ast.unparse(call.func), [ast.unparse(argument) for argument in call.args]
+        assert not function.endswith(tuple(f".{writer}" for writer in WRITERS)) or "buffer" in arguments, function
+        assert function != "Image.open" or name in READERS
+        if function.rpartition(".")[2] == "open":
+            values = [node.value for node in ast.walk(call) if isinstance(node, ast.Constant)]
+            modes |= {value for value in values if re.fullmatch("[rwaxbt+]*[wax+][rwaxbt+]*", str(value))}
+    assert modes <= OPENERS.get(name, set())

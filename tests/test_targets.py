@@ -1,5 +1,7 @@
 """Which names a config may call. Those of this project are in tests/test_config.py."""
 
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -18,7 +20,7 @@ def settings(**groups):
     [
         {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}},
         {"launcher": {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "n_jobs": 2}},
-        {"job_logging": {"handlers": {"console": STREAM, "file": {"class": "logging.FileHandler"}}}},
+        {"job_logging": {"handlers": {"console": STREAM}}},
         {"job_logging": {"formatters": {"simple": {"()": "colorlog.ColoredFormatter"}}}},
         {"job": {"config": {"override_dirname": {"kv_sep": "="}}}, "sweep": {"dir": "${hydra:runtime.cwd}/runs"}},
         {"job_logging": None, "callbacks": {}, "runtime": "???"},
@@ -32,6 +34,8 @@ def test_settings_of_hydra_and_its_plugins_are_accepted(groups):
 @pytest.mark.parametrize(
     "groups, message",
     [
+        ({"job_logging": {"handlers": {"file": {"class": "logging.FileHandler"}}}}, "must be one of logging.Stream"),
+        ({"job": {"env_set": {"PATH": "here"}}}, r"hydra\.job\.env_set\.PATH = here: variables such as PATH"),
         ({"callbacks": {"x": {"_target_": "os.system"}}}, r"hydra\.callbacks\.x\._target_ = os\.system: only names"),
         ({"callbacks": {"x": {"_target_": "wgangp.cli.main"}}}, "wgangp.cli.main: only names"),
         ({"callbacks": {"x": {"_target_": "my_package.Callback"}}}, r"only names under [\w. ]+ can be used$"),
@@ -81,6 +85,20 @@ def test_every_config_is_checked_that_hydra_composes(configure):
             configure("+hydra.callbacks.x._target_=os.system")
         configure()
     configure("+hydra.callbacks.x._target_=os.system")  # that of another program, which does not call it either
+
+
+def test_no_package_is_imported_for_configs(configure, tmp_path):
+    with check_hydra():
+        for path in ("pkg://antigravity", "pkg://wgangp.figures", "structured://x"):
+            with pytest.raises(ValueError, match=rf"hydra\.searchpath: {path} is no folder of configs"):
+                configure(f"hydra.searchpath=[{path}]")
+        configure(f"hydra.searchpath=[file://{tmp_path}]")
+    assert "antigravity" not in sys.modules
+
+
+def test_variables_that_hydra_copies_are_accepted(configure, monkeypatch):
+    monkeypatch.setenv("COPIED", "1")
+    check_settings(settings(job={"env_set": {"COPIED": "1"}, "env_copy": ["COPIED"]}))
 
 
 def test_config_cannot_name_a_function_that_writes_files():

@@ -86,7 +86,9 @@ def test_characters_of_several_bytes_are_written_as_they_were_read(write, tmp_pa
     data = text(write("na\u00efve caf\u00e9\nstra\u00dfe"), length=12)
     assert read_split(data, "heldout") == ["na\u00efve caf\u00e9"] and read_split(data, "train") == ["stra\u00dfe"]
     (x,) = data.batch(0, 1, seed=0)
+    (tmp_path / "out.txt").symlink_to(tmp_path / "other.txt")  # is replaced
     write_lines(tmp_path / "out.txt", x, data.symbols)
+    assert not (tmp_path / "other.txt").exists()
     assert (tmp_path / "out.txt").read_bytes() == "stra\u00dfe\n".encode()
     broken = decode(torch.tensor([[data.symbols.index("\xc3"), data.symbols.index("a")]]), data.symbols)
     assert broken == ["\ufffda"]  # half of a character
@@ -200,4 +202,4 @@ def test_strict_text_names_what_does_not_fit_and_the_settings_that_do(write, opt
 
 
 def test_padding_symbol_in_the_text_is_counted(write):
-    assert "1 lines have `, which is also the padding" in text(write("a`b\nc")).summary
+    assert "1 lines have `, which is also the padding" in text(write("a`b\nc\nd")).summary

@@ -230,11 +230,44 @@ def test_file_that_is_removed_from_a_running_run_is_noticed_at_the_next_report(t
     assert [r["step"] for r in read_lines(tmp_path / "metrics.jsonl")] == [0, 2, 4, 6, 8]
 
 
-def test_missing_log_is_said(train_tiny, tmp_path, capsys):
-    train_tiny(tmp_path, "train.steps=2")
-    (tmp_path / "metrics.jsonl").unlink()
+@pytest.mark.parametrize("left", [0, 1, 2, None])
+def test_lines_of_the_log_that_are_lost_are_counted(train_tiny, tmp_path, capsys, left):
     train_tiny(tmp_path, "train.steps=4")
-    assert f"warning: {tmp_path} has no metrics.jsonl: its log begins at step 2" in capsys.readouterr().err
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:left]))
+    if left == 0:
+        path.unlink()
+    train_tiny(tmp_path, "train.steps=6")
+    warning = f"warning: {path} has {left} of the 3 lines that it had at step 4. The others are lost"
+    assert capsys.readouterr().err.count(warning) == (left is not None)
+    assert [r["step"] for r in read_lines(path)] == [*[0, 2][:left], 4, 6]
+    capsys.readouterr()
+    train_tiny(tmp_path, "train.steps=8")
+    assert "lost" not in capsys.readouterr().err  # it is said once
+
+
+def test_last_report_that_was_not_written_is_written_by_the_same_command(train_tiny, tmp_path):
+    class Removing(Interrupting):
+        def batch(self, k, size, seed, split="train", purpose="data"):
+            if k == 3 * 5 and purpose == "data":  # in the update before the last step
+                (tmp_path / ".lock").rename(tmp_path / "moved")
+            return super().batch(k, size, seed, split, purpose)
+
+    (tmp_path / ".lock").touch()
+    with pytest.raises(ValueError, match=r"A checkpoint of step 4 is saved"):
+        train_tiny(tmp_path, "train.steps=4", data=Removing(at=-1))
+    assert train_tiny(tmp_path, "train.steps=4")[1] == 4
+    train_tiny(tmp_path.with_name("whole"), "train.steps=4")
+    mine, whole = contents(tmp_path), contents(tmp_path.with_name("whole"))
+    del mine["moved"]
+    assert mine == whole
+
+
+def test_run_that_was_stopped_where_it_now_ends_gets_its_last_report_and_picture(train_tiny, tmp_path):
+    assert train_tiny(tmp_path / "stopped", "train.steps=8", data=Interrupting(at=2 * 5 + 1))[1] == 3
+    for name in ("stopped", "whole"):
+        assert train_tiny(tmp_path / name, "train.steps=3")[1] == 3
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl", "provenance.jsonl"])

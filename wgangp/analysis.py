@@ -2,7 +2,6 @@
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +13,10 @@ from torch import Tensor
 from wgangp import lipschitz, plots
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz, list_assumptions
+from wgangp.checkpoint import write_atomic
 from wgangp.checks import compute_scores
 from wgangp.config import find_device, restore
+from wgangp.files import complete
 from wgangp.generate import BATCH, generate
 from wgangp.logs import collect_provenance
 from wgangp.per_sample import check_per_sample
@@ -70,15 +71,13 @@ def analyze(
         return path  # it has the same run, step, seed and sizes
 
     report, slopes = measure(trained, n, starts, ascent, seed, low_dimension)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
-        unfinished = Path(folder, path.name)
+    with complete(path) as unfinished:
         unfinished.mkdir()
         arguments = {"run": run, "n": n, "starts": starts, "ascent": ascent, "seed": seed, "data_root": data_root}
         origin = {"step": step, **arguments, "out": out, **collect_provenance(next(trained.critic.parameters()).device)}
-        (unfinished / "lipschitz.json").write_text(json.dumps({**origin, **report}, indent=2) + "\n")
+        write_atomic(unfinished / "lipschitz.json", json.dumps({**origin, **report}, indent=2) + "\n")
         plots.save_lipschitz(unfinished / "lipschitz.png", slopes, report, title=f"{step} generator updates")
-        return unfinished.rename(path)
+    return path
 
 
 @leave_unchanged

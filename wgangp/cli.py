@@ -37,6 +37,7 @@ from wgangp.files import explain_error
 from wgangp.folders import claim_folder, find_folder
 from wgangp.help import explain_keys, list_choices
 from wgangp.logs import read_metrics
+from wgangp.progress import say
 from wgangp.runs import normalize_overrides, run_name
 from wgangp.sample import sample
 from wgangp.schema import explain_key, flatten_keys, list_keys, read_types, register_schema, suggest, to_arguments
@@ -92,21 +93,21 @@ def run_train(cfg: DictConfig) -> float | None:
             scores = config.train_scores(cfg, run) if world.first else []
         with claim_folder(folder, cfg) if world.first else nullcontext():
             if world.first:
-                print(f"run folder: {folder}")
+                say(f"run folder: {folder}")
                 if summary := getattr(run.data, "summary", ""):
-                    print(f"data: {summary}")
+                    say(f"data: {summary}")
             stop_signals: list[int] = []
             step = train(folder, run, **options, scores=scores, stop_signals=stop_signals, world=world)
     if step < options["steps"]:
         if world.first:
-            print(f"stopped at step {step} of {options['steps']}; the same command continues from there")
+            say(f"stopped at step {step} of {options['steps']}; the same command continues from there")
         sys.exit(128 + (stop_signals or [signal.SIGTERM])[0])  # as a shell reports it; a sweep ends, too
     if not world.first:
         return None
-    print(f"finished: {step} generator updates" + " of the small version, budget=cpu" * (cfg.budget == "cpu"))
+    say(f"finished: {step} generator updates" + " of the small version, budget=cpu" * (cfg.budget == "cpu"))
     newest = max((folder / "samples").glob("[0-9]*"), default=None)
     if newest is not None:
-        print(f"samples: {newest}\ncurves:  {folder / 'curves.png'}")
+        say(f"samples: {newest}\ncurves:  {folder / 'curves.png'}")
     if cfg.objective is None:
         return None
     last = read_metrics(folder / "metrics.jsonl")[-1]

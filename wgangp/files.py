@@ -3,11 +3,21 @@
 import errno
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["UNFINISHED", "explain_error", "name_file", "read_file", "refuse_links", "remove_unfinished", "write_file"]
+__all__ = [
+    "UNFINISHED",
+    "complete",
+    "explain_error",
+    "name_file",
+    "read_file",
+    "refuse_links",
+    "remove_unfinished",
+    "write_file",
+]
 
 UNFINISHED = ".unfinished-"  # the names of files and folders that are being written begin with it
 
@@ -24,6 +34,8 @@ REMEDIES = {
     errno.EEXIST: "Move it away",
     errno.ELOOP: "A link is where a file is needed: replace it by the file",
     errno.EMFILE: "Raise the limit of open files (ulimit -n)",
+    errno.ENOLCK: "The file system refuses locks: choose another folder",
+    errno.EOPNOTSUPP: "The file system cannot do this: choose another folder",
 }
 
 
@@ -65,7 +77,25 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only refuses this, too, and the first error is what matters
+            temporary.unlink()
+
+
+@contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """Yield another path, for a file or a folder. It is renamed to path at the end of the with block, without an error.
+
+    The parents of path are created. OSError names the path.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED, ignore_cleanup_errors=True) as folder:
+            yield Path(folder, path.name)
+            Path(folder, path.name).rename(path)
+    except OSError as error:
+        if UNFINISHED in str(error.filename):
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def remove_unfinished(*folders: Path) -> None:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from wgangp.files import UNFINISHED, read_file, refuse_links, remove_unfinished
+from wgangp.files import UNFINISHED, name_file, read_file, refuse_links, remove_unfinished
 from wgangp.runs import ADDED, find_differing_keys, flatten_config, select_computed
 
 __all__ = ["claim_folder", "find_folder", "load_config", "load_run_config", "read_config"]
@@ -52,6 +52,8 @@ def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir", timeout: f
     Raises:
         ValueError: another process holds the lock, another config created the folder (the message names the keys that
             differ), a link leads out of it, or it holds something else. Nothing in the folder is changed.
+        OSError: the file system refuses the lock. If it has no locks at all (flock gives ENOSYS), filelock warns, and
+            the existence of .lock is the lock; after a kill it may have to be deleted.
     """
     config_path = folder / "config.yaml"
     before_config = (".lock", "config.yaml.tmp", UNFINISHED)  # of a run that was killed before it wrote its config
@@ -65,12 +67,13 @@ def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir", timeout: f
     refuse_links(folder)  # before the lock, which would empty the file that a link leads to
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=timeout)
+        with name_file(folder / ".lock"):
+            lock.acquire(timeout=timeout)
     except Timeout as error:
         raise ValueError(f"{folder} is in use by another process: wait for it, or choose another {key}=") from error
     try:
         _check_same(config_path, cfg, key)
-        remove_unfinished(folder, folder / "checkpoints")
+        remove_unfinished(folder, *(folder / name for name in ("checkpoints", "samples", "nonfinite")))
         yield
     finally:
         lock.release()

@@ -1,8 +1,7 @@
-"""The log of a run: JSON lines, TensorBoard if it is installed, what a person sees, and where the numbers come from."""
+"""The log of a run: JSON lines, TensorBoard if it is installed, and where the numbers come from."""
 
 import errno
 import json
-import math
 import os
 import platform
 import shlex
@@ -20,8 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
-from tqdm.notebook import tqdm_notebook
 
 from wgangp.checkpoint import write_atomic
 from wgangp.files import name_file, read_file
@@ -30,7 +27,6 @@ from wgangp.version import __version__
 
 __all__ = [
     "Log",
-    "Progress",
     "amend_last_line",
     "append_line",
     "collect_provenance",
@@ -41,8 +37,6 @@ __all__ = [
     "read_timing",
     "tensorboard_name",
 ]
-
-MINUTE = 60.0  # seconds
 
 RENAMED = {  # metrics of logs that were written by earlier versions -> their names now
     "critic_gradient_norm": "critic_param_grad_norm",
@@ -79,6 +73,7 @@ class Log:
         for path, records in ((self.metrics, read_metrics(self.metrics)), (self.timing, read_timing(folder))):
             earlier = [record for record in records if record["step"] < start]
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in earlier))
+        self.count = len(read_metrics(self.metrics))  # lines
         paths = (self.metrics, folder / ".lock")
         self.watched = {path: identity for path in paths if (identity := _identify(path)) is not None}
         self.start_time = time.monotonic()
@@ -91,6 +86,7 @@ class Log:
         """
         elapsed = round(self.elapsed_before + time.monotonic() - self.start_time, 3)
         append_line(self.metrics, {"step": step, **values})
+        self.count += 1
         append_line(self.timing, {"step": step, "elapsed_s": elapsed})
         with self._use_board() as board:
             for name, value in {**values, "elapsed_s": elapsed}.items() if board else ():
@@ -105,10 +101,10 @@ class Log:
         """Add samples/STEP.png or samples/STEP.txt to TensorBoard. Nothing is done if there is neither."""
         path = self.folder / "samples" / f"{step:08d}.png"
         with self._use_board() as board:
-            if board and path.exists():
+            if board and path.is_file():  # no pipe, which would be waited for
                 with Image.open(path) as image:
                     board.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
-            if board and (path := path.with_suffix(".txt")).exists():
+            if board and (path := path.with_suffix(".txt")).is_file():
                 board.add_text("samples", _format_code(path.read_text(encoding="utf-8")), step)
 
     def close(self) -> None:
@@ -124,47 +120,6 @@ class Log:
         except OSError as error:
             _warn_of_lost_events(error)
             self.board = None
-
-
-class Progress:
-    """What a person sees of a run, on stderr: a bar in a terminal or a notebook, plain lines in a file or a pipe.
-
-    A line is written at the first report and at the last one, and in between at most once per minute.
-
-    Args:
-        step: generator updates that are done.
-        steps: generator updates in total.
-        visible: False shows nothing. It is for all ranks but the first.
-    """
-
-    def __init__(self, step: int, steps: int, visible: bool = True) -> None:
-        bar = sys.stderr.isatty() or issubclass(tqdm, tqdm_notebook)
-        self.bar = tqdm(initial=step, total=steps, unit="update", dynamic_ncols=True, disable=not (visible and bar))
-        self.lines = visible and not bar
-        self.start, self.steps = step, steps
-        self.start_time, self.line_time = time.monotonic(), -math.inf
-
-    def update(self) -> None:
-        """Count one generator update."""
-        self.bar.update()
-
-    def report(self, step: int, values: dict[str, float]) -> None:
-        """Show the most important numbers of a line of the log."""
-        numbers = _summarize(values)
-        self.bar.set_postfix(numbers)
-        now = time.monotonic()
-        if not self.lines or (step < self.steps and now < self.line_time + MINUTE):
-            return
-        self.line_time = now
-        left = ""
-        if self.start < step < self.steps:
-            seconds = (now - self.start_time) / (step - self.start) * (self.steps - step)
-            left = f", {tqdm.format_interval(seconds)} left"
-        line = ", ".join(f"{name} {number}" for name, number in numbers.items())
-        print(f"update {step:,} of {self.steps:,}{left}: {line}", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 def tensorboard_name(name: str) -> str:
@@ -192,6 +147,8 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
         file.write(json.dumps(record).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())  # a checkpoint, which is synced, is never newer on the disk than its log
 
 
 def amend_last_line(path: Path, values: dict[str, Any]) -> None:
@@ -294,14 +251,6 @@ def describe_hardware(record: dict[str, Any]) -> str:
     device = record["device"].replace(", 1 threads", ", 1 thread")  # as early versions wrote it
     eager = f", not compiled: {', '.join(record['not_compiled'])}" if record.get("not_compiled") else ""
     return f"{device}, torch {record['torch']}{eager}"
-
-
-def _summarize(values: dict[str, float]) -> dict[str, str]:
-    """Return the most important numbers of a line of the log, with names for a person."""
-    names = ["wasserstein" if "wasserstein" in values else "critic_loss", "penalty", "slope_interpolates_mean"]
-    names.append(next((name for name in ("modes", "js4") if name in values), "generator_loss"))
-    labels = {"slope_interpolates_mean": "slope"}
-    return {labels.get(n, n.replace("_", " ")): f"{values[n]:.4g}" for n in names if n in values}
 
 
 def _git(*arguments: str) -> str | None:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from wgangp.runs import Run, collect_state, collect_stateful, find_differing_keys
 
-__all__ = ["MisfitError", "list_differences", "load_state", "require_match", "require_owner"]
+__all__ = ["COUNTS", "MisfitError", "list_differences", "load_state", "require_match", "require_owner"]
 
 OPTIMIZERS = ("optim_generator", "optim_critic")
+COUNTS = ("skipped", "reports", "unfinished")  # integers that a checkpoint may have, see wgangp/train.py
 HEADER = ("step", "shape", "span", "symbols", "data")
 KNOWN = ("torch.optim.", "wgangp.optim.")  # optimizers whose options do not change during training
 LARGEST_SAMPLE = 2**28  # numbers; an image of 3 x 8192 x 8192 has fewer
@@ -62,8 +63,8 @@ def require_match(state: Any, expected: dict[str, Any], step: int, buffers: Coll
         step: in the name of the file of the state.
         buffers: the names of buffers, which may have inf.
     """
-    skipped = {"skipped": 0} if isinstance(state, dict) and "skipped" in state else {}  # updates that were left out
-    expected, config = {n: v for n, v in expected.items() if n != "skipped"} | {"step": step} | skipped, {}
+    counts = {name: 0 for name in COUNTS if isinstance(state, dict) and name in state}
+    expected, config = {n: v for n, v in expected.items() if n not in COUNTS} | {"step": step} | counts, {}
     if "identity" in expected:
         config = expected["identity"]["config"] or {}
         require_owner(state, step, **expected["identity"])
@@ -81,7 +82,7 @@ def require_match(state: Any, expected: dict[str, Any], step: int, buffers: Coll
         options = partial(_list_option_problems, expected[name]["param_groups"], config)
         expected[name] = {**expected[name], "param_groups": options}
         empty = isinstance(state.get(name), dict) and state[name].get("state") == {}
-        if empty and (step == 0 or skipped):  # no update yet
+        if empty and (step == 0 or "skipped" in counts):  # no update yet
             expected[name]["state"] = {}
     problem = next(list_differences("state", state, expected, buffers), None)
     if problem:

@@ -4,6 +4,7 @@ A run that stops keeps its last checkpoint, and writes the batch of the update t
 out is decided on the device, so that a GPU does not wait for the answer.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wgangp.draws import Draws
+from wgangp.files import write_file
 from wgangp.gradients import total_norm
 from wgangp.runs import Run, collect_stateful
 
@@ -118,14 +120,13 @@ def _save_draws(path: Path, step: int, values: dict[str, float], draws: Draws) -
     """Write a file for `torch.load(path, weights_only=True)`, and say where it is, or why it could not be written."""
     critic = [{"real": real, "z": z, "eps": eps, "labels": y[0] if y else None} for real, z, eps, *y in draws.critic]
     z, *y = draws.generator
+    generator, buffer = {"z": z, "labels": y[0] if y else None}, io.BytesIO()
+    torch.save({"step": step, "terms": values, "critic": critic, "generator": generator}, buffer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        with path.open("xb") as file:
-            generator = {"z": z, "labels": y[0] if y else None}
-            torch.save({"step": step, "terms": values, "critic": critic, "generator": generator}, file)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        return f"Its batches could not be written to {path} ({str(error).partition(chr(10))[0]})"
+        write_file(path, buffer.getbuffer())
+    except OSError as error:
+        return f"Its batches could not be written to {path} ({error.strerror or error})"
     return f"Its batches are in {path}"
 
 

@@ -31,7 +31,7 @@ def check_per_sample(critic: Callable[..., Tensor], x: Tensor, *, y: tuple[Tenso
     batch normalization"), and it needs second derivatives. For every pair i, j the check computes d score_i / d x_j,
     which must be 0, and score_i with another x_j, which must not change. Besides, score and gradient of each sample
     must be the same alone, in a small batch of its own copies, and in a batch twice as large (a step joins real and
-    fake samples), unless the critic draws random numbers (dropout draws per sample).
+    fake samples), unless the critic draws random numbers (dropout draws per sample). Other sizes are not tried.
 
     Args:
         critic: (x, *y) -> (B,) or (B, 1). Copies are used: its state does not change, nor do torch's random numbers.

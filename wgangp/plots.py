@@ -5,6 +5,7 @@ has at least 9 px there; lines differ in color and in dashes; points differ in c
 have a contrast of at least 3 : 1 to what is behind them.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from wgangp.checks import compute_scores
-from wgangp.files import name_file
+from wgangp.data.folder import read_picture
+from wgangp.files import write_file
 
 __all__ = [
     "CHANNELS",
@@ -42,11 +44,12 @@ SCORES = ("_w1", "_covered", "_fid", "_js4")  # ends of the names of the scores 
 ANIMATION_BYTES = 1_000_000  # an animation is a file of less than this
 FEWEST = 24  # pictures that an animation keeps in any case, if it has so many
 STYLE = {"font.size": 8, "axes.titlesize": 8.5, "figure.titlesize": 9, "legend.fontsize": 8, "legend.framealpha": 1.0}
+PNG = {"savefig.format": "png"}  # whatever a matplotlibrc of the user says
 
 
 @contextmanager
 def open_figure(path: Path, height: float, width: float = PAGE) -> Iterator[Any]:
-    """Yield a matplotlib figure in the style of this project, and save it at the end.
+    """Yield a matplotlib figure in the style of this project, and save it at the end as a PNG.
 
     Args:
         height, width: in inches.
@@ -54,11 +57,12 @@ def open_figure(path: Path, height: float, width: float = PAGE) -> Iterator[Any]
     import matplotlib  # here, because it takes a second and only pictures need it
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**STYLE, "axes.prop_cycle": matplotlib.cycler(**LINES)}):
+    with matplotlib.rc_context({**STYLE, **PNG, "axes.prop_cycle": matplotlib.cycler(**LINES)}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        with name_file(path):
-            figure.savefig(path, dpi=130)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=130)
+    write_file(path, buffer.getbuffer())
 
 
 def draw_points(axes: Any, real: Tensor | None, fake: Tensor | None = None, size: float = 4.0) -> None:
@@ -90,13 +94,14 @@ def to_bytes(x: Tensor, span: tuple[float, float]) -> Tensor:
 
 
 def save_image(path: Path, pixels: Tensor) -> None:
-    """Save one image, uint8 (H, W, C). With one channel the file is gray."""
-    with name_file(path):
-        Image.fromarray(pixels.squeeze(-1).numpy()).save(path)
+    """Save one image, uint8 (H, W, C), as a PNG. With one channel it is gray."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(-1).numpy()).save(buffer, "PNG")
+    write_file(path, buffer.getbuffer())
 
 
 def save_image_grid(path: Path, x: Tensor, span: tuple[float, float], columns: int | None = None) -> None:
-    """Save images as one picture, row by row, with one black pixel around each.
+    """Save images as one PNG, row by row, with one black pixel around each.
 
     Args:
         x: images (N, C, H, W) with values in span.
@@ -225,11 +230,11 @@ def save_animation(
 
     Returns:
         the number of pictures in it, and their width and height: those of the last picture, or smaller.
+
+    Raises:
+        ValueError: a picture cannot be read, or has too many pixels. The message names it.
     """
-    frames = []
-    for picture in pictures:
-        with Image.open(picture) as image:
-            frames.append(image.convert("RGB"))
+    frames = [read_picture(picture, channels=3) for picture in pictures]
     width, height = frames[-1].size
     count, scale = len(frames), 1.0
     while True:
@@ -238,9 +243,12 @@ def save_animation(
         selection = [frame.resize(size) for frame in selection]
         duration = max(20, int(1000 * seconds / count))  # ms per picture
         durations = [duration] * (count - 1) + [duration + 1500]
-        selection[0].save(path, save_all=True, append_images=selection[1:], duration=durations, loop=0, quality=80)
-        excess = path.stat().st_size / limit
+        options = {"append_images": selection[1:], "duration": durations, "loop": 0, "quality": 80}
+        buffer = io.BytesIO()
+        selection[0].save(buffer, "WEBP", save_all=True, **options)
+        excess = buffer.tell() / limit
         if excess < 1:
+            write_file(path, buffer.getbuffer())
             return count, size
         if count > FEWEST:
             count = max(FEWEST, int(0.95 * count / excess))

@@ -7,7 +7,7 @@ the networks in eval mode and change nothing: the trained weights do not depend 
 import math
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -142,12 +142,19 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
 
 
 @leave_unchanged
-def evaluate(run: Run, step: int, scores: Sequence[Score]) -> dict[str, float]:
-    """Compute the scores of a run. One that fails is reported on stderr and left out: it must not end the training."""
+def evaluate(
+    run: Run, step: int, scores: Sequence[Score], stop: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> dict[str, float]:
+    """Compute the scores of a run. One that fails is reported on stderr and left out: it must not end the training.
+
+    Args:
+        stop: around each score, for example `signals.interruptible`. Nothing else here is interrupted.
+    """
     values: dict[str, float] = {}
     for score in scores:
         try:
-            numbers = score.compute(run, step)
+            with stop():
+                numbers = score.compute(run, step)
             lost = [name for name, value in numbers.items() if not math.isfinite(value)]
             if lost:
                 raise ValueError(f"{', '.join(lost)}: not finite")

@@ -72,11 +72,11 @@ def collect_stateful(run: Run) -> dict[str, Any]:
     return {name: getattr(run, name) for name in names if getattr(run, name) is not None}
 
 
-def collect_state(run: Run, step: int, skipped: int = 0) -> tuple[dict[str, Any], set[str]]:
+def collect_state(run: Run, step: int, counts: dict[str, int] | None = None) -> tuple[dict[str, Any], set[str]]:
     """Return what a checkpoint holds, and the names of the buffers in it.
 
     Args:
-        skipped: updates that were left out. Only a checkpoint that has some says so.
+        counts: further numbers, by name. Those that are 0 are left out.
     """
     plain = {  # torch.load refuses numbers of numpy
         name: [value.item() if hasattr(value, "item") else value for value in getattr(run.data, name)]
@@ -88,7 +88,7 @@ def collect_state(run: Run, step: int, skipped: int = 0) -> tuple[dict[str, Any]
     buffers = {f"state[{key!r}][{name!r}]" for key, network in networks.items() for name, _ in network.named_buffers()}
     data |= {"symbols": list(run.data.symbols)} if hasattr(run.data, "symbols") else {}
     data |= {"identity": {"seed": run.seed, "config": run.config}}
-    data |= {"skipped": skipped} if skipped else {}
+    data |= {name: count for name, count in (counts or {}).items() if count}
     return {"step": step, **data, **{name: part.state_dict() for name, part in collect_stateful(run).items()}}, buffers
 
 

@@ -1,18 +1,19 @@
 """Samples of a trained generator, as a picture, an animation, image files, text or numbers."""
 
+import io
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from wgangp import plots
 from wgangp.config import find_device, restore
+from wgangp.data.folder import read_header
 from wgangp.data.text import write_lines
+from wgangp.files import complete, write_file
 from wgangp.generate import BATCH, generate
 from wgangp.runs import Run, choose_generator
 from wgangp.seeds import arrange_classes, draw_latent
@@ -56,8 +57,8 @@ def sample(
         trust: as in `config.load_run`.
 
     Raises:
-        ValueError: an argument is not valid, there is no such checkpoint, or the data cannot be shown in this way.
-            Nothing is written.
+        ValueError: an argument is not valid, there is no such checkpoint, the data cannot be shown in this way, or a
+            picture of an animation cannot be read. Nothing is written.
     """
     if what not in SUFFIXES:
         raise ValueError(f"what = {what}: must be one of {', '.join(SUFFIXES)}")
@@ -93,11 +94,9 @@ def sample(
     if out and path.suffix != suffixes[what]:
         expected = suffixes[what] or "a folder, a name without a suffix"
         raise ValueError(f"out = {path}: what={what} writes {expected}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
-        unfinished = Path(folder, path.name)  # renamed at the end, so that a part is not taken for the whole
+    with complete(path) as unfinished:  # so that a part is not taken for the whole
         _write(unfinished, trained, Path(run), what, n, seed, step, class_)
-        return unfinished.rename(path)
+    return path
 
 
 def _write(
@@ -108,13 +107,12 @@ def _write(
     images = len(run.data.shape) == 3
     if what == "animation":
         pictures = sorted((folder / "samples").glob("[0-9]*.png"))
-        pictures = [picture for picture in pictures if int(picture.stem) <= step]
+        pictures = [picture for picture in pictures if picture.stem.isdecimal() and int(picture.stem) <= step]
         if not pictures:
             raise ValueError(f"{folder / 'samples'} has no pictures to animate")
         count, (width, height) = plots.save_animation(path, pictures)
-        with Image.open(pictures[-1]) as last:
-            if (count, (width, height)) != (len(pictures), last.size):
-                print(f"{count} of {len(pictures)} pictures, {width} x {height} px: the file has less than 1 MB")
+        if (count, (width, height)) != (len(pictures), read_header(pictures[-1]).size):
+            print(f"{count} of {len(pictures)} pictures, {width} x {height} px: the file has less than 1 MB")
         return
     columns, labels, classes = None, None, getattr(generator, "classes", 0)
     if what == "interpolation":
@@ -143,7 +141,9 @@ def _write(
         if classes:
             numbers["y"] = torch.cat([draw(k)[1] for k in range(math.ceil(n / BATCH))])[:n].cpu()
         numbers |= {"step": step, "seed": seed}
-        np.savez_compressed(path, **{name: np.asarray(value) for name, value in numbers.items()})
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{name: np.asarray(value) for name, value in numbers.items()})
+        write_file(path, buffer.getbuffer())
     elif what == "images":
         path.mkdir()
         for i, pixels in enumerate(plots.to_bytes(x, run.data.span)):

@@ -4,6 +4,7 @@ A config that somebody else wrote must not call os.system. Hydra's instantiate w
 """
 
 import inspect
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,7 +29,7 @@ FOLDERS = {  # settings of Hydra that would move files, with the values that mov
 }
 # Launchers and sweepers, those of installed plugins, too, and what the sweeper of optuna is configured with.
 HYDRA = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
-LOGGING = ("logging.StreamHandler", "logging.FileHandler", "colorlog.ColoredFormatter")  # of Hydra's own choices
+LOGGING = ("logging.StreamHandler", "colorlog.ColoredFormatter")  # no FileHandler, which would overwrite any file
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 WRITERS = ("wgangp.data.download",)  # modules that write files: a config must not choose which
 
@@ -123,24 +126,32 @@ def check_hydra() -> Iterator[None]:
     """Check Hydra's own settings in every config that Hydra composes in the with block, before it uses any of them.
 
     Raises:
-        ValueError: as in `check_settings`. Hydra has called nothing and created no folder.
+        ValueError: as in `check_settings`; hydra.searchpath names a package, which Hydra would import. Hydra has called
+            nothing and created no folder.
     """
-    compose = ConfigLoaderImpl.load_configuration
+    compose, find_sources = ConfigLoaderImpl.load_configuration, CachingConfigRepository.initialize_sources
+
+    def check_and_find(repository: CachingConfigRepository, search_path: ConfigSearchPath) -> None:
+        for entry in search_path.get_path():
+            scheme, separator, _ = entry.path.partition("://")
+            if "searchpath" in entry.provider and separator and scheme != "file":
+                raise ValueError(f"hydra.searchpath: {entry.path} is no folder of configs. Write file:// and its path")
+        find_sources(repository, search_path)
 
     def compose_and_check(*arguments: Any, **keywords: Any) -> DictConfig:
         cfg = compose(*arguments, **keywords)
         check_settings(cfg.hydra)
         return cfg
 
-    ConfigLoaderImpl.load_configuration = compose_and_check
+    ConfigLoaderImpl.load_configuration, CachingConfigRepository.initialize_sources = compose_and_check, check_and_find
     try:
         yield
     finally:
-        ConfigLoaderImpl.load_configuration = compose
+        ConfigLoaderImpl.load_configuration, CachingConfigRepository.initialize_sources = compose, find_sources
 
 
 def check_settings(node: DictConfig) -> None:
-    """Raise ValueError for settings of Hydra that name code which is not Hydra's own, or that make it fail.
+    """Raise ValueError for settings of Hydra that can run code which is not Hydra's own, or that make it fail.
 
     Args:
         node: hydra, a group of the composed config. Hydra calls what is named by _target_, and, in the settings of
@@ -150,6 +161,8 @@ def check_settings(node: DictConfig) -> None:
         raise ValueError(f"hydra.verbose = {verbose}: must be true, false, the name of a logger or a list of names")
     for key, value in _walk(node, "hydra"):
         name = key.rpartition(".")[2]
+        if key == f"hydra.job.env_set.{name}" and str(value) != os.environ.get(name):  # env_copy copies equal ones here
+            raise ValueError(f"{key} = {value}: variables such as PATH choose the programs that run. Use the shell")
         if name == "_target_":
             resolve_target(value, key, HYDRA, can_trust=False)
         elif "_logging." in key and name in ("class", "()") and value not in LOGGING:

@@ -20,22 +20,14 @@ from wgangp.compiled import Computation, build_computation
 from wgangp.distributed import World
 from wgangp.draws import draw_critic_batch, draw_generator_batch, draw_iteration
 from wgangp.files import refuse_links
-from wgangp.logs import (
-    Log,
-    Progress,
-    amend_last_line,
-    append_line,
-    collect_provenance,
-    read_lines,
-    read_metrics,
-    read_timing,
-)
+from wgangp.logs import Log, amend_last_line, append_line, collect_provenance, read_lines, read_metrics, read_timing
 from wgangp.losses import merge_terms
-from wgangp.match import load_state
+from wgangp.match import COUNTS, load_state
 from wgangp.metrics.scores import Score, find_best
 from wgangp.nonfinite import check_state, check_updates, copy_state, is_lost, require_finite
 from wgangp.penalty import clip_weights_
 from wgangp.precision import product_precision
+from wgangp.progress import Progress
 from wgangp.report import draw_curves, evaluate, lipschitz_report, picture, report
 from wgangp.runs import Run, collect_state, collect_stateful
 from wgangp.seeds import seed_layers
@@ -123,14 +115,14 @@ def train(
     computation = build_computation(*networks, run.loss, run.penalty, regularize_gradient_norm, **form)
     computation = world.average(compute_in_parts(computation, accumulate))
     options = {"critic_steps": critic_steps, **sizes, "clip": clip, "world": world}
-    step, skipped = _restore(run, folder, device)
+    step, counts = _restore(run, folder, device)
     numbers = {"seed": run.seed, "steps": steps, "decay_steps": decay_steps, "penalty": run.penalty}
     numbers |= {"regularize": regularize_gradient_norm, "accumulate": accumulate, **form, **options}
     _require_equal_ranks(world, run, folder, step, numbers)
-    if step > 0 and step >= steps:
+    if step > 0 and step >= steps and not counts["unfinished"]:
         if world.first:
             best = _list_best(read_metrics(folder / "metrics.jsonl"))
-            remove_older(folder / "checkpoints", step, *collect_state(run, step, skipped), best=best)
+            remove_older(folder / "checkpoints", step, *collect_state(run, step, counts), best=best)
         return step
     if world.first:
         if config is not None:
@@ -161,7 +153,7 @@ def train(
             stop = world.any(bool(stop_signals or lost) or world.orphaned)
             checkpoint_due = step % checkpoint_every == 0 or evaluate_due or done or stop
             if report_due or picture_due or checkpoint_due:
-                skipped += check_updates(updates, folder, draw)
+                counts["skipped"] += check_updates(updates, folder, draw)
                 check_state(run, step, folder)
 
             # Report.
@@ -173,9 +165,10 @@ def train(
                     require_finite(step, values, folder)
                 try:
                     if evaluate_due:
-                        with nullcontext() if done or world.size > 1 else interruptible(stop_signals):
-                            values |= evaluate(run, step, scores)
-                    values |= {"skipped": skipped} if clip.on_nonfinite == "skip" else {}
+                        can_stop = not done and world.size == 1
+                        stop_scores = partial(interruptible, stop_signals) if can_stop else nullcontext
+                        values |= evaluate(run, step, scores, stop_scores)
+                    values |= {"skipped": counts["skipped"]} if clip.on_nonfinite == "skip" else {}
                     log.write(step, values)
                     progress.report(step, values)
                 except Interrupted:  # a stop does not wait for scores; the resumed run reports this step again
@@ -192,7 +185,8 @@ def train(
                 if records:  # none if a signal stopped the first evaluation
                     draw_curves(folder, run)
                 best = None if lost else _list_best(records)
-                save(folder / "checkpoints", step, *collect_state(run, step, skipped), best=best)
+                counts |= {"reports": log.count, "unfinished": int(not done or bool(lost))}
+                save(folder / "checkpoints", step, *collect_state(run, step, counts), best=best)
 
             # Done?
             if lost:
@@ -214,7 +208,7 @@ def train(
             step += 1
             updates.append((step, terms))
             if device.type == "cpu":  # on other devices the check would wait for the device
-                skipped += check_updates(updates, folder, draw)
+                counts["skipped"] += check_updates(updates, folder, draw)
             progress.update()
 
 
@@ -286,10 +280,11 @@ def compute_in_parts(computation: Computation, parts: int) -> Computation:
     return replace(computation, sample=sample, critic_gradients=critic, generator_gradients=generator)
 
 
-def _restore(run: Run, folder: Path, device: torch.device) -> tuple[int, int]:
-    """Load the newest good checkpoint into the run. Return its step, and the number of updates that were left out.
+def _restore(run: Run, folder: Path, device: torch.device) -> tuple[int, dict[str, int]]:
+    """Load the newest good checkpoint into the run, and return its step and its counts; all are 0 if there is none.
 
-    Both are 0 if there is no checkpoint.
+    The counts are: skipped, the updates that were left out; reports, the lines that the log had; unfinished, 1 if the
+    run was to go on, or its last report is missing.
 
     Raises:
         ValueError: there are checkpoints, and none fits the run; there is a log without a checkpoint; a log is damaged;
@@ -299,18 +294,20 @@ def _restore(run: Run, folder: Path, device: torch.device) -> tuple[int, int]:
     refuse_links(folder)
     log, *_ = read_metrics(folder / "metrics.jsonl"), read_timing(folder), read_lines(folder / "provenance.jsonl")
 
-    def load(state: dict[str, Any], step: int) -> tuple[int, int]:
-        return load_state(run, state, step), state.get("skipped", 0)
+    def load(state: dict[str, Any], step: int) -> tuple[int, dict[str, int]]:
+        return load_state(run, state, step), {name: state.get(name, 0) for name in COUNTS}
 
-    step, skipped = load_latest(folder / "checkpoints", device, load) or (None, 0)
+    step, counts = load_latest(folder / "checkpoints", device, load) or (None, dict.fromkeys(COUNTS, 0))
     if step is None and any(record["step"] > 0 for record in log):
         raise ValueError(
             f"{folder} has the log of a run but no checkpoint to continue from: put the checkpoints back, or choose"
             " another run_dir="
         )
-    if step and not log:
-        print(f"warning: {folder} has no metrics.jsonl: its log begins at step {step}", file=sys.stderr, flush=True)
-    return step or 0, skipped
+    lines = sum(record["step"] <= (step or 0) for record in log)
+    if lines < counts["reports"]:
+        text = f"{lines} of the {counts['reports']} lines that it had at step {step}. The others are lost"
+        print(f"warning: {folder / 'metrics.jsonl'} has {text}", file=sys.stderr, flush=True)
+    return step or 0, counts
 
 
 def _require_equal_ranks(world: World, run: Run, folder: Path, step: int, options: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ MNIST = {  # name -> address, and the published sha256 of every file
     ),
 }
 CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as in Keras and torchvision
 
 LARGEST = 10**9  # bytes: no file that this project downloads has more
 WAIT = 60.0  # seconds without an answer
@@ -73,7 +73,8 @@ def download(url: str, path: Path, sha256: str) -> None:
     Raises:
         ValueError: the address, or one that it leads to, is not https; the file has another sha256, or more than 1 GB.
             No file is kept.
-        OSError: there is no connection, or it ends early; path cannot be written.
+        OSError: there is no connection, the server has no such file, or the connection ends early: the message is one
+            line with the address; path cannot be written.
     """
     if path.is_file():
         with path.open("rb") as file:
@@ -90,8 +91,9 @@ def download(url: str, path: Path, sha256: str) -> None:
                 if len(content) > LARGEST:
                     raise ValueError(f"{url} has more than {LARGEST:,} bytes: it is not the published file")
             missing = getattr(answer, "length", 0)  # of the bytes that the header says
-    except HTTPException as error:
-        raise OSError(f"{url}: {error!r}. Try again") from error
+    except (OSError, HTTPException) as error:  # URLError, a time limit and a reset connection are OSErrors
+        reason = str(error) if str(error).isprintable() else ""  # a server may send line breaks
+        raise OSError(f"{url}: {reason or repr(error)}. Check the connection, and try again") from error
     if missing:
         raise OSError(f"{url}: the connection ended {missing:,} bytes before the end of the file. Try again")
     if (actual := hashlib.sha256(content).hexdigest()) != sha256:

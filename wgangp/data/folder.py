@@ -1,7 +1,9 @@
 """Files of pictures: which files of a folder are read, and how each becomes 8-bit gray or RGB."""
 
+import errno
 import hashlib
 import os
+import stat
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -160,7 +162,14 @@ def read_picture(path: Path, channels: int) -> Image.Image:
 
 
 def _open(path: Path) -> Image.Image:
-    """Open a picture without decoding it. ValueError if it would fill the memory: a small file can say any size."""
+    """Open a picture without decoding it.
+
+    Raises:
+        OSError: it is not a file: opening a pipe would never end.
+        ValueError: it would fill the memory. A small file can say any size.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a file")
     picture = Image.open(path)
     if picture.width * picture.height > PIXELS:
         picture.close()

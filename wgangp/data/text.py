@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from wgangp.data.stream import batch_indices
+from wgangp.files import write_file
 
 __all__ = ["PADDING", "UNKNOWN", "Text", "decode", "text", "write_lines"]
 
@@ -160,4 +161,4 @@ def decode(ids: Tensor, symbols: Sequence[str]) -> list[str]:
 
 def write_lines(path: Path, x: Tensor, symbols: Sequence[str]) -> None:
     """Write samples (N, V, L) as text: the most probable symbol of each position, one line per sample."""
-    path.write_text("".join(f"{line}\n" for line in decode(x.argmax(1), symbols)), encoding="utf-8")
+    write_file(path, "".join(f"{line}\n" for line in decode(x.argmax(1), symbols)).encode())

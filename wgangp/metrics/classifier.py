@@ -5,7 +5,7 @@ beside real images.
 """
 
 import hashlib
-import os
+import io
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from wgangp.files import write_file
 from wgangp.metrics.features import WIDTHS, FeatureSpace, cache_per_data
 from wgangp.seeds import initialize, rng_for
 
@@ -79,8 +80,8 @@ def load_classifier(data: Any, path: str | None = None, device: torch.device | s
     """
     data = find_labeled(data)
     file = Path(path) if path else Path(torch.hub.get_dir(), "wgangp", f"classifier-{data.fingerprint[:16]}.pt")
-    if file.is_dir():
-        raise ValueError(f"classifier = {file}: is a folder. Choose a file")
+    if file.exists() and not file.is_file():  # reading a pipe would never end
+        raise ValueError(f"classifier = {file}: is not a file. Choose another")
     if not file.exists():
         _require_writable(file)
         network, accuracy = train_classifier(data, device)
@@ -153,13 +154,9 @@ def _require_writable(file: Path) -> None:
 
 
 def _save(file: Path, contents: dict[str, Any]) -> None:
-    """Write a file under a name of this process, and rename it: two processes may train the same classifier."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        torch.save(contents, temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    write_file(file, buffer.getbuffer())  # also if two processes train the same classifier, it is one of the two
 
 
 def _read(file: Path) -> dict[str, Any]:
