@@ -574,7 +574,7 @@ def check_refusal(result, *words):
     wrong = [] if set(result.codes) == {1} else [f"exit {result.codes}"]
     text = result.output[result.output.find("error: ") :]  # a line can be followed by lines with details
     clear = 1 <= len(lines) <= len(result.codes) and "Traceback" not in result.output
-    return wrong + ([] if clear and all(word in text for word in words) else [result.output[-300:]])
+    return wrong + ([] if clear and all(word in text for word in words) else [text[:300] or result.output[-300:]])
 
 
 def check_stop(result, run, number, rank=0, bound_s=STOP_S):
