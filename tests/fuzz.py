@@ -539,7 +539,8 @@ def main() -> None:
             numbers = options.only or list(range(math.ceil(options.inputs * (1 if options.kind else part))))
             counts = fuzz(kind, numbers, options.seed, show)
             survived = counts["accepted"] + counts["refused"]
-            command = f"python tests/fuzz.py --inputs {options.inputs} --seed {options.seed}"
+            kind_option = f"--kind {options.kind} " * bool(options.kind)
+            command = f"python tests/fuzz.py {kind_option}--inputs {options.inputs} --seed {options.seed}"
             line = {"promise": promise, "faults": counts.total(), "survived": survived, "kind": kind, **counts}
             lines.append(line | {"seed": options.seed, "command": command, "commit": commit.strip()})
             print(json.dumps(lines[-1]), flush=True)

@@ -1,6 +1,7 @@
 import json
 import math
 import resource
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from helpers import TINY
 from torch import nn
 
-from wgangp import config
+import wgangp.train
+from wgangp import checkpoint, config
 from wgangp.draws import Draws
 from wgangp.nonfinite import check_state, copy_state, is_lost, require_finite
 from wgangp.optim import RMSProp, build_average
@@ -154,6 +156,26 @@ def test_skip_leaves_the_updates_out_and_counts_them(train_on, tmp_path):
     assert values(run.critic, run.optim_critic) == values(one_step.critic, one_step.optim_critic)
     assert values(run.generator) != values(one_step.generator)  # its update is finite
     assert [line["skipped"] for line in read_log(tmp_path)] == [0, 0, 2]
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_generator_gradient_with_a_finite_loss_stops_its_own_step(train_on, tmp_path, monkeypatch, last):
+    build, steps = wgangp.train.build_computation, []
+
+    def build_faulty(*arguments, **options):
+        computation = build(*arguments, **options)
+
+        def compute(*latent):
+            steps.append(len(steps) + 1)
+            terms, gradients = computation.generator_gradients(*latent)
+            return terms, [g * float("nan") if steps[-1] == 2 else g for g in gradients]
+
+        return replace(computation, generator_gradients=compute)
+
+    monkeypatch.setattr("wgangp.train.build_computation", build_faulty)
+    with pytest.raises(ValueError, match=r"step 2: generator_param_grad_norm is not finite .*step_00000002\.pt"):
+        train_on(set(), f"train.steps={2 if last else 9}")
+    assert steps == [1, 2] and checkpoint.load_latest(tmp_path / "checkpoints")["step"] == 1
 
 
 def test_update_that_is_left_out_changes_neither_networks_nor_optimizers_nor_average(train_on, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from wgangp.compiled import Computation, build_computation
 from wgangp.distributed import World
 from wgangp.draws import draw_critic_batch, draw_generator_batch, draw_iteration
 from wgangp.files import refuse_links
+from wgangp.gradients import total_norm
 from wgangp.logs import Log, amend_last_line, append_line, collect_provenance, read_lines, read_metrics, read_timing
 from wgangp.losses import merge_terms
 from wgangp.match import COUNTS, load_state
@@ -228,8 +229,8 @@ def update(
     Every rank of the world draws the whole batch and computes on its slice of it.
 
     Returns:
-        the terms of the last critic update and of the generator update, (). With clip.on_nonfinite = "skip" there is
-        also skipped, the number of updates that were left out.
+        the terms of the last critic update and of the generator update, (), and generator_param_grad_norm, the norm of
+        its gradient. With clip.on_nonfinite = "skip" there is also skipped, the number of updates that were left out.
     """
     skipped = []
     for k in range(step * critic_steps, (step + 1) * critic_steps):
@@ -239,8 +240,14 @@ def update(
         critic_terms, lost = _update_network(run.critic, run.optim_critic, compute, clip, bound=clip.weights)
         skipped.append(lost)
     latent = world.slice(*draw_generator_batch(run, step, generator_batch_size or batch_size))
-    compute = partial(computation.generator_gradients, *latent)
-    generator_terms, lost = _update_network(run.generator, run.optim_generator, compute, clip, average=run.average)
+
+    def compute_generator() -> Gradients:
+        terms, gradients = computation.generator_gradients(*latent)
+        # A gradient of the critic that is not finite shows in the losses of this step, one of the generator does not.
+        return terms | {"generator_param_grad_norm": total_norm(gradients)}, gradients
+
+    own = run.generator, run.optim_generator, compute_generator
+    generator_terms, lost = _update_network(*own, clip, average=run.average)
     terms = merge_terms(critic_terms, generator_terms)
     return terms if lost is None else terms | {"skipped": torch.stack([*skipped, lost]).sum()}
 
