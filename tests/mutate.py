@@ -165,8 +165,12 @@ def choose_tests(module: str, lines: range) -> list[str]:
     return chosen
 
 
-def run(mutants: int, seed: int, out: Path, modules: list[str]) -> None:
-    """Test mutants of each module until a file has so many of them. Append one JSON line per mutant."""
+def run(mutants: int, seed: int, out: Path, modules: list[str], only: list[str]) -> None:
+    """Test mutants of each module until a file has so many of them. Append one JSON line per mutant.
+
+    Args:
+        only: names of mutants that are tested, again if they are in the file, in place of others.
+    """
     _copy_tree()
     os.chdir(COPY)
     sys.path[:0] = [str(COPY), str(COPY / "tests")]
@@ -180,6 +184,9 @@ def run(mutants: int, seed: int, out: Path, modules: list[str]) -> None:
 
     torch.set_num_threads(1)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if only:
+        kept = [record for record in read_records(out) if record["id"] not in only]
+        out.write_text("".join(json.dumps(record) + "\n" for record in kept))
     passed: set[str] = set()  # tests that pass without any mutant
     for module in modules:
         path = COPY / "wgangp" / f"{module}.py"
@@ -188,8 +195,8 @@ def run(mutants: int, seed: int, out: Path, modules: list[str]) -> None:
         tested = [row["id"] for row in read_records(out) if row["module"] == module]
         names = sorted(choices)
         random.Random(f"{seed} {module}").shuffle(names)
-        names = [name for name in names if name not in tested]
-        while names and len(tested) < mutants:
+        names = [name for name in names if (name in only if only else name not in tested)]
+        while names and (only or len(tested) < mutants):
             tested.append(names.pop(0))
             record = {"id": tested[-1], "module": module, **_test_mutant(path, source, choices[tested[-1]], passed)}
             with out.open("a") as file:
@@ -315,12 +322,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modules", nargs="+", default=MODULES)
     parser.add_argument("--tests", nargs="+", default=[], help="files of tests that are mapped; default: all")
+    parser.add_argument("--only", nargs="+", default=[], help="names of mutants")
     parser.add_argument("--out", type=Path, default=RECORDS)
     arguments = parser.parse_args()
     if arguments.command == "map":
         map_tests(arguments.tests)
     elif arguments.command == "run":
-        run(arguments.mutants, arguments.seed, arguments.out.resolve(), arguments.modules)
+        run(arguments.mutants, arguments.seed, arguments.out.resolve(), arguments.modules, arguments.only)
     else:
         PAGE.write_text(render(PAGE.read_text(), read_records(RECORDS)))
 
