@@ -338,11 +338,11 @@ def switch_off(folder, options):
 def send_signals(folder, options, compiled=False):
     """Send each stop signal in a step, in an evaluation, in a picture and in a checkpoint; or in compilation."""
     tally = Tally()
-    moments = {  # the first two steps are those of the trial, the first three files those of the set-up
+    moments = {  # the first two steps are those of the trial
         "a critic or generator step": (("critic or generator step", "before", ""), 10),
         "an evaluation": (("evaluation", "middle", ""), 2),
-        "a picture": (("write", "middle", "picture"), 2),
-        "a checkpoint": (("write", "middle", "temporary file"), 7),
+        "a picture": (("rename", "before", "picture"), 2),
+        "a checkpoint": (("rename", "before", "checkpoint"), 2),
     }
     moments = {"compilation": (("compilation", "middle", ""), 2)} if compiled else moments
     overrides, bound_s = ((*RUN, "train.compile=true"), COMPILE_S) if compiled else (RUN, STOP_S)
@@ -514,9 +514,9 @@ def enter_folders(folder, options):
     places = {"before the first step": (("update", "before", ""), 1), "in training": (("update", "before", ""), 6)}
     places |= {
         "in an evaluation": (("evaluation", "middle", ""), 2),
-        "in a picture": (("write", "middle", "picture"), 2),
+        "in a picture": (("rename", "before", "picture"), 2),
+        "in a checkpoint": (("rename", "before", "checkpoint"), 2),
     }
-    places |= {"in a checkpoint": (("write", "middle", "temporary file"), 7)}
     for name, (place, passage) in places.items():
         run, output = folder / name, folder / f"{name}.json"
 
