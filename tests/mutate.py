@@ -215,7 +215,7 @@ def _test_mutant(path: Path, source: str, mutant: tuple[int, int, str], passed: 
     started = time.monotonic()
     line_of_import = re.compile(rf"^from wgangp\.{module.replace('/', '.')} import", re.MULTILINE)
     files = [file for file in sorted((COPY / "tests").glob("test_*.py")) if line_of_import.search(file.read_text())]
-    own = [file.relative_to(COPY).as_posix() for file in files]
+    own = ["tests/test_golden.py", *(file.relative_to(COPY).as_posix() for file in files)]
     for chosen in (tests, own):  # coverage does not see what the compiler, other processes and decorators run
         path.write_bytes(content[:begin] + part.encode() + content[end:])
         result, failed = _test(chosen)
