@@ -5,8 +5,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from wgangp.targets import check_hydra, check_settings, resolve_target
+from wgangp.targets import LOG_FILE, check_hydra, check_settings, resolve_target
 
+HANDLER = {"class": "logging.FileHandler", "mode": "w"}
 STREAM = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
 
 
@@ -20,7 +21,7 @@ def settings(**groups):
     [
         {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}},
         {"launcher": {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "n_jobs": 2}},
-        {"job_logging": {"handlers": {"console": STREAM}}},
+        {"job_logging": {"handlers": {"console": STREAM, "file": HANDLER | {"filename": LOG_FILE}}}},
         {"job_logging": {"formatters": {"simple": {"()": "colorlog.ColoredFormatter"}}}},
         {"job": {"config": {"override_dirname": {"kv_sep": "="}}}, "sweep": {"dir": "${hydra:runtime.cwd}/runs"}},
         {"job_logging": None, "callbacks": {}, "runtime": "???"},
@@ -34,7 +35,15 @@ def test_settings_of_hydra_and_its_plugins_are_accepted(groups):
 @pytest.mark.parametrize(
     "groups, message",
     [
-        ({"job_logging": {"handlers": {"file": {"class": "logging.FileHandler"}}}}, "must be one of logging.Stream"),
+        ({"job_logging": {"handlers": {"file": HANDLER}}}, "must be one of logging.Stream"),
+        (
+            {"job_logging": {"handlers": {"file": HANDLER | {"filename": "/home/me/x"}}}},
+            "must be one of logging.Stream",
+        ),
+        (
+            {"job_logging": {"handlers": {"file": HANDLER | {"filename": LOG_FILE}}}, "job": {"name": "../x"}},
+            "FileHand",
+        ),
         ({"job": {"env_set": {"PATH": "here"}}}, r"hydra\.job\.env_set\.PATH = here: variables such as PATH"),
         ({"callbacks": {"x": {"_target_": "os.system"}}}, r"hydra\.callbacks\.x\._target_ = os\.system: only names"),
         ({"callbacks": {"x": {"_target_": "wgangp.cli.main"}}}, "wgangp.cli.main: only names"),

@@ -14,7 +14,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wgangp.schema import convert, describe_type, suggest
@@ -29,7 +29,8 @@ FOLDERS = {  # settings of Hydra that would move files, with the values that mov
 }
 # Launchers and sweepers, those of installed plugins, too, and what the sweeper of optuna is configured with.
 HYDRA = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
-LOGGING = ("logging.StreamHandler", "colorlog.ColoredFormatter")  # no FileHandler, which would overwrite any file
+LOGGING = ("logging.StreamHandler", "colorlog.ColoredFormatter")  # of Hydra's own choices
+LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"  # the only one that Hydra may write, with a plain name
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 WRITERS = ("wgangp.data.download",)  # modules that write files: a config must not choose which
 
@@ -166,9 +167,17 @@ def check_settings(node: DictConfig) -> None:
         if name == "_target_":
             resolve_target(value, key, HYDRA, can_trust=False)
         elif "_logging." in key and name in ("class", "()") and value not in LOGGING:
-            raise ValueError(f"{key} = {value}: must be one of {', '.join(LOGGING)}")
+            if value != "logging.FileHandler" or not _is_log_of_hydra(node, key):
+                raise ValueError(f"{key} = {value}: must be one of {', '.join(LOGGING)}")
         elif isinstance(value, str) and value.startswith("ext://") and value not in STREAMS:
             raise ValueError(f"{key} = {value}: must be one of {', '.join(STREAMS)}")
+
+
+def _is_log_of_hydra(node: DictConfig, key: str) -> bool:
+    """Return whether the handler with this class writes the log file that Hydra writes without any settings."""
+    handler = OmegaConf.select(node, key.removeprefix("hydra.").rpartition(".")[0])
+    file, job_name = handler._get_node("filename"), OmegaConf.select(node, "job.name", default="")
+    return file is not None and file._value() == LOG_FILE and "/" not in str(job_name)
 
 
 def check_folder(key: str, value: Any) -> None:
