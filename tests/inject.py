@@ -344,7 +344,9 @@ def snapshot(folder):
         if name.startswith("tensorboard") or name == ".lock":
             continue
         if path.suffix == ".pt":
-            files[name] = _list_values(torch.load(path, weights_only=True))
+            state = torch.load(path, weights_only=True)
+            state.pop("unfinished", None)  # not a number of the run: train.steps decides where it ends
+            files[name] = _list_values(state)
         elif path.suffix == ".sha256":
             files[name] = len(path.read_bytes())
         elif name == "timing.jsonl":
