@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from wgangp.targets import LOG_FILE, check_hydra, check_settings, resolve_target
 
-HANDLER = {"class": "logging.FileHandler", "mode": "w"}
+HANDLER = {"class": "logging.FileHandler"}
 STREAM = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
 
 
@@ -44,6 +44,7 @@ def test_settings_of_hydra_and_its_plugins_are_accepted(groups):
             {"job_logging": {"handlers": {"file": HANDLER | {"filename": LOG_FILE}}}, "job": {"name": "../x"}},
             "FileHand",
         ),
+        ({"job_logging": {"handlers": {"file": HANDLER | {"filename": LOG_FILE, "mode": "w"}}}}, "FileHandler: must"),
         ({"job": {"env_set": {"PATH": "here"}}}, r"hydra\.job\.env_set\.PATH = here: variables such as PATH"),
         ({"callbacks": {"x": {"_target_": "os.system"}}}, r"hydra\.callbacks\.x\._target_ = os\.system: only names"),
         ({"callbacks": {"x": {"_target_": "wgangp.cli.main"}}}, "wgangp.cli.main: only names"),

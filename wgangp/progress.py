@@ -75,7 +75,10 @@ def _survive(stream: TextIO) -> Iterator[None]:
         yield
     except OSError:
         with suppress(OSError, ValueError):  # a stream without a file, as in a notebook
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            own = stream.fileno()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, own)
+            os.close(nowhere)
 
 
 def _summarize(values: dict[str, float]) -> dict[str, str]:

@@ -177,7 +177,8 @@ def _is_log_of_hydra(node: DictConfig, key: str) -> bool:
     """Return whether the handler with this class writes the log file that Hydra writes without any settings."""
     handler = OmegaConf.select(node, key.removeprefix("hydra.").rpartition(".")[0])
     file, job_name = handler._get_node("filename"), OmegaConf.select(node, "job.name", default="")
-    return file is not None and file._value() == LOG_FILE and "/" not in str(job_name)
+    appends = handler.get("mode", "a") == "a"  # "w" would empty a file of this name
+    return file is not None and file._value() == LOG_FILE and "/" not in str(job_name) and appends
 
 
 def check_folder(key: str, value: Any) -> None:

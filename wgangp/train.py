@@ -311,8 +311,9 @@ def _restore(run: Run, folder: Path, device: torch.device) -> tuple[int, dict[st
             " another run_dir="
         )
     lines = sum(record["step"] <= (step or 0) for record in log)
-    if lines < counts["reports"]:
-        text = f"{lines} of the {counts['reports']} lines that it had at step {step}. The others are lost"
+    least = max(counts["reports"], int(bool(step)))  # checkpoints of earlier versions do not have the number
+    if lines < least:
+        text = f"{lines} lines up to step {step}, and at least {least} were written. The others are lost"
         print(f"warning: {folder / 'metrics.jsonl'} has {text}", file=sys.stderr, flush=True)
     return step or 0, counts
 
