@@ -133,6 +133,21 @@ def test_values_are_the_same_without_a_graph():
     assert torch.equal(values, p(critic, real, fake, eps).detach())
 
 
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_parameter_gradients_are_the_same_inside_of_a_transform_as_in_compiled_steps(penalty):
+    real, fake = draw_pairs(3)
+    critic, p = smooth_critic(60), penalty()
+    eps = p.draw(real, torch.Generator().manual_seed(0))
+
+    def compute_value(parameters):
+        return p(lambda x: torch.func.functional_call(critic, parameters, (x,)), real, fake, eps).mean()
+
+    parameters = dict(critic.named_parameters())
+    expected = torch.autograd.grad(compute_value(parameters), [*parameters.values()], materialize_grads=True)
+    gradients = torch.func.grad(compute_value)({name: q.detach() for name, q in parameters.items()})
+    torch.testing.assert_close([*gradients.values()], [*expected])
+
+
 def test_run_is_built_and_reported_only_with_trust(configure, small_mnist):
     name = "wgangp.figures.wrong_penalties.ColumnPenalty"
     tiny = ("networks.generator.width=2", "networks.critic.width=2", "train.batch_size=4", "train.report_size=4")

@@ -24,9 +24,9 @@ class _AxisPenalty(GradientPenalty):
         self, critic: Callable[..., Tensor], real: Tensor, fake: Tensor, eps: Tensor | None = None, *y: Tensor
     ) -> Tensor:
         eps = self.draw(real) if eps is None else eps
+        x = self.at(real.detach(), fake.detach(), eps)
         with torch.enable_grad():
-            x = self.at(real.detach(), fake.detach(), eps).requires_grad_()
-            (gradient,) = torch.autograd.grad(critic(x, *y).sum(), x, create_graph=True)
+            gradient = torch.func.grad(lambda x: critic(x, *y).sum())(x)  # which torch.compile can differentiate again
         # A small number keeps the second derivative finite where a norm is 0, as at pixels that the critic ignores.
         norm = (gradient.square().sum(self.AXIS) + 1e-16).sqrt()
         return self.weight * (norm - self.target).square().flatten(1).mean(1)
