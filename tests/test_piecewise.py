@@ -46,6 +46,7 @@ LAYERS = {  # each takes (B, 4, 8, 8); the critic below puts two of them between
     "tanh": lambda: nn.Tanh(),
     "softplus, relu": lambda: nn.Sequential(nn.Softplus(), nn.ReLU(inplace=True)),
     "residual": lambda: Residual(),
+    "unflatten": lambda: nn.Sequential(nn.Unflatten(-3, (2, -1)), nn.Flatten(1, 2), nn.ReLU()),
     "checkpoint, relu": lambda: Checkpointed(nn.ReLU()),
     "checkpoint, leaky relu": lambda: Checkpointed(nn.LeakyReLU(0.2, inplace=True)),
     "checkpoint, pool": lambda: Checkpointed(nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2))),
@@ -150,7 +151,7 @@ def _raise(error):
 
 
 @pytest.mark.parametrize(
-    "layer", ["relu, in place", "Tensor.relu_", "leaky relu, in place", "relu6", "hardtanh_", "abs"]
+    "layer", ["relu, in place", "Tensor.relu_", "leaky relu, in place", "relu6", "hardtanh_", "abs", "unflatten"]
 )
 def test_traced_gradients_are_those_of_torch(layer, quick_compile):
     require_traced(layer)

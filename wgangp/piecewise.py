@@ -40,6 +40,8 @@ class _Replace(TorchFunctionMode):
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
+            if function is Tensor.unflatten:  # in TRACED, torch 2.14 would not find it
+                return _trace_unflatten(*args, **kwargs)
             replacement = TRACED.get(function)
             return (replacement or function)(*args, **kwargs)
         if args and isinstance(args[0], Tensor) and args[0].requires_grad and torch.is_grad_enabled():
@@ -142,8 +144,16 @@ def _trace_avg_pool2d(
     size = kernel_size if isinstance(kernel_size, int) and stride in (None, kernel_size) and padding == 0 else 0
     if not size or divisor_override or any(length % size for length in input.shape[-2:]):
         return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    *outer, height, width = input.shape  # reshape: torch 2.11 does not compile Tensor.unflatten here
+    *outer, height, width = input.shape
     return input.reshape(*outer, height // size, size, width // size, size).mean((-3, -1))
+
+
+def _trace_unflatten(input: Tensor, dim: Any, sizes: Any) -> Tensor:
+    """Not because of its derivatives: torch 2.11 does not compile Tensor.unflatten while functions are replaced."""
+    if not isinstance(dim, int):  # the name of a dimension
+        return input.unflatten(dim, sizes)
+    dim %= input.ndim
+    return input.reshape(*input.shape[:dim], *sizes, *input.shape[dim + 1 :])
 
 
 def _map_names(relu: Any, leaky_relu: Any, hardtanh: Any) -> dict[Any, Callable[..., Tensor]]:
