@@ -30,8 +30,8 @@ __all__ = ["Computation", "build_computation", "verify"]
 # The largest relative error of a compiled gradient. A ReLU that changes sign because of rounding costs up to 1e-3 in
 # fp32. A gradient in bf16 has an error of up to 1e-1, eager or compiled, so two of them differ by up to twice that.
 TOLERANCE = {"fp64": 1e-8, "fp32": 1e-2, "tf32": 2e-2, "bf16": 2e-1}
-# A gradient with a smaller part of the norm of all gradients is compared with this part of it. With 0.01, the errors in
-# bf16 of our smallest networks are up to 0.3; with 0.1, they are as large as the error of all gradients together.
+# A gradient with a smaller part of the norm of all gradients is compared with this part of it. In bf16, 0.01 would
+# give our smallest networks errors of 0.3; 0.1 gives them the error of all gradients together.
 FLOOR = {"fp64": 0.01, "fp32": 0.01, "tf32": 0.01, "bf16": 0.1}
 VERIFIED = {"cpu": 1, "cuda": 3}  # batches; a CUDA graph warms up at the first, records the second, replays the third
 

@@ -228,7 +228,7 @@ def collect_provenance(device: torch.device) -> dict[str, Any]:
     dirty: the checkout has changes in code or config that are not in the commit. Without a checkout (an installed
     package) commit and dirty are None, and version names the package's version.
     """
-    # git may find a checkout that only surrounds the package (a virtual environment inside of a project).
+    # git may find a checkout around the package (a virtual environment inside of a project).
     checkout = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     changes = _git("status", "--porcelain", "--", ":/wgangp", ":/conf", ":/scripts", ":/bench") if checkout else None
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None

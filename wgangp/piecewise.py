@@ -35,19 +35,20 @@ def skip_second_derivatives(critic: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Replace(TorchFunctionMode):
-    """A context in which torch's piecewise-linear functions are replaced by those below."""
+    """Replaces torch's piecewise-linear functions by those below."""
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
-            if function is Tensor.unflatten:  # in TRACED, torch 2.14 would not find it
+            if function is Tensor.unflatten:  # torch 2.11 does not compile it, 2.14 does not find it in TRACED
                 return _trace_unflatten(*args, **kwargs)
             replacement = TRACED.get(function)
             return (replacement or function)(*args, **kwargs)
         if args and isinstance(args[0], Tensor) and args[0].requires_grad and torch.is_grad_enabled():
-            if function in ACTIVATIONS and not torch._C._are_functorch_transforms_active():
+            active = torch._C._are_functorch_transforms_active()
+            if function in ACTIVATIONS and not active:
                 return ACTIVATIONS[function](*args, **kwargs)
-            if function in OTHERS and not torch._C._are_functorch_transforms_active():
+            if function in OTHERS and not active:
                 return _Piecewise.apply(lambda x, *others: function(x, *others, **kwargs), *args)
         return function(*args, **kwargs)
 
@@ -111,7 +112,7 @@ def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplac
     return _Activation.apply(input, activate, lambda g, y: aten.hardtanh_backward(g, y, min_val, max_val))
 
 
-# In a compiled step, masks: a compiler may lose the second derivatives of the two classes above.
+# In a compiled step, masks: a compiler may lose the second derivatives of the classes above.
 def _trace_relu(input: Tensor, inplace: bool = False) -> Tensor:
     mask = input.detach() <= 0  # NaN stays NaN
     return input.masked_fill_(mask, 0) if inplace else input.masked_fill(mask, 0)
@@ -148,12 +149,8 @@ def _trace_avg_pool2d(
     return input.reshape(*outer, height // size, size, width // size, size).mean((-3, -1))
 
 
-def _trace_unflatten(input: Tensor, dim: Any, sizes: Any) -> Tensor:
-    """Not because of its derivatives: torch 2.11 does not compile Tensor.unflatten while functions are replaced."""
-    if not isinstance(dim, int):  # the name of a dimension
-        return input.unflatten(dim, sizes)
-    dim %= input.ndim
-    return input.reshape(*input.shape[:dim], *sizes, *input.shape[dim + 1 :])
+def _trace_unflatten(input: Tensor, dim: int, sizes: Any) -> Tensor:
+    return input.reshape(*input.shape[:dim], *sizes, *input.shape[dim:][1:])
 
 
 def _map_names(relu: Any, leaky_relu: Any, hardtanh: Any) -> dict[Any, Callable[..., Tensor]]:

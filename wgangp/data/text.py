@@ -20,8 +20,8 @@ from wgangp.files import write_file
 __all__ = ["PADDING", "UNKNOWN", "Text", "decode", "text", "write_lines"]
 
 UNKNOWN, PADDING = "unk", "`"
-# 28 of the 255 bytes other than 0 are control bytes, so about 11 % of random or compressed data. Text has none but tab,
-# newline, form feed and carriage return, and a few where a log has escape codes for colors. 5 % is between the two.
+# 28 of the 255 bytes other than 0 are control bytes: about 11 % of random data. Text has tab, newline, form feed and
+# carriage return, and a few where a log has escape codes for colors. 5 % is between the two.
 # The bytes 128 ... 159 are not counted: they are parts of characters in UTF-8, and characters in Windows-1252.
 CONTROL_BYTES = bytes(set(range(32)) - set(b"\t\n\f\r")) + b"\x7f"
 MAX_CONTROL_SHARE = 0.05
