@@ -122,7 +122,7 @@ def speed_block(records: dict[str, list[Record]]) -> str:
     """
     parts = []
     for kind, lines in records.items():
-        parts += [f"## Measured on {kind}", *_list_sources(lines)]
+        parts += [f"## Measured on {kind}", *_list_sources(lines, _describe_widths(lines))]
         parts += ["### Time", markdown_table(time_table(lines))]
         parts += ["### Time, divided by the time of the textbook", markdown_table(ratio_table(lines))]
         parts += ["### Accuracy, arithmetic and memory", markdown_table(arithmetic_table(lines))]
@@ -140,7 +140,7 @@ def ratio_block(records: dict[str, list[Record]]) -> str:
             ratios.setdefault(record["variant"], {})[record["case"]] = both
         cases = list(dict.fromkeys(record["case"] for record in _of_cases(lines)))
         rows = [{kind: name, **{case: row.get(case, "") for case in cases}} for name, row in ratios.items()]
-        parts += [markdown_table(rows), *_list_sources(lines)]
+        parts += [markdown_table(rows), *_list_sources(lines, _describe_widths(lines))]
     return "\n\n".join(parts)
 
 
@@ -167,10 +167,8 @@ def peer_table(records: list[Record]) -> list[dict[str, str]]:
 def peer_block(records: dict[str, list[Record]]) -> str:
     """Return the block of docs/speed.md about other people's networks: one table per kind of device."""
     parts = []
-    for lines, last in ((lines, lines[-1]) for lines in records.values()):
-        text = f"`{last['command']}`, commit {_commit(last)}, {describe_hardware(last)}: medians over {last['rounds']}"
-        text += " rounds, quartiles in parentheses."
-        parts += [markdown_table(peer_table(lines)), textwrap.fill(text, 150, break_on_hyphens=False)]
+    for lines in records.values():
+        parts += [markdown_table(peer_table(lines)), *_list_sources(lines, "quartiles in parentheses")]
     return "\n\n".join(parts)
 
 
@@ -184,15 +182,18 @@ def _digits(value: float) -> str:
     return f"{float(f'{value:.3g}'):,g}"
 
 
-def _list_sources(records: list[Record]) -> list[str]:
-    """Return a line per measurement that tells where its records come from."""
-    small = "CIFAR and text have a quarter of the released width, 64 x 64 an eighth"
-    widths = small if records[0]["budget"] == "cpu" else "The widths are those of the released code"
+def _list_sources(records: list[Record], note: str) -> list[str]:
+    """Return a line per measurement that tells where its records come from, with a note at its end."""
     sources = dict.fromkeys(
-        f"`{r['command']}`, commit {_commit(r)}, {describe_hardware(r)}: medians over {r['rounds']} rounds. {widths}."
+        f"`{r['command']}`, commit {_commit(r)}, {describe_hardware(r)}: medians over {r['rounds']} rounds; {note}."
         for r in records
     )
     return [textwrap.fill(source, 150, break_on_hyphens=False) for source in sources]
+
+
+def _describe_widths(records: list[Record]) -> str:
+    small = "CIFAR and text have a quarter of the released width, 64 x 64 an eighth"
+    return small if records[0]["budget"] == "cpu" else "the widths are those of the released code"
 
 
 def _commit(record: Record) -> str:

@@ -432,7 +432,7 @@ def test_ratios_are_shown_per_variant_and_case():
         "| textbook | 1.00 / 1.00 | 1.00 / 1.00 |",
         "| eager | 0.82 / 0.50 |  |",
     ]
-    assert "commit unknown (changed), GPU" in lines[-1] and "The widths are those of the released code." in lines[-1]
+    assert "commit unknown (changed), GPU" in lines[-1] and "the widths are those of the released code." in lines[-1]
 
 
 def test_committed_records_have_the_keys_of_new_ones(monkeypatch, no_compile):
