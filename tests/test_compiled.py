@@ -403,15 +403,30 @@ def test_a_lost_penalty_is_noticed_in_spite_of_dropout():
         verify("critic", lost, right, "bf16", critic, (generator, critic))(*batch)
 
 
-def test_compiler_failure_warns_and_the_run_continues():
+QUOTED = """An exception occurred in a subprocess:
+
+Traceback (most recent call last):
+  File "worker.py", line 1, in job
+ptxas.PTXASError: too many registers
+
+Set TORCHDYNAMO_VERBOSE=1 for more"""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("no C++ compiler\nand more\nand much more", r"no C\+\+ compiler and more"),
+        (QUOTED, "An exception occurred in a subprocess: ptxas.PTXASError: too many registers"),
+        ("BackendError: no compiler", "BackendError: no compiler"),
+        ("", ""),
+    ],
+)
+def test_compiler_failure_warns_and_the_run_continues(error, reason):
     def fail():
-        raise RuntimeError("no C++ compiler\nand more\nand much more")
+        raise RuntimeError(error)
 
     gradients = [torch.ones(2)]
     step = verify("generator", fail, lambda: ({}, gradients))
-    message = (
-        r"^the compiled generator step is not used: RuntimeError: no C\+\+ compiler and more\. The run continues"
-        r" in eager mode$"
-    )
+    message = rf"^the compiled generator step is not used: RuntimeError: {reason}\. The run continues in eager mode$"
     with pytest.warns(UserWarning, match=message):
         assert step()[1] is gradients

@@ -192,3 +192,23 @@ class TestGradientNormPenalty:
         theta = torch.ones(2, requires_grad=True)
         with pytest.raises(ValueError, match="weight"):
             gradient_norm_penalty(theta.sum(), [theta], weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norm_of_half_precision_gradients_is_finite_and_clipping_keeps_their_direction(dtype):
+    parameter = nn.Parameter(torch.zeros(400, dtype=dtype))
+    parameter.grad = torch.full((400,), 1e4, dtype=dtype)
+    norm = clip_by_norm_([parameter], 1.0)  # the sum of the squares is 4e10
+    assert norm.dtype == torch.float32 and norm.item() == pytest.approx(2e5, rel=1e-2)
+    assert parameter.grad.float().norm().item() == pytest.approx(1, rel=1e-2)
+
+
+def test_one_parameter_is_a_list_of_one():
+    parameter = nn.Parameter(torch.ones(6))
+    parameter.grad = torch.full((6,), 10.0)
+    assert clip_by_norm_(parameter, 1.0).item() == pytest.approx(600**0.5)
+    assert parameter.grad.norm().item() == pytest.approx(1)
+    values = [
+        gradient_norm_penalty((p[0] ** 3).sum(), p[1], 2.0) for p in ((parameter, parameter), (parameter, [parameter]))
+    ]
+    assert values[0] == values[1] == 2 * 6 * 9

@@ -79,7 +79,7 @@ def test_every_cell_of_figure_2_has_its_networks_its_loss_and_no_batch_norm_with
 
 
 def test_run_that_is_not_finite_is_recorded_and_drawn(figure, tmp_path, monkeypatch):
-    def diverge(folder, overrides):
+    def diverge(folder, overrides, check):
         raise ValueError("critic_loss is not finite at step 1")
 
     monkeypatch.setattr(image_runs, "train_command", diverge)
@@ -90,12 +90,20 @@ def test_run_that_is_not_finite_is_recorded_and_drawn(figure, tmp_path, monkeypa
 
 
 def test_other_errors_of_a_run_are_raised(figure, tmp_path, monkeypatch):
-    def fail(folder, overrides):
+    def fail(folder, overrides, check):
         raise ValueError("data.root does not exist")
 
     monkeypatch.setattr(image_runs, "train_command", fail)
     with pytest.raises(ValueError, match="does not exist"):
         figure.measure(figure.cells()[0], 0, tmp_path, CPU)
+
+
+def test_too_few_images_are_named_before_the_training(figure, tmp_path, monkeypatch):
+    monkeypatch.undo()  # the score of the package, which needs 1,281 images
+    figure = replace(figure, samples=1_281)
+    with pytest.raises(ValueError, match="images of reference = train are too few"):
+        figure.measure(figure.cells()[0], 0, tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_do_not_fit_are_refused(monkeypatch):
@@ -123,7 +131,7 @@ def test_pairs_are_those_of_the_figure_and_the_released_default():
 def test_rates_are_the_published_ones_times_the_factor(figure, configure, tmp_path, monkeypatch, factor):
     rates = []
 
-    def read_rate(folder, overrides):
+    def read_rate(folder, overrides, check):
         rates.append(configure(*overrides).optim.lr)
         raise ValueError("critic_loss is not finite at step 1")
 

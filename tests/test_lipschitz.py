@@ -218,7 +218,9 @@ def test_proved_wasserstein_of_a_shift_is_the_shift_and_the_interval_covers_it()
         (lambda c, x: slope_statistics(c, x[:0], x[:0]), "at least one sample"),
         (lambda c, x: slope_statistics(c, *torch.zeros(2, LIMIT + 1, 2), coupled=True), f"at most {LIMIT}.*randperm"),
         (lambda c, x: steepest_slope(c, x, steps=0), "steps = 0: must be >= 1"),
-        (lambda c, x: proved_wasserstein(x, x, lipschitz=0.0), "lipschitz = 0.0: a certified constant must be > 0"),
+        (lambda c, x: proved_wasserstein(x, x, lipschitz=0.0), "lipschitz = 0.0: must be > 0"),
+        (lambda c, x: proved_wasserstein(x, x, lipschitz=1.0, confidence=95), "confidence = 95: must be > 0 and < 1"),
+        (lambda c, x: slope_statistics(c, x, x, torch.zeros(len(x)).long()), "eps must have one value per sample"),
         (lambda c, x: proved_wasserstein(x[:1], x[:1, 0], lipschitz=1.0), "at least two of each"),
     ],
 )

@@ -279,3 +279,13 @@ def test_clip_weights_bounds_every_parameter():
 def test_clip_weights_raises_if_the_bound_is_not_positive(bound):
     with pytest.raises(ValueError, match="bound"):
         clip_weights_(smooth_critic(3), bound)
+
+
+@pytest.mark.parametrize(("points", "weight"), [("real", 10.0), ("fake", 10.0), ("real", 0.0), ("interpolates", 0.0)])
+def test_labels_in_the_place_of_eps_are_refused_also_where_no_eps_is_used(points, weight):
+    x, labels = torch.randn(3, 2), torch.tensor([0, 1, 2])
+    critic = lambda x, y=None: x.sum(1)  # noqa: E731 - it would work without labels
+    penalty = GradientPenalty(weight, points=points)
+    with pytest.raises(ValueError, match="Labels come after eps, which may be None"):
+        penalty(critic, x, x + 1, labels)
+    assert penalty(critic, x, x + 1, None, labels).shape == (3,)

@@ -41,6 +41,10 @@ LAYERS = {  # each takes (B, 4, 8, 8); the critic below puts two of them between
     "average pool, overlap": lambda: nn.AvgPool2d(3, 1, 1),
     "maximum pool": lambda: nn.Sequential(nn.MaxPool2d(2), nn.Upsample(scale_factor=2)),
     "adaptive pool": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Upsample(scale_factor=2)),
+    "leaky relu, its value in place": lambda: Function(lambda x: F.leaky_relu(x, 0.2).mul_(2).add_(x)),
+    "relu6, its value in place": lambda: Function(lambda x: F.relu6(x).mul_(2).add_(x)),
+    "threshold, in place": lambda: nn.Threshold(0.1, 0.1, inplace=True),
+    "abs of complex": lambda: Function(lambda x: torch.complex(x, x.flip(1) ** 2 + 1).abs()),
     "clamp": lambda: Function(lambda x: x.clamp(min=0)),
     "where": lambda: Function(lambda x: torch.where(x > 0, x, 0.1 * x)),
     "tanh": lambda: nn.Tanh(),
@@ -55,7 +59,16 @@ LAYERS = {  # each takes (B, 4, 8, 8); the critic below puts two of them between
     "compiled part": lambda: torch.compile(nn.ReLU(), backend="eager"),
 }
 # They have a second derivative, or cannot be replaced.
-NOT_REPLACED = {"tanh", "softplus, relu", "leaky relu, negative", "vmap", "script", "compiled part"}
+NOT_REPLACED = {
+    "abs of complex",
+    "threshold, in place",
+    "tanh",
+    "softplus, relu",
+    "leaky relu, negative",
+    "vmap",
+    "script",
+    "compiled part",
+}
 LINEAR_IN_TORCH = {"clamp", "where"}
 
 

@@ -257,7 +257,7 @@ class TestFigure:
     def test_diverging_run_is_recorded_and_another_error_is_raised(self, figure, tmp_path, monkeypatch):
         for message in ("step 3: wasserstein is not finite", "optim.lr = -1: must be >= 0"):
 
-            def fail(folder, overrides, message=message):
+            def fail(folder, overrides, check, message=message):
                 raise ValueError(message)
 
             monkeypatch.setattr(image_runs, "train_command", fail)
@@ -267,6 +267,11 @@ class TestFigure:
             else:
                 with pytest.raises(ValueError, match=r"optim\.lr"):
                     figure.measure({"draw": 0, "method": "GAN"}, 0, tmp_path, CPU)
+
+    def test_no_draws_are_refused(self, figure):
+        for changed in ({"draws": 0}, {"widths": []}, {"widths": [0]}):
+            with pytest.raises(ValueError, match=r"figure\.draws = .*: give at least one"):
+                replace(figure, **changed)
 
     def test_table_counts_the_successes_of_pairs(self, figure, tmp_path):
         figure = replace(figure, draws=3)

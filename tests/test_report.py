@@ -17,7 +17,7 @@ from wgangp import GradientPenalty, config, plots
 from wgangp.certify import certified_lipschitz
 from wgangp.lipschitz import largest_quotient
 from wgangp.logs import append_line
-from wgangp.losses import Wasserstein
+from wgangp.losses import ACGAN, LeastSquares, NonSaturating, Wasserstein
 from wgangp.networks import layers
 from wgangp.networks.resnet import ResNetCritic
 from wgangp.optim import build_average
@@ -99,16 +99,24 @@ def test_lipschitz_report_is_empty_for_a_critic_with_the_released_batch_norm(toy
 
 
 @pytest.mark.parametrize(
-    "penalty", [GradientPenalty(weight=0.0), GradientPenalty(target=0.0)], ids=["no penalty", "target 0"]
+    "change",
+    [
+        {"penalty": GradientPenalty(weight=0.0)},
+        {"penalty": GradientPenalty(target=0.0)},
+        {"loss": NonSaturating()},
+        {"loss": ACGAN(LeastSquares())},
+    ],
+    ids=["no penalty", "target 0", "another loss", "AC-GAN with another loss"],
 )
-def test_expected_slope_is_reported_only_for_a_penalty_with_target_1(toy_run, penalty):
+def test_expected_slope_is_reported_only_for_the_wasserstein_loss_and_a_penalty_with_target_1(toy_run, change):
     run = toy_run()
     for step in range(20):  # the gap must be positive
         if "expected_slope" in lipschitz_report(run, step, 8):
             break
     else:
         pytest.fail("no step has an expected slope")
-    values = lipschitz_report(replace(run, penalty=penalty), step, 8)
+    assert replace(run, loss=ACGAN(run.loss)).expects_slope
+    values = lipschitz_report(replace(run, **change), step, 8)
     assert not values.keys() & {"expected_slope", "corrected_wasserstein"}
 
 

@@ -327,7 +327,7 @@ def test_table_has_the_last_numbers_and_the_difference_to_the_published_one():
 
 
 def test_run_that_is_not_finite_is_recorded_drawn_and_counted(build_small, tmp_path, monkeypatch):
-    def diverge(folder, overrides):
+    def diverge(folder, overrides, check):
         raise ValueError("critic_loss is not finite at step 1")
 
     figure = build_small("mnist")
@@ -347,6 +347,26 @@ def test_run_that_is_not_finite_is_recorded_drawn_and_counted(build_small, tmp_p
     figure.draw(tmp_path / "figure.png", bad)
     rows = figure.table(bad)
     assert (rows[0]["FID"], rows[0]["finite runs"], rows[0]["minutes"]) == ("not finite", "0 of 2", "")
+
+
+def test_facts_are_those_of_the_scores_in_the_log(build_small, tmp_path):
+    options = ["evaluate.reference=heldout", "evaluate.seed=7"]
+    figure = build_small("mnist", options=options)
+    numbers = figure.measure(figure.cells()[0], 0, tmp_path / "run", CPU)
+    (facts,) = (line["scores"]["classifier"] for line in read_lines(tmp_path / "run" / "provenance.jsonl"))
+    assert numbers["facts"] == facts
+    assert facts["seed"] == 7 and facts["reference"].endswith("of heldout")
+    assert numbers["real_n"] > 0
+    real = figure.table([{"seed": 0, **cell, **numbers} for cell in figure.cells()])[2]
+    assert (real["row"], real["measured with, or source"]) == ("real samples", f"{numbers['real_n']} real images")
+
+
+def test_wrong_option_of_a_figure_fails_its_run_in_words(build_small, tmp_path):
+    figure = build_small("mnist", options=["fooo=1"])
+    with pytest.raises(ValueError, match=r"(?s)failed runs: 2\..*Could not override 'fooo'"):
+        reproduce(figure, "mnist", "cpu", [0], str(tmp_path / "out"), "cpu")
+    with pytest.raises(ValueError, match="budget = foo: must be one of cpu, paper"):
+        reproduce(figure, "mnist", "foo", [0], str(tmp_path / "out"), "cpu")
 
 
 def test_other_errors_of_a_run_are_raised(build_small, tmp_path):
@@ -382,7 +402,7 @@ def test_interrupted_run_continues_and_has_the_numbers_of_one_in_one_piece(build
     figure = build_small("mnist", steps=4, points=4)
     cell, calls = figure.cells()[1], []
 
-    def stop(folder, overrides):
+    def stop(folder, overrides, check):
         calls.append(overrides)
         if len(calls) > 1:
             return train_command(folder, overrides)

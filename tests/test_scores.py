@@ -290,6 +290,10 @@ def test_classifier_of_other_data_and_other_files_are_refused(stripes, home, tmp
         torch.save(saved | changed, damaged)
         with pytest.raises(ValueError, match="trained on other data"):
             load_classifier(stripes, str(damaged))
+    for weights in ({}, {name: x[:1] for name, x in saved["weights"].items()}):
+        torch.save(saved | {"weights": weights}, damaged)
+        with pytest.raises(ValueError, match=r"damaged\.pt: its weights do not fit"):
+            load_classifier(stripes, str(damaged))
     torch.save({"weights": {}}, damaged)
     with pytest.raises(ValueError, match="not a classifier"):
         load_classifier(stripes, str(damaged))

@@ -519,3 +519,29 @@ def test_steps_work_with_samples_of_any_shape():
     real, fake = torch.eye(5)[torch.randint(5, (6, 4))], generator(torch.randn(6, 3))
     assert critic_step(critic, torch.optim.SGD(critic.parameters(), lr=0.1), real, fake)["penalty"] > 0
     generator_step(generator, critic, torch.optim.SGD(generator.parameters(), lr=0.1), torch.randn(6, 3))
+
+
+def test_generator_that_changes_its_labels_changes_a_copy():
+    class Shift(nn.Linear):
+        latent_dim = 3
+
+        def forward(self, z, y):
+            y += 1
+            return super().forward(z) + y.unsqueeze(1)
+
+    seen, z, labels = [], torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    critic = LabeledCritic()
+    critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1].clone()))
+    generator = Shift(3, 2)
+    generator_step(generator, critic, torch.optim.SGD(generator.parameters(), lr=0.1), z, labels)
+    assert labels.tolist() == [0, 1, 2, 0] == seen[0].tolist()
+
+
+@pytest.mark.parametrize("options", [{"clip_weights": 0.0}, {"clip_gradient_norm": 0.0}])
+def test_wrong_bound_raises_before_anything_moves(options):
+    critic, x = smooth_critic(2).float(), torch.randn(4, 2)
+    before = copy.deepcopy(critic.state_dict())
+    with pytest.raises(ValueError, match="must be > 0"):
+        critic_step(critic, torch.optim.SGD(critic.parameters(), lr=0.1), x, x + 1, **options)
+    assert all(p.grad is None for p in critic.parameters())
+    torch.testing.assert_close(dict(critic.state_dict()), dict(before), rtol=0, atol=0)

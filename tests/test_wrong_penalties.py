@@ -104,6 +104,13 @@ def test_penalty_is_0_where_the_slope_is_the_root_of_the_number_of_norms(penalty
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
+def test_options_that_would_be_ignored_are_refused(penalty):
+    for options in ({"sides": "one"}, {"points": "real"}):
+        with pytest.raises(ValueError, match="this penalty has sides=two and points=interpolates"):
+            penalty(**options)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
 def test_derivatives_are_finite_where_the_gradient_is_zero(penalty):
     """A critic that ignores the upper half of the picture: the norms there are 0, and cost target^2 each."""
     real, fake = draw_pairs(1)

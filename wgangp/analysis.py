@@ -125,7 +125,7 @@ def measure(
         "steepest": lipschitz.steepest_slope(critic, start_points, ascent),
     }
     weight = run.penalty.weight
-    if weight > 0 and run.penalty.target == 1:
+    if run.expects_slope:
         if gap >= 0:
             distances["corrected"] = lipschitz.corrected_wasserstein(gap, weight)
         for name, source in (("exact_w1", "exact W1"), ("corrected", "corrected gap")):

@@ -27,6 +27,7 @@ __all__ = [
     "call_generator",
     "check_eps",
     "check_graph",
+    "check_no_eps",
     "check_not_random",
     "check_not_wrapped",
     "check_pairs",
@@ -71,9 +72,9 @@ def call_critic(critic: Callable[..., Any], x: Tensor, *y: Tensor, **options: An
 
 
 def call_generator(generator: Callable[..., Any], z: Tensor, *y: Tensor) -> Tensor:
-    """Return the samples (B, *) of a generator for a copy of noise z (B, *) and for labels. ValueError if wrong."""
+    """Return the samples (B, *) of a generator for copies of noise z (B, *) and labels. ValueError if wrong."""
     check_points(z, *y)
-    inputs = [z.clone(), *y]
+    inputs = [tensor.clone() for tensor in (z, *y)]
     fake = generator(*inputs) if torch.compiler.is_compiling() else _call_generator(generator, inputs)
     if not isinstance(fake, Tensor) or fake.shape[:1] != z.shape[:1] or not fake.is_floating_point():
         raise ValueError(
@@ -90,6 +91,12 @@ def check_eps(eps: Any, shape: tuple[int, ...], meaning: str) -> None:
             f"eps must have {meaning}, {tuple(shape)}, in floating point: got {_describe(eps)}. Labels come after eps,"
             " which may be None"
         )
+
+
+def check_no_eps(eps: Any, points: str) -> None:
+    """Raise ValueError if there is an eps for points of a penalty that need none: labels in its place would be lost."""
+    if eps is not None:
+        raise ValueError(f"points={points} takes no eps. Labels come after eps, which may be None")
 
 
 def average_terms(terms: Any, minimized: str) -> dict[str, Tensor]:
@@ -228,9 +235,9 @@ def use_math_attention(needed: bool) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError if the value is not above 0."""
-    if not value > 0:
+def check_positive(name: str, value: float | None) -> None:
+    """Raise ValueError if the value is not above 0. None means that it is not used."""
+    if value is not None and not value > 0:
         raise ValueError(f"{name} = {value}: must be > 0")
 
 

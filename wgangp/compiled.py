@@ -7,6 +7,7 @@ uses the eager ones.
 """
 
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -182,7 +183,7 @@ def verify(
             if not problem:
                 error, problem = compare(batch, expected)
         except Exception as failure:  # the compiler raises many types
-            problem = f"{type(failure).__name__}: {' '.join(str(failure).splitlines()[:2])}"
+            problem = f"{type(failure).__name__}: {_summarize(str(failure))}"
         if problem:
             if problems is not None:
                 problems[name] = problem
@@ -206,6 +207,13 @@ def _verify_samples(fast: Callable[..., Tensor], eager: Callable[..., Tensor], *
 
     choose = verify("sample", as_gradients(fast), as_gradients(eager), quantity="samples", **options)
     return lambda *batch: choose(*batch)[1][0]
+
+
+def _summarize(error: str) -> str:
+    """Return the first two lines of an error, and the last error that it quotes: that of another process, perhaps."""
+    lines = error.splitlines()
+    causes = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return " ".join(dict.fromkeys(filter(None, lines[:2] + causes[-1:])))
 
 
 def _largest_error(actual: list[Tensor], expected: list[Tensor], floor: float) -> tuple[float, int]:

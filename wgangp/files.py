@@ -108,7 +108,8 @@ def remove_unfinished(*folders: Path) -> None:
 def read_file(path: Path, limit: float = float("inf")) -> bytes:
     """Read a file that others may have written. ValueError if it is not a file, or has more than limit bytes."""
     if not path.is_file():  # reading a pipe would never end
-        raise ValueError(f"{path} is not a file: move it away, and restore the file from a copy")
+        problem = "is not a file: move it away, and restore the file" if path.exists() else "does not exist: restore it"
+        raise ValueError(f"{path} {problem} from a copy")
     if path.stat().st_size > limit:
         raise ValueError(f"{path} is damaged (it has more than {limit:,} bytes): restore the file from a copy")
     return path.read_bytes()

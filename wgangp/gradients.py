@@ -76,17 +76,17 @@ def total_norm(tensors: Iterable[Tensor | None], ord: float = 2.0) -> Tensor:
     """
     if not ord >= 1:
         raise ValueError(f"ord = {ord}: a norm needs p >= 1 (or inf)")
-    return get_total_norm([t for t in tensors if t is not None], norm_type=ord)
+    return get_total_norm([t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors if t is not None], ord)
 
 
 @torch.no_grad()
-def clip_by_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_by_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
     """Clip the gradient g of all parameters together by its norm, in place.
 
     If ||g||_2 <= max_norm, g stays as it is, bit for bit. Otherwise g becomes max_norm / ||g||_2 * g.
 
     Args:
-        parameters: an iterable of parameters; their .grad is changed.
+        parameters: an iterable of parameters, or one; their .grad is changed.
         max_norm: the threshold tau > 0.
 
     Returns:
@@ -96,7 +96,8 @@ def clip_by_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     ||g|| + 1e-6, so its result is always slightly below the threshold.
     """
     checks.check_positive("max_norm", max_norm)
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    several = [parameters] if isinstance(parameters, Tensor) else parameters
+    gradients = [p.grad for p in several if p.grad is not None]
     norm = total_norm(gradients)
     scale = torch.where(norm > max_norm, max_norm / norm, torch.ones_like(norm))
     for gradient in gradients:
@@ -104,20 +105,20 @@ def clip_by_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-def gradient_norm_penalty(loss: Tensor, params: Iterable[Tensor], weight: float) -> Tensor:
+def gradient_norm_penalty(loss: Tensor, params: Tensor | Iterable[Tensor], weight: float) -> Tensor:
     """Compute weight * ||grad_params loss||_2^2 (), differentiable. Add it to the loss to prefer flat regions.
 
-    Its own gradient is 2 * weight * H grad, with the Hessian H. Parameters that the loss does not use count as zeros;
-    ValueError if it uses none.
+    Its own gradient is 2 * weight * H grad, with the Hessian H. Unused parameters count as 0; ValueError if all are.
 
     Args:
         loss: (), with its graph; the graph is kept.
-        params: the parameters to differentiate with respect to.
+        params: the parameters to differentiate with respect to, or one.
         weight: >= 0.
 
     Paper: Barrett and Dherin 2021, explicit gradient regularization.
     """
     if not 0 <= weight < math.inf:
         raise ValueError(f"weight = {weight}: the weight of a penalty must be >= 0 and finite")
-    gradients = checks.differentiate(loss, list(params), "the loss", "params", create_graph=True)
+    params = [params] if isinstance(params, Tensor) else list(params)
+    gradients = checks.differentiate(loss, params, "the loss", "params", create_graph=True)
     return weight * sum(g.square().sum() for g in gradients)

@@ -127,7 +127,7 @@ def critic_slopes(
     with _open(critic, real, *y, float64=float64) as (critic, real, *y):
         _check_finite(fake)
         fake = fake.detach().to(real.dtype)
-        eps = _uniform(real, rng) if eps is None else eps.to(real.dtype)
+        eps = _uniform(real, rng) if eps is None else eps
         perturbed = GradientPenalty(points="perturbed")
         points = {"real": real, "fake": fake, "interpolates": interpolate(real, fake, eps)}
         points["perturbed"] = perturbed.at(real, fake, perturbed.draw(real, rng))
@@ -269,8 +269,9 @@ def proved_wasserstein(
         bound, and the bootstrap interval low, high. bound <= W1 is proved for expectations; the interval
         shows the uncertainty, because expectations are estimated from samples. A bound at or below 0 says nothing.
     """
-    if not 0 < lipschitz < math.inf:
-        raise ValueError(f"lipschitz = {lipschitz}: a certified constant must be > 0 and finite")
+    for name, value, end in (("lipschitz", lipschitz, math.inf), ("confidence", confidence, 1)):
+        if not 0 < value < end:
+            raise ValueError(f"{name} = {value}: must be > 0 and < {end}")
     real, fake = (score.detach().double().flatten().cpu().numpy() / lipschitz for score in (score_real, score_fake))
     if min(len(real), len(fake)) < 2:
         raise ValueError(f"{len(real)} real and {len(fake)} fake scores: an interval needs at least two of each")

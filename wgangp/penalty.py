@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wgangp.checks import check_eps, check_pairs, check_points, check_positive, check_slope
+from wgangp.checks import check_eps, check_no_eps, check_pairs, check_points, check_positive, check_slope
 from wgangp.gradients import gradient_norm
 
 __all__ = ["GradientPenalty", "clip_weights_", "gradient_penalty", "interpolate"]
@@ -96,6 +96,7 @@ class GradientPenalty:
         if self.points == "perturbed":
             check_eps(eps, real.shape, "the shape of the points")
             return real + eps.to(real.dtype)
+        check_no_eps(eps, self.points)
         return real if self.points == "real" else fake
 
     def __call__(
@@ -116,11 +117,11 @@ class GradientPenalty:
         """
         check_points(real, *y)
         check_points(fake)
+        if self.weight == 0 and eps is None:
+            return real.new_zeros(len(real))
+        x_hat = self.at(real.detach(), fake.detach(), self.draw(real) if eps is None else eps)
         if self.weight == 0:
             return real.new_zeros(len(real))
-        if eps is None:
-            eps = self.draw(real)
-        x_hat = self.at(real.detach(), fake.detach(), eps)
         device_type = x_hat.device.type
         with torch.autocast(device_type, enabled=self.autocast and torch.is_autocast_enabled(device_type)):
             slope = gradient_norm(critic, x_hat, *y, create_graph=torch.is_grad_enabled())

@@ -48,15 +48,18 @@ class _Replace(TorchFunctionMode):
             active = torch._C._are_functorch_transforms_active()
             if function in ACTIVATIONS and not active:
                 return ACTIVATIONS[function](*args, **kwargs)
-            if function in OTHERS and not active:
+            # |z| of complex z has a second derivative; a leaf cannot be changed in place
+            if function in OTHERS and not active and not args[0].is_complex() and not kwargs.get("inplace"):
                 return _Piecewise.apply(lambda x, *others: function(x, *others, **kwargs), *args)
         return function(*args, **kwargs)
 
 
 class _Activation(torch.autograd.Function):
-    """An activation whose derivative follows from its value: differentiate(gradient, value), linear in the gradient.
+    """An activation with differentiate(gradient, saved), linear in the gradient. Its argument gives the same result
+    as its value does.
 
-    Like torch's own it saves one tensor: torch.utils.checkpoint, which calls torch's own again, compares their number.
+    Like torch's own it saves one tensor, the same as torch's: another function may change the other one in place.
+    torch.utils.checkpoint, which calls torch's own again, compares the number of saved tensors.
     """
 
     @staticmethod
@@ -64,15 +67,15 @@ class _Activation(torch.autograd.Function):
         y = activate(x)
         if y is x:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(y)
+        ctx.save_for_backward(y if activate is torch.relu else x)
         ctx.set_materialize_grads(False)
         ctx.differentiate = differentiate
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
-        (y,) = ctx.saved_tensors
-        return None if gradient is None else ctx.differentiate(gradient, y.detach()), None, None
+        (saved,) = ctx.saved_tensors
+        return None if gradient is None else ctx.differentiate(gradient, saved.detach()), None, None
 
 
 class _Piecewise(torch.autograd.Function):
@@ -130,7 +133,7 @@ def _trace_hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, 
 
 
 def _trace_abs(input: Tensor) -> Tensor:
-    return input * input.detach().sgn()
+    return input.abs() if input.is_complex() else input * input.detach().sgn()
 
 
 def _trace_avg_pool2d(

@@ -125,7 +125,7 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
     except ValueError:  # the released batch norm, which is allowed without a penalty
         return {}
     values = {"largest_quotient": largest_quotient(run.critic, torch.cat([real, fake]))}
-    if run.penalty.weight > 0 and run.penalty.target == 1 and gap >= 0:
+    if run.expects_slope and gap >= 0:
         corrected = corrected_wasserstein(gap, run.penalty.weight)
         values |= {"corrected_wasserstein": corrected, "expected_slope": expected_slope(corrected, run.penalty.weight)}
     if tuple(run.data.shape) in ((1,), (2,)):

@@ -60,6 +60,12 @@ class Run:
     average: AveragedModel | None = None
     config: dict[str, Any] | None = None
 
+    @property
+    def expects_slope(self) -> bool:
+        """Whether 1 + W1 / (2 lambda) is the slope of an optimal critic: with Wasserstein loss and target 1."""
+        loss = getattr(self.loss, "loss", self.loss)  # of AC-GAN
+        return isinstance(loss, Wasserstein) and self.penalty.weight > 0 and self.penalty.target == 1
+
 
 def choose_generator(run: Run) -> nn.Module:
     """Return the network that samples are drawn with: the averaged generator if the run has one, else the generator."""

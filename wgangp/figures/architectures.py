@@ -2,6 +2,7 @@
 
 import textwrap
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from wgangp.figures.common import check_names, count_seeds, select
 from wgangp.figures.image_runs import (
     NEVER,
+    build_score,
     check_samples,
     describe_real,
     draw_samples,
@@ -93,7 +95,8 @@ class Architectures:
         rate = [f"optim.lr={self.rate_factor * RATES[cell['loss']]}"] if self.rate_factor != 1 else []
         others = [*rate, *widths, *(f"train.{name}={size}" for name, size in sizes.items()), *every]
         others += [f"train.lipschitz_every={NEVER}", f"seed={seed}", f"device={device}"]
-        run = train_finite(folder, ["experiment=architectures", *self.list_overrides(**cell), *data, *others])
+        check = partial(build_score, n=self.samples)
+        run = train_finite(folder, ["experiment=architectures", *self.list_overrides(**cell), *data, *others], check)
         if run is None:
             return {"finite": False, "is": None, "fid": None, "pictures": None}
         pictures = show_samples(run, folder, SHOWN, COLUMNS)

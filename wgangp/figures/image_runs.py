@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from wgangp.data.text import decode
 from wgangp.figures.common import format_spread
 from wgangp.figures.study import train_command
 from wgangp.generate import generate
-from wgangp.metrics.scores import build_scores
+from wgangp.metrics.scores import Score, build_scores
 from wgangp.plots import save_image_grid
 from wgangp.report import leave_unchanged
 from wgangp.runs import Run, choose_generator
@@ -22,6 +23,7 @@ from wgangp.seeds import arrange_classes, draw_latent
 
 __all__ = [
     "NEVER",
+    "build_score",
     "check_samples",
     "describe_real",
     "draw_pictures",
@@ -51,23 +53,31 @@ def check_samples(samples: int) -> None:
         raise ValueError(f"figure.samples = {samples}: must be >= {ENOUGH:,}, more than the features of EfficientNet")
 
 
-def train_finite(folder: Path, overrides: list[str]) -> Run | None:
-    """Train what `scripts/train.py OVERRIDES` trains and return the run; None if a loss was not finite."""
+def train_finite(folder: Path, overrides: list[str], check: Callable[[Run], Any] | None = None) -> Run | None:
+    """Train what `scripts/train.py OVERRIDES` trains and return the run; None if a loss was not finite.
+
+    check is called with the run before the training.
+    """
     try:
-        return train_command(folder, overrides)
+        return train_command(folder, overrides, check)
     except ValueError as error:
         if "is not finite" not in str(error):
             raise
         return None
 
 
-def score_images(run: Run, n: int) -> dict[str, Any]:
-    """Compute Inception score and FID of n samples in features of EfficientNet, and those of real images.
+def build_score(run: Run, n: int) -> Score:
+    """Build the score of `score_images`. ValueError if there are too few images, or if a library is missing.
 
     The reference are the held-out images, or the training images if fewer than 1,281 are held out.
     """
     split = "heldout" if len(run.data.labels["heldout"]) >= ENOUGH else "train"
-    (score,) = build_scores(run, ["efficientnet"], n, reference=split)
+    return build_scores(run, ["efficientnet"], n, reference=split)[0]
+
+
+def score_images(run: Run, n: int) -> dict[str, Any]:
+    """Compute Inception score and FID of n samples in features of EfficientNet, and those of real images."""
+    score = build_score(run, n)
     numbers = leave_unchanged(score.compute)(run, 0)
     names = [f"{kind}efficientnet_{name}" for kind in ("", "real_") for name in ("is", "fid")]
     return {name.replace("efficientnet_", ""): numbers.get(name) for name in names} | {"facts": score.settings}

@@ -3,6 +3,7 @@
 import json
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from wgangp.checkpoint import write_atomic
 from wgangp.figures.common import count_seeds, select
 from wgangp.figures.image_runs import (
     NEVER,
+    build_score,
     check_samples,
     describe_real,
     format_score,
@@ -93,6 +95,10 @@ class RandomArchitectures:
 
     def __post_init__(self) -> None:
         check_samples(self.samples)
+        if self.draws < 1 or not self.widths or min(self.widths) < 1:
+            raise ValueError(
+                f"figure.draws = {self.draws}, figure.widths = {[*self.widths]}: give at least one, all > 0"
+            )
 
     def cells(self) -> list[dict[str, Any]]:
         return [{"draw": draw, "method": method} for draw in range(self.draws) for method in METHODS]
@@ -111,7 +117,7 @@ class RandomArchitectures:
         # A list of overrides, as Hydra writes them. The folder has no config.yaml: see wgangp/figures/__init__.py
         write_atomic(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides))
         others = [*sizes, *every, f"train.lipschitz_every={NEVER}", f"device={device}"]
-        run = train_finite(folder, [*overrides, *data, *others])
+        run = train_finite(folder, [*overrides, *data, *others], partial(build_score, n=self.samples))
         if run is None:
             return {"finite": False, "is": 1.0, "fid": None}  # 1 is the smallest Inception score
         return {"finite": True} | score_images(run, self.samples)

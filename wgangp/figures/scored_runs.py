@@ -10,8 +10,7 @@ import torch
 
 from wgangp.figures.common import check_names, describe_range, format_spread, select
 from wgangp.figures.image_runs import NEVER, draw_samples, show_samples, train_finite
-from wgangp.logs import read_metrics, read_timing
-from wgangp.metrics.scores import build_scores
+from wgangp.logs import read_lines, read_metrics, read_timing
 from wgangp.plots import PAGE, open_figure
 
 __all__ = ["STUDIES", "ScoredRuns", "Study"]
@@ -214,10 +213,11 @@ class ScoredRuns:
         record |= {name: [line[name] for line in lines] for name in names}
         record |= {f"real_{name}": lines[-1].get(f"real_{name}") if lines else None for name in names}
         record |= {name: lines[-1].get(name) if run is not None else None for name in LOGGED}
+        record["real_n"] = lines[-1].get(f"real_{self.score}_n") if lines else None
         if run is None:
             return record | {"facts": None, "samples": None}
-        (score,) = build_scores(run, [self.score], self.n)
-        return record | {"facts": score.settings, "samples": show_samples(run, folder, SHOWN, COLUMNS)}
+        facts = read_lines(folder / "provenance.jsonl")[-1]["scores"][self.score]
+        return record | {"facts": facts, "samples": show_samples(run, folder, SHOWN, COLUMNS)}
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
         rows, names = [cell["row"] for cell in self.cells()], dict([*self._list_names().items()][:2])
@@ -286,7 +286,8 @@ class ScoredRuns:
             rows.append(empty | row)
         real = {label: [run[f"real_{name}"] for run in records if run["finite"]] for name, label in names.items()}
         known = {label: f"{values[0]:.4g}" for label, values in real.items() if values and values[0] is not None}
-        rows.append(empty | {"row": "real samples"} | known)
+        counts = {f"{run['real_n']:,} real images" for run in records if run.get("real_n")}
+        rows.append(empty | {"row": "real samples"} | known | {"measured with, or source": ", ".join(counts)})
         for name, source, *numbers in published:
             values = dict(zip(names.values(), numbers, strict=False))  # table 3 has the Inception score alone
             rows.append(empty | {"row": f"published: {name}", **values, "measured with, or source": source})

@@ -9,7 +9,7 @@ A process for one cell writes FOLDER/cells/NUMBER. A process for all cells takes
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from wgangp.checkpoint import write_atomic
@@ -84,6 +85,8 @@ def reproduce(
     """
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds = {list(seeds)}: give at least one number, all of them >= 0 and different")
+    if budget not in BUDGETS:
+        raise ValueError(f"budget = {budget}: must be one of {', '.join(BUDGETS)}")
     if jobs < 1:
         raise ValueError(f"jobs = {jobs}: must be >= 1")
     cells = figure.cells()
@@ -108,10 +111,13 @@ def reproduce(
     return own_folder
 
 
-def train_command(folder: Path, overrides: list[str]) -> Run:
+def train_command(folder: Path, overrides: list[str], check: Callable[[Run], Any] | None = None) -> Run:
     """Train what `scripts/train.py OVERRIDES` trains, from the newest checkpoint in the folder, and return the run.
 
     The folder has no config.yaml, so that other commands do not take it for a run folder.
+
+    Args:
+        check: is called with the run before the training.
 
     Raises:
         KeyboardInterrupt: training was interrupted, so that there is nothing to measure yet.
@@ -120,6 +126,8 @@ def train_command(folder: Path, overrides: list[str]) -> Run:
     with nullcontext() if in_command else initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=overrides)
     run = build_run(cfg, channels_last=cfg.train.channels_last, trust=cfg.trust)
+    if check is not None:
+        check(run)
     options = train_options(cfg) | {"config": None}
     if train(folder, run, **options, scores=train_scores(cfg, run)) < options["steps"]:
         raise KeyboardInterrupt
@@ -184,6 +192,8 @@ def _measure(
     start_time = time.monotonic()
     try:
         numbers = figure.measure(cell, seed, folder, device)
+    except HydraException as error:  # a wrong override; the other lines are about Hydra
+        return f"\n  {label}: {str(error).splitlines()[0]}"
     except (ValueError, RuntimeError) as error:
         return f"\n  {label}: {error}"
     seconds = round(seconds_before + time.monotonic() - start_time, 3)

@@ -20,6 +20,13 @@ class _AxisPenalty(GradientPenalty):
 
     AXIS: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.sides, self.points) != ("two", "interpolates"):
+            raise ValueError(
+                f"sides={self.sides}, points={self.points}: this penalty has sides=two and points=interpolates"
+            )
+
     def __call__(
         self, critic: Callable[..., Tensor], real: Tensor, fake: Tensor, eps: Tensor | None = None, *y: Tensor
     ) -> Tensor:

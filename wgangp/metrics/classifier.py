@@ -94,7 +94,10 @@ def load_classifier(data: Any, path: str | None = None, device: torch.device | s
             " classifier=, or name a file that does not exist: one is trained on this data"
         )
     network = initialize(lambda: Classifier(tuple(state["shape"]), state["classes"]), 0, "classifier")
-    network.load_state_dict(state["weights"])
+    try:
+        network.load_state_dict(state["weights"])
+    except RuntimeError as error:
+        raise ValueError(f"classifier = {file}: its weights do not fit. Choose another file") from error
     network.requires_grad_(False).eval().to(device)
 
     def extract(x: Tensor) -> tuple[Tensor, Tensor]:

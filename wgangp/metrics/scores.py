@@ -183,6 +183,7 @@ def _check(name: str, run: Run, n: int, reference: str) -> None:
         "modes": (hasattr(data, "digits"), "stacked digits, data=stacked_mnist"),
         "inception": (images and data.shape[0] in (1, 3), "images with 1 or 3 channels"),
         "efficientnet": (images and data.shape[0] in (1, 3), "images with 1 or 3 channels"),
+        "classifier": (not hasattr(data, "digits"), "gray images with labels, as data=mnist has"),
     }
     fits, kind = needs.get(name, (True, ""))
     if not fits:
@@ -312,6 +313,6 @@ def _score_critic(run: Run, step: int, n: int, seed: int) -> dict[str, float]:
         gaps[split] = torch.cat(parts)[:n].double().mean().item()
     values = {"critic_train_gap": gaps["train"], "critic_heldout_gap": gaps["heldout"]}
     values["critic_overfitting"] = gaps["train"] - gaps["heldout"]
-    if run.penalty.weight > 0 and run.penalty.target == 1 and gaps["heldout"] >= 0:
+    if run.expects_slope and gaps["heldout"] >= 0:
         values["critic_heldout_corrected"] = corrected_wasserstein(gaps["heldout"], run.penalty.weight)
     return values
