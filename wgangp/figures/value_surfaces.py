@@ -37,7 +37,10 @@ for name, penalty in {
     "lambda 0.1": GradientPenalty(weight=0.1),
 }.items():
     CRITICS |= {f"{name}, {pairing}": (penalty, pairing) for pairing in PAIRINGS}
-DRAWN = ("two-sided, paired", "two-sided, independent", "one-sided, independent", "clipping")  # columns of the picture
+DRAWN = (  # columns of the picture
+    *("two-sided, paired", "two-sided, independent", "two-sided, coupled"),
+    *("one-sided, independent", "clipping"),
+)
 LINES = cut_colormap("viridis", 0.6)  # yellow lines would not be seen on white
 RESOLUTION = 48  # of the grid for the contours, per axis
 
