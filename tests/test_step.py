@@ -10,7 +10,16 @@ from helpers import Function, Linear, smooth_critic
 from labeled import LabeledCritic, LabeledGenerator
 from torch import nn
 
-from wgangp import GradientPenalty, clip_weights_, critic_step, generator_step, gradient_penalty, total_norm
+from wgangp import (
+    GradientPenalty,
+    check_per_sample,
+    clip_weights_,
+    critic_step,
+    generator_step,
+    gradient_penalty,
+    slope_statistics,
+    total_norm,
+)
 from wgangp.losses import Wasserstein
 from wgangp.networks.dcgan import MNISTCritic
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
@@ -545,3 +554,26 @@ def test_wrong_bound_raises_before_anything_moves(options):
         critic_step(critic, torch.optim.SGD(critic.parameters(), lr=0.1), x, x + 1, **options)
     assert all(p.grad is None for p in critic.parameters())
     torch.testing.assert_close(dict(critic.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_sparse_gradients_and_buffers_work():
+    class Graph(nn.Module):
+        def __init__(self, sparse):
+            super().__init__()
+            edges = torch.eye(4) + torch.ones(4, 4) / 9
+            self.register_buffer("edges", edges.to_sparse() if sparse else edges)
+            self.names, self.output = nn.Embedding(3, 2, sparse=sparse), nn.Linear(6, 1)
+
+        def forward(self, x, y):
+            return self.output(torch.cat([(self.edges @ x.T).T, self.names(y)], 1)).square()
+
+    results = []
+    x, labels, eps = torch.randn(6, 4), torch.arange(6) % 3, torch.rand(6)
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        critic = Graph(sparse)
+        check_per_sample(critic, x, y=(labels,))
+        slopes = slope_statistics(critic, x, x + 1, eps, y=(labels,))["interpolates"]["mean"]
+        critic_step(critic, torch.optim.SGD(critic.parameters(), lr=0.1), x, x + 1, eps, labels)
+        results.append([torch.tensor(slopes), *critic.parameters()])
+    torch.testing.assert_close(*results)

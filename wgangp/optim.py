@@ -37,7 +37,8 @@ def descend(
     for p, gradient in zip(parameters, gradients, strict=True):
         # A fused optimizer reads the gradient with the strides of the parameter. The gradient of a convolution may
         # have other strides.
-        p.grad = gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
+        same = gradient.is_sparse or gradient.stride() == p.stride()
+        p.grad = gradient if same else torch.empty_like(p).copy_(gradient)
     if clip_gradient_norm is not None:
         clip_by_norm_(parameters, clip_gradient_norm)
     optimizer.step()

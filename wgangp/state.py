@@ -64,7 +64,7 @@ def preserve_state(*holders: Any) -> Iterator[None]:
             if module.training != training:
                 module.training = training  # a scripted module keeps it in C++
         for t, value in values:
-            if not torch.equal(t.detach(), value):
+            if t.layout is not torch.strided or not torch.equal(t.detach(), value):  # sparse tensors are not compared
                 t.data.copy_(value)  # .data: graphs that were recorded before stay valid
         for t, requires_grad, gradient in gradients:
             if t.requires_grad != requires_grad:

@@ -25,7 +25,7 @@ from wgangp.figures.fixed_generator import (
 )
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
-from wgangp.plots import cut_colormap, draw_points, open_figure
+from wgangp.plots import PAGE, cut_colormap, draw_points, open_figure
 from wgangp.seeds import initialize
 
 __all__ = ["ValueSurfaces"]
@@ -97,7 +97,8 @@ class ValueSurfaces:
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
         seed = records[0]["seed"]
         drawn = [name for name in DRAWN if name in self.critics] or list(self.critics[:1])
-        with open_figure(path, 3.1 * len(self.data) + 0.6) as figure:
+        height = max(3.1, min(4.6, PAGE / len(drawn) + 0.9))  # square panels with a title and four lines below
+        with open_figure(path, height * len(self.data) + 0.6) as figure:
             panels = figure.subplots(len(self.data), len(drawn), squeeze=False)
             for (row, name), (column, critic) in product(enumerate(self.data), enumerate(drawn)):
                 axes, runs, data = panels[row, column], select(records, data=name, critic=critic), DATA[name]()

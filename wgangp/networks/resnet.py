@@ -117,7 +117,10 @@ class _Up(nn.Module):
 
 
 class _First(nn.Module):
-    """x -> conv1(pool(x)) + pool(conv(relu(conv(x)))): there is no activation on the image itself."""
+    """x -> conv1(pool(x)) + pool(conv(relu(conv(x)))): there is no activation on the image itself.
+
+    Differs: the paper has a residual block like the others here. This is the released code.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
