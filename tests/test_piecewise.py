@@ -43,6 +43,7 @@ LAYERS = {  # each takes (B, 4, 8, 8); the critic below puts two of them between
     "adaptive pool": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Upsample(scale_factor=2)),
     "leaky relu, its value in place": lambda: Function(lambda x: F.leaky_relu(x, 0.2).mul_(2).add_(x)),
     "relu6, its value in place": lambda: Function(lambda x: F.relu6(x).mul_(2).add_(x)),
+    "relu6, in place twice": lambda: Function(lambda x: F.relu6(x, inplace=True).mul_(2)),
     "threshold, in place": lambda: nn.Threshold(0.1, 0.1, inplace=True),
     "abs of complex": lambda: Function(lambda x: torch.complex(x, x.flip(1) ** 2 + 1).abs()),
     "clamp": lambda: Function(lambda x: x.clamp(min=0)),

@@ -270,7 +270,7 @@ class TestFigure:
 
     def test_no_draws_are_refused(self, figure):
         for changed in ({"draws": 0}, {"widths": []}, {"widths": [0]}):
-            with pytest.raises(ValueError, match=r"figure\.draws = .*: give at least one"):
+            with pytest.raises(ValueError, match=r"figure\.draws = .*: all must be > 0"):
                 replace(figure, **changed)
 
     def test_table_counts_the_successes_of_pairs(self, figure, tmp_path):

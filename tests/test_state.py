@@ -326,7 +326,22 @@ def test_lazy_network_is_refused():
         slope_statistics(nn.LazyLinear(1), torch.randn(3, 2), torch.randn(3, 2))
 
 
+NETWORKS = {}  # of this file: a function does not refer to what it finds in it
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile reads it
+def test_compiled_function_of_a_module_in_a_dict_is_measured_in_eval_mode(quick_compile):
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+    NETWORKS["critic"], x = critic, torch.randn(6, 2)
+    expected, before = slope_statistics(critic, x, x + 1), copy_state(critic)
+    function = torch.compile(lambda x: NETWORKS["critic"](x))
+    for each in (function, torch.compile(critic)):
+        assert slope_statistics(each, x, x + 1)["real"] == pytest.approx(expected["real"])
+        require_unchanged(before, critic)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_scripted_and_compiled_critics_are_left_as_they_were(quick_compile):
     x = torch.randn(6, 2)
     for change in (torch.jit.script, torch.compile):

@@ -130,6 +130,13 @@ def test_derivatives_are_finite_where_the_gradient_is_zero(penalty):
     assert value.item() == pytest.approx(10 * (norms - 1).square().mean().item())
 
 
+def test_labels_in_the_place_of_eps_are_refused():
+    real, fake = draw_pairs(3)
+    for penalty in PENALTIES:
+        with pytest.raises(ValueError, match="Labels come after eps"):
+            penalty()(smooth_critic(60), real, fake, torch.zeros(5))  # as long as a row of pixels
+
+
 def test_values_are_the_same_without_a_graph():
     real, fake = draw_pairs(3)
     critic, p = smooth_critic(60), ChannelPenalty()

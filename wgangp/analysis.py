@@ -21,7 +21,7 @@ from wgangp.generate import BATCH, generate
 from wgangp.logs import collect_provenance
 from wgangp.per_sample import check_per_sample
 from wgangp.report import leave_unchanged
-from wgangp.runs import Run
+from wgangp.runs import Run, expects_slope
 from wgangp.seeds import draw_latent, rng_for
 from wgangp.transport import LIMIT, wasserstein1
 
@@ -125,7 +125,7 @@ def measure(
         "steepest": lipschitz.steepest_slope(critic, start_points, ascent),
     }
     weight = run.penalty.weight
-    if run.expects_slope:
+    if expects_slope(run):
         if gap >= 0:
             distances["corrected"] = lipschitz.corrected_wasserstein(gap, weight)
         for name, source in (("exact_w1", "exact W1"), ("corrected", "corrected gap")):

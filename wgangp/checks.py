@@ -235,9 +235,9 @@ def use_math_attention(needed: bool) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
 
 
-def check_positive(name: str, value: float | None) -> None:
-    """Raise ValueError if the value is not above 0. None means that it is not used."""
-    if value is not None and not value > 0:
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError if the value is not above 0."""
+    if not value > 0:
         raise ValueError(f"{name} = {value}: must be > 0")
 
 

@@ -68,7 +68,7 @@ def _norm_per_sample(gradient: Tensor, scores: Tensor) -> Tensor:
 
 
 def total_norm(tensors: Iterable[Tensor | None], ord: float = 2.0) -> Tensor:
-    """Compute ||g||_p () of all tensors together, taken as one long vector. It is 0 if there are no tensors.
+    """Compute ||g||_p () of all tensors together, taken as one long vector. In float32 or float64; 0 without tensors.
 
     Args:
         tensors: of any shape, for example the .grad of parameters. None (no gradient) counts as zeros.
@@ -96,8 +96,8 @@ def clip_by_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Ten
     ||g|| + 1e-6, so its result is always slightly below the threshold.
     """
     checks.check_positive("max_norm", max_norm)
-    several = [parameters] if isinstance(parameters, Tensor) else parameters
-    gradients = [p.grad for p in several if p.grad is not None]
+    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
+    gradients = [p.grad for p in parameters if p.grad is not None]
     norm = total_norm(gradients)
     scale = torch.where(norm > max_norm, max_norm / norm, torch.ones_like(norm))
     for gradient in gradients:
@@ -121,4 +121,4 @@ def gradient_norm_penalty(loss: Tensor, params: Tensor | Iterable[Tensor], weigh
         raise ValueError(f"weight = {weight}: the weight of a penalty must be >= 0 and finite")
     params = [params] if isinstance(params, Tensor) else list(params)
     gradients = checks.differentiate(loss, params, "the loss", "params", create_graph=True)
-    return weight * sum(g.square().sum() for g in gradients)
+    return weight * sum(g.to(torch.promote_types(g.dtype, torch.float32)).square().sum() for g in gradients)

@@ -31,14 +31,14 @@ def descend(
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     _check_optimizer(optimizer, network, parameters)
-    check_positive("clip_gradient_norm", clip_gradient_norm)
+    check_positive("clip_gradient_norm", 1 if clip_gradient_norm is None else clip_gradient_norm)
     if len(gradients) != len(parameters):
         raise ValueError(f"{len(gradients)} gradients for {len(parameters)} trainable parameters: give one for each")
     for p, gradient in zip(parameters, gradients, strict=True):
         # A fused optimizer reads the gradient with the strides of the parameter. The gradient of a convolution may
         # have other strides.
-        same = gradient.is_sparse or gradient.stride() == p.stride()
-        p.grad = gradient if same else torch.empty_like(p).copy_(gradient)
+        has_its_strides = gradient.is_sparse or gradient.stride() == p.stride()
+        p.grad = gradient if has_its_strides else torch.empty_like(p).copy_(gradient)
     if clip_gradient_norm is not None:
         clip_by_norm_(parameters, clip_gradient_norm)
     optimizer.step()

@@ -5,6 +5,7 @@ critic. Without it, a critic step of a deep ReLU network takes 10 instead of 12 
 Values and gradients stay equal to those of torch: bit for bit in eager mode, to rounding in compiled steps.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -40,26 +41,26 @@ class _Replace(TorchFunctionMode):
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
-            if function is Tensor.unflatten:  # torch 2.11 does not compile it, 2.14 does not find it in TRACED
+            if function is Tensor.unflatten:  # torch 2.11 cannot compile it, and 2.14 cannot look it up in TRACED
                 return _trace_unflatten(*args, **kwargs)
             replacement = TRACED.get(function)
             return (replacement or function)(*args, **kwargs)
         if args and isinstance(args[0], Tensor) and args[0].requires_grad and torch.is_grad_enabled():
-            active = torch._C._are_functorch_transforms_active()
-            if function in ACTIVATIONS and not active:
+            in_transform = torch._C._are_functorch_transforms_active()
+            if function in ACTIVATIONS and not in_transform:
                 return ACTIVATIONS[function](*args, **kwargs)
             # |z| of complex z has a second derivative; a leaf cannot be changed in place
-            if function in OTHERS and not active and not args[0].is_complex() and not kwargs.get("inplace"):
+            if function in OTHERS and not in_transform and not args[0].is_complex() and not kwargs.get("inplace"):
                 return _Piecewise.apply(lambda x, *others: function(x, *others, **kwargs), *args)
         return function(*args, **kwargs)
 
 
 class _Activation(torch.autograd.Function):
-    """An activation with differentiate(gradient, saved), linear in the gradient. Its argument gives the same result
-    as its value does.
+    """An activation without second derivative. differentiate(gradient, saved) gives the same result for the argument
+    and for the value.
 
-    Like torch's own it saves one tensor, the same as torch's: another function may change the other one in place.
-    torch.utils.checkpoint, which calls torch's own again, compares the number of saved tensors.
+    The one that torch saves is saved: the other one may be changed in place. torch.utils.checkpoint, which calls
+    torch's own activation again, compares the number of saved tensors.
     """
 
     @staticmethod
@@ -111,7 +112,9 @@ def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fal
 
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
-    activate = lambda x: F.hardtanh(x, min_val, max_val, inplace)  # noqa: E731
+    activate = lambda x: F.hardtanh(x, min_val, max_val)  # noqa: E731
+    if inplace:  # of a copy, since the value may be changed in place, too
+        return input.copy_(_hardtanh(input.clone(), min_val, max_val))
     return _Activation.apply(input, activate, lambda g, y: aten.hardtanh_backward(g, y, min_val, max_val))
 
 
@@ -153,6 +156,8 @@ def _trace_avg_pool2d(
 
 
 def _trace_unflatten(input: Tensor, dim: int, sizes: Any) -> Tensor:
+    known = math.prod([size for size in sizes if size != -1])
+    sizes = [input.shape[dim] // known if size == -1 else size for size in sizes]
     return input.reshape(*input.shape[:dim], *sizes, *input.shape[dim:][1:])
 
 

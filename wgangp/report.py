@@ -29,7 +29,7 @@ from wgangp.metrics.ngrams import ngram_divergence
 from wgangp.metrics.scores import Score
 from wgangp.per_sample import check_per_sample
 from wgangp.precision import product_precision
-from wgangp.runs import Run, choose_generator
+from wgangp.runs import Run, choose_generator, expects_slope
 from wgangp.seeds import arrange_classes, draw_latent, rng_for, seed_layers
 from wgangp.state import use_eval_mode
 from wgangp.step import critic_objective, generator_objective
@@ -125,7 +125,7 @@ def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
     except ValueError:  # the released batch norm, which is allowed without a penalty
         return {}
     values = {"largest_quotient": largest_quotient(run.critic, torch.cat([real, fake]))}
-    if run.expects_slope and gap >= 0:
+    if expects_slope(run) and gap >= 0:
         corrected = corrected_wasserstein(gap, run.penalty.weight)
         values |= {"corrected_wasserstein": corrected, "expected_slope": expected_slope(corrected, run.penalty.weight)}
     if tuple(run.data.shape) in ((1,), (2,)):

@@ -23,6 +23,7 @@ __all__ = [
     "choose_generator",
     "collect_state",
     "collect_stateful",
+    "expects_slope",
     "find_differing_keys",
     "flatten_config",
     "format_value",
@@ -60,11 +61,11 @@ class Run:
     average: AveragedModel | None = None
     config: dict[str, Any] | None = None
 
-    @property
-    def expects_slope(self) -> bool:
-        """Whether 1 + W1 / (2 lambda) is the slope of an optimal critic: with Wasserstein loss and target 1."""
-        loss = getattr(self.loss, "loss", self.loss)  # of AC-GAN
-        return isinstance(loss, Wasserstein) and self.penalty.weight > 0 and self.penalty.target == 1
+
+def expects_slope(run: Run) -> bool:
+    """Return whether 1 + W1 / (2 lambda) is the slope of an optimal critic: with Wasserstein loss and target 1."""
+    loss = getattr(run.loss, "loss", run.loss)  # of AC-GAN
+    return isinstance(loss, Wasserstein) and run.penalty.weight > 0 and run.penalty.target == 1
 
 
 def choose_generator(run: Run) -> nn.Module:

@@ -9,6 +9,7 @@ import inspect
 import itertools
 import random
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -115,7 +116,9 @@ def find_state(critic: Any, *batch: Tensor) -> list[Any]:
 
         hook = register_module_forward_pre_hook(stop)
         try:
-            with preserve_state(*holders):
+            # Hooks do not run in a compiled graph. In eager mode torch warns that a compiled module has them.
+            with preserve_state(*holders), torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Using `torch.compile")
                 critic(*(tensor.detach().clone() for tensor in batch))
         except _UnknownModuleError as error:
             holders.append(error.args[0])

@@ -158,7 +158,7 @@ def critic_step(
     y = (*labels, *y)
     checks.check_pairs(real, fake, *y)
     check_parts(accumulate, regularize_gradient_norm)
-    checks.check_positive("clip_weights", clip_weights)
+    checks.check_positive("clip_weights", 1 if clip_weights is None else clip_weights)
     if accumulate > 1 and eps is None:
         eps = penalty.draw(real)  # of the whole batch, as with one part
     objective = {"penalty": penalty, "loss": loss, "regularize_gradient_norm": regularize_gradient_norm}

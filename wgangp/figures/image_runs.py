@@ -69,7 +69,7 @@ def train_finite(folder: Path, overrides: list[str], check: Callable[[Run], Any]
 def build_score(run: Run, n: int) -> Score:
     """Build the score of `score_images`. ValueError if there are too few images, or if a library is missing.
 
-    The reference are the held-out images, or the training images if fewer than 1,281 are held out.
+    The reference is the held-out images, or the training images if fewer than 1,281 are held out.
     """
     split = "heldout" if len(run.data.labels["heldout"]) >= ENOUGH else "train"
     return build_scores(run, ["efficientnet"], n, reference=split)[0]

@@ -96,9 +96,7 @@ class RandomArchitectures:
     def __post_init__(self) -> None:
         check_samples(self.samples)
         if self.draws < 1 or not self.widths or min(self.widths) < 1:
-            raise ValueError(
-                f"figure.draws = {self.draws}, figure.widths = {[*self.widths]}: give at least one, all > 0"
-            )
+            raise ValueError(f"figure.draws = {self.draws}, figure.widths = {[*self.widths]}: all must be > 0")
 
     def cells(self) -> list[dict[str, Any]]:
         return [{"draw": draw, "method": method} for draw in range(self.draws) for method in METHODS]

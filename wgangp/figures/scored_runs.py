@@ -286,7 +286,7 @@ class ScoredRuns:
             rows.append(empty | row)
         real = {label: [run[f"real_{name}"] for run in records if run["finite"]] for name, label in names.items()}
         known = {label: f"{values[0]:.4g}" for label, values in real.items() if values and values[0] is not None}
-        counts = {f"{run['real_n']:,} real images" for run in records if run.get("real_n")}
+        counts = dict.fromkeys(f"{run['real_n']:,} real images" for run in records if run.get("real_n"))
         rows.append(empty | {"row": "real samples"} | known | {"measured with, or source": ", ".join(counts)})
         for name, source, *numbers in published:
             values = dict(zip(names.values(), numbers, strict=False))  # table 3 has the Inception score alone

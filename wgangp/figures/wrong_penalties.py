@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wgangp.checks import check_eps
 from wgangp.penalty import GradientPenalty
 
 __all__ = ["ChannelPenalty", "ColumnPenalty"]
@@ -33,7 +34,11 @@ class _AxisPenalty(GradientPenalty):
         eps = self.draw(real) if eps is None else eps
         x = self.at(real.detach(), fake.detach(), eps)
         with torch.enable_grad():
-            gradient = torch.func.grad(lambda x: critic(x, *y).sum())(x)  # which torch.compile can differentiate again
+            if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+                gradient = torch.func.grad(lambda x: critic(x, *y).sum())(x)
+            else:
+                x.requires_grad_()
+                (gradient,) = torch.autograd.grad(critic(x, *y).sum(), x, create_graph=True)
         # A small number keeps the second derivative finite where a norm is 0, as at pixels that the critic ignores.
         norm = (gradient.square().sum(self.AXIS) + 1e-16).sqrt()
         return self.weight * (norm - self.target).square().flatten(1).mean(1)
@@ -51,6 +56,7 @@ class ChannelPenalty(_AxisPenalty):
         return torch.rand(real.shape, generator=rng, device=real.device, dtype=real.dtype)
 
     def at(self, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+        check_eps(eps, real.shape, "one value per element")
         return eps * real + (1 - eps) * fake
 
 

@@ -33,7 +33,7 @@ from wgangp.metrics.inception import load_inception
 from wgangp.metrics.modes import count_modes, mode_coverage
 from wgangp.metrics.ngrams import ngram_divergence
 from wgangp.networks.layers import BatchNorm
-from wgangp.runs import Run, choose_generator
+from wgangp.runs import Run, choose_generator, expects_slope
 from wgangp.seeds import draw_latent
 from wgangp.transport import LIMIT, wasserstein1
 
@@ -313,6 +313,6 @@ def _score_critic(run: Run, step: int, n: int, seed: int) -> dict[str, float]:
         gaps[split] = torch.cat(parts)[:n].double().mean().item()
     values = {"critic_train_gap": gaps["train"], "critic_heldout_gap": gaps["heldout"]}
     values["critic_overfitting"] = gaps["train"] - gaps["heldout"]
-    if run.expects_slope and gaps["heldout"] >= 0:
+    if expects_slope(run) and gaps["heldout"] >= 0:
         values["critic_heldout_corrected"] = corrected_wasserstein(gaps["heldout"], run.penalty.weight)
     return values
