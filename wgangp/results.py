@@ -67,13 +67,13 @@ def _compare_modes(folder: Path) -> dict[str, str]:
     runs, texts = read_records(folder), []
     for row, name in {
         "one norm per sample": "one norm",
-        "norms over the channels, eps per element": "norms over channels",
+        "norms over the channels, eps per element": "over channels",
     }.items():
         if values := [run["modes_covered"][-1] for run in select(runs, row=row) if run["finite"]]:
             texts.append(f"{name} {statistics.mean(values):.0f} ({_range(values, '.0f')})")
     return {
         "published": "WGAN-GP 959 (Kumar et al. 2019, norms over channels)",
-        "here": ", ".join(texts) + f"; small networks, {runs[0]['steps'][-1]:,} updates" if texts else NOT_RUN,
+        "here": ", ".join(texts) + f"; {runs[0]['steps'][-1]:,} updates" if texts else NOT_RUN,
         "seeds": _count(runs),
         "command": "`scripts/reproduce.py figure=stacked_mnist`",
     }
