@@ -31,7 +31,8 @@ def descend(
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     _check_optimizer(optimizer, network, parameters)
-    check_positive("clip_gradient_norm", 1 if clip_gradient_norm is None else clip_gradient_norm)
+    if clip_gradient_norm is not None:
+        check_positive("clip_gradient_norm", clip_gradient_norm)
     if len(gradients) != len(parameters):
         raise ValueError(f"{len(gradients)} gradients for {len(parameters)} trainable parameters: give one for each")
     for p, gradient in zip(parameters, gradients, strict=True):

@@ -45,12 +45,14 @@ class _Replace(TorchFunctionMode):
                 return _trace_unflatten(*args, **kwargs)
             replacement = TRACED.get(function)
             return (replacement or function)(*args, **kwargs)
-        if args and isinstance(args[0], Tensor) and args[0].requires_grad and torch.is_grad_enabled():
-            in_transform = torch._C._are_functorch_transforms_active()
-            if function in ACTIVATIONS and not in_transform:
+        if function not in ACTIVATIONS and function not in OTHERS:  # nearly all: nothing else is asked of them
+            return function(*args, **kwargs)
+        has_graph = args and isinstance(args[0], Tensor) and args[0].requires_grad and torch.is_grad_enabled()
+        if has_graph and not torch._C._are_functorch_transforms_active():
+            if function in ACTIVATIONS:
                 return ACTIVATIONS[function](*args, **kwargs)
             # |z| of complex z has a second derivative; a leaf cannot be changed in place
-            if function in OTHERS and not in_transform and not args[0].is_complex() and not kwargs.get("inplace"):
+            if not args[0].is_complex() and not kwargs.get("inplace"):
                 return _Piecewise.apply(lambda x, *others: function(x, *others, **kwargs), *args)
         return function(*args, **kwargs)
 
