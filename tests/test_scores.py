@@ -330,6 +330,35 @@ def test_data_is_not_kept_after_its_run(stripes):
     assert kept() is None
 
 
+def test_runs_on_the_same_images_share_the_features_of_real_ones():
+    def build(seed):
+        rng = torch.Generator().manual_seed(seed)
+        pictures = {split: torch.randint(0, 256, (6, 1, 4, 4), generator=rng).byte() for split in ("train", "heldout")}
+        return Images(pictures, dict.fromkeys(pictures, torch.zeros(6, dtype=torch.int64)))
+
+    calls = []
+
+    @features.cache_per_content
+    def compute(images, name, split="train"):
+        calls.append((name, split))
+        return images.take(split, torch.arange(6))
+
+    first, same, other = build(0), build(0), build(1)
+    assert compute(first, "a") is compute(same, "a")
+    assert torch.equal(compute(same, "a", "heldout"), first.pictures["heldout"])  # arguments count
+    assert calls == [("a", "train"), ("a", "heldout")]
+    assert torch.equal(compute(other, "a"), other.pictures["train"])
+    assert torch.equal(compute(first, "a"), first.pictures["train"])
+    unknown, twin = build(0), build(0)
+    unknown.fingerprint = twin.fingerprint = ""
+    assert compute(unknown, "a") is not compute(twin, "a")
+    for name in "bcdefg":
+        compute(first, name)
+    before = len(calls)
+    compute(first, "g"), compute(first, "b")
+    assert calls[before:] == [("b", "train")]  # the oldest results are not kept
+
+
 @pytest.mark.parametrize(
     "data", [gaussians8(), Images({"train": torch.zeros(9, 3, 8, 8, dtype=torch.uint8)}, {"train": torch.arange(9)})]
 )

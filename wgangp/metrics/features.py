@@ -17,6 +17,7 @@ __all__ = [
     "WIDTHS",
     "FeatureSpace",
     "Features",
+    "cache_per_content",
     "cache_per_data",
     "compare_features",
     "extract_features",
@@ -27,6 +28,7 @@ __all__ = [
 
 SPLITS = 10  # of the samples, for the Inception score. Paper: 10
 SUBSETS, SUBSET_SIZE = 100, 1_000  # for the kernel distance. Paper: Binkowski et al. 2018
+KEPT = 4  # results of each function in `cache_per_content`: for two scores and two splits
 WIDTHS = {"classifier": 512, "efficientnet": 1_280, "inception": 2_048}  # name of a space -> number of its features
 
 
@@ -66,6 +68,30 @@ def cache_per_data(compute: Callable[..., Any]) -> Callable[..., Any]:
         return values[arguments]
 
     call.cache_clear = results.clear
+    return call
+
+
+def cache_per_content(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function whose first argument is a set of images: runs on the same images share its results.
+
+    The newest results of the last set are kept. A set without a fingerprint is the same only if it is the same object.
+    """
+    results: dict[Any, Any] = {}
+    last: list[Any] = []
+
+    @wraps(compute)
+    def call(data: Any, *arguments: Any) -> Any:
+        sizes = tuple((split, len(labels)) for split, labels in data.labels.items())
+        content = [getattr(data, "fingerprint", "") or data, data.shape, sizes]
+        if content != last:
+            results.clear()
+            last[:] = content
+        if arguments not in results:
+            results[arguments] = compute(data, *arguments)
+            if len(results) > KEPT:
+                del results[next(iter(results))]
+        return results[arguments]
+
     return call
 
 

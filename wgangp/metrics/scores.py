@@ -22,7 +22,7 @@ from wgangp.metrics.features import (
     WIDTHS,
     Features,
     FeatureSpace,
-    cache_per_data,
+    cache_per_content,
     compare_features,
     extract_features,
     require_library,
@@ -229,7 +229,7 @@ def _score_images(run: Run, step: int, space: FeatureSpace, n: int, seed: int, r
     return values | _compare_real(run.data, space, reference, n)
 
 
-@cache_per_data
+@cache_per_content
 def _compare_real(data: Any, space: FeatureSpace, reference: str, n: int) -> dict[str, float]:
     """Compute the scores of at most n real images of another split; no scores if there are too few."""
     other = "heldout" if reference != "heldout" else "train"  # the classifier was not trained on held-out images
@@ -241,7 +241,7 @@ def _compare_real(data: Any, space: FeatureSpace, reference: str, n: int) -> dic
     return {f"real_{name}": value for name, value in values.items()} | {"real_" + space.name + "_n": len(real.logits)}
 
 
-@cache_per_data
+@cache_per_content
 def _extract_real(data: Any, space: FeatureSpace, split: str) -> Features:
     """Compute the features of all images of a split."""
     return extract_features(space, _read_images(data, split))
@@ -261,7 +261,7 @@ def _score_modes(run: Run, step: int, space: FeatureSpace, n: int, seed: int) ->
     return _count_modes(space, batches) | {f"real_{name}": value for name, value in real.items()}
 
 
-@cache_per_data
+@cache_per_content
 def _count_real_modes(data: Any, space: FeatureSpace, n: int) -> dict[str, float]:
     count = min(n, len(data.labels["heldout"]))
     return _count_modes(space, _read_images(data, "heldout", count)) | {"modes_n": count}
