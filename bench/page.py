@@ -6,22 +6,18 @@ The text of these files is written by hand. Only the lines between two markers a
 """
 
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
 from bench.command import Parser, print_errors
 from bench.contestants import CRITIC_STEPS
+from bench.picture import draw_picture, is_of_case
 from wgangp.checkpoint import write_atomic
 from wgangp.logs import describe_hardware, read_lines
-from wgangp.plots import BAR, open_figure
 from wgangp.tables import markdown_table, replace_block
 
 __all__ = [
     "arithmetic_table",
-    "draw_picture",
     "peer_block",
     "peer_table",
     "ratio_block",
@@ -42,13 +38,6 @@ SPEED, SCALING, GUIDE = "results/benchmark", "results/scaling", "docs/speed.md"
 BEGIN, END = "<!-- rendered by bench -->", "<!-- /rendered -->"
 GUIDE_MARKERS = "<!-- speed: rendered by bench -->", "<!-- /speed -->"
 PEER_MARKERS = "<!-- peers: rendered by bench -->", "<!-- /peers -->"
-DRAWN = ("textbook", "eager", "compiled")  # variants with a curve
-GROWING = {  # key "grows" of the records -> what the axis shows
-    "batch": "batch size (toy MLP)",
-    "width": "width (toy MLP)",
-    "depth": "depth of the critic (toy MLP)",
-    "resolution": "image size (ResNet critic)",
-}
 # Variants in older records -> their names now
 RENAMED = {f"bf16{layout}": f"bf16, penalty in bf16{layout}" for layout in ("", ", channels last")}
 DEVICES = (8, 64, 512)  # numbers of devices for which the efficiency is predicted
@@ -123,6 +112,7 @@ def speed_block(records: dict[str, list[Record]]) -> str:
     parts = []
     for kind, lines in records.items():
         parts += [f"## Measured on {kind}", *_list_sources(lines, _describe_widths(lines))]
+        parts += _list_left_out(lines)
         parts += ["### Time", markdown_table(time_table(lines))]
         parts += ["### Time, divided by the time of the textbook", markdown_table(ratio_table(lines))]
         parts += ["### Accuracy, arithmetic and memory", markdown_table(arithmetic_table(lines))]
@@ -173,8 +163,13 @@ def peer_block(records: dict[str, list[Record]]) -> str:
 
 
 def _of_cases(records: list[Record]) -> list[Record]:
-    """Return the records without those that measure growth."""
-    return [record for record in records if "grows" not in record]
+    return [record for record in records if is_of_case(record)]
+
+
+def _list_left_out(records: list[Record]) -> list[str]:
+    """Return one line per variant that could not be measured, with the reason."""
+    left_out = [record for record in records if "left_out" in record]
+    return [textwrap.fill(f"Left out, {record['case']}: {record['left_out']}.", 150) for record in left_out]
 
 
 def _digits(value: float) -> str:
@@ -192,8 +187,11 @@ def _list_sources(records: list[Record], note: str) -> list[str]:
 
 
 def _describe_widths(records: list[Record]) -> str:
-    small = "CIFAR and text have a quarter of the released width, 64 x 64 an eighth"
-    return small if records[0]["budget"] == "cpu" else "the widths are those of the released code"
+    return {
+        "cpu": "CIFAR and text have a quarter of the released width, 64 x 64 an eighth",
+        "paper": "the widths are those of the released code",
+        "smoke": "tiny networks, so that the numbers mean nothing",
+    }[records[0]["budget"]]
 
 
 def _commit(record: Record) -> str:
@@ -302,41 +300,6 @@ def write_guide(root: Path = ROOT) -> None:
     path, folder = root / GUIDE, root / SPEED
     text = replace_block(path.read_text(), *GUIDE_MARKERS, f"\n{ratio_block(read_speed(folder))}\n")
     write_atomic(path, replace_block(text, *PEER_MARKERS, f"\n{peer_block(read_speed(folder, 'peers-'))}\n"))
-
-
-def draw_picture(path: Path, records: list[Record]) -> None:
-    """Draw ratios of the iteration time (above) and the growth of the critic step (below)."""
-    ratios = _of_cases(records)
-    cases, variants = _distinct(ratios, "case"), _distinct(ratios, "variant")[::-1]
-    quantities = _distinct([record for record in records if "grows" in record], "grows")
-    with open_figure(path, 5.6) as figure:
-        above, below = figure.subfigures(2, 1)
-        above.suptitle("Time of a whole iteration, divided by that of the textbook")
-        for axes, case in zip(above.subplots(1, len(cases), squeeze=False, sharey=True)[0], cases, strict=True):
-            for record in (record for record in ratios if record["case"] == case):
-                position = variants.index(record["variant"])
-                axes.barh(position, record["iteration_ratio"], color=BAR)
-                axes.text(0.02, position, f"{record['iteration_ratio']:.2f}", va="center", color="white")
-            axes.axvline(1, color="black", linewidth=0.8)
-            axes.set(title=case, xlim=(0, None), yticks=range(len(variants)), yticklabels=variants)
-        if quantities:
-            below.suptitle("Time of a critic step, in milliseconds")
-            for axes, quantity in zip(below.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
-                for variant in DRAWN:
-                    line = [r for r in records if r.get("grows") == quantity and r["variant"] == variant]
-                    sizes = [record["size"] for record in line]
-                    axes.plot(sizes, [1e3 * r["critic_step_s"] for r in line], marker="o", markersize=4, label=variant)
-                axes.set(xscale="log", yscale="log", xlabel=GROWING[quantity])
-                axes.set_xticks(sizes, [str(size) for size in sizes])
-                axes.xaxis.set_minor_locator(NullLocator())
-                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-                axes.yaxis.set_minor_locator(NullLocator())
-                axes.legend()
-
-
-def _distinct(records: Iterable[Record], key: str) -> list[str]:
-    return list(dict.fromkeys(record[key] for record in records))
 
 
 def main() -> None:

@@ -5,14 +5,17 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from bench import measure, page
 from bench.command import Parser, command_line, print_errors
+from bench.contestants import Case
+from bench.picture import draw_picture
 from wgangp.checkpoint import write_atomic
 from wgangp.config import BUDGETS, find_device
-from wgangp.logs import collect_provenance
+from wgangp.logs import collect_provenance, read_lines
 
 __all__ = ["main", "run"]
 
@@ -31,11 +34,11 @@ def run(arguments: list[str]) -> None:
     """Measure, print the tables, and write them.
 
     Raises:
-        ValueError: a wrong option; the gradients of a variant are wrong; a compiled step fell back to eager mode.
+        ValueError: a wrong option; the gradients of a variant are wrong.
     """
     options = parse(arguments)
     device = find_device(options.device, "--device ")
-    budget = options.budget or ("paper" if device.type == "cuda" else "cpu")
+    budget = "smoke" if options.smoke else options.budget or ("paper" if device.type == "cuda" else "cpu")
     folder = Path(options.out or ("runs/benchmark-smoke" if options.smoke else page.SPEED))
     readme = folder / "README.md"
     page.read_page(readme, "Speed")  # an error comes before the measurement
@@ -43,24 +46,20 @@ def run(arguments: list[str]) -> None:
     source = {**collect_provenance(device), "command": command, "rounds": options.rounds, "budget": budget}
     folder.mkdir(parents=True, exist_ok=True)
 
-    records = []
-    for name in tqdm(options.cases, desc="cases", disable=None):
-        case = measure.CASES[name]
-        if budget == "cpu":
-            case = replace(case, width=case.width // measure.SMALLER.get(name, 1))
-        if options.smoke:
-            width, batch = (4, 2) if case.shape[-1] == 64 else (16, 8)
-            case = replace(case, width=width, batch=batch, generator_batch=None, critic_steps=1)
-        records += [{"case": name, **record, **source} for record in measure.measure(case, device, options.rounds)]
-    if options.growth:
-        growth = measure.measure_growth(device, options.rounds, small=options.smoke)
-        records += [{**record, **source} for record in growth]
-
-    path = folder / f"{device.type}.jsonl"
-    if path.exists():  # earlier measurements are kept
-        path.rename(next(p for n in range(1, 10**6) if not (p := folder / f"{device.type}.{n}.jsonl").exists()))
-    write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
-    page.draw_picture(folder / f"{device.type}.png", records)
+    path, records = folder / f"{device.type}.jsonl", []
+    before = read_lines(path)
+    for name in tqdm([*options.cases, *[None] * options.growth], desc="cases", disable=None):
+        if name is None:
+            measured = measure.measure_growth(device, options.rounds, small=options.smoke)
+        else:
+            case = _choose_size(name, budget)
+            measured = [{"case": name, **record} for record in measure.measure(case, device, options.rounds)]
+        if not records and path.exists():  # earlier measurements are kept
+            path.rename(next(p for n in range(1, 10**6) if not (p := folder / f"{device.type}.{n}.jsonl").exists()))
+        records = _replace_case(records or before, [{**record, **source} for record in measured])
+        # After every case, so that nothing is lost if the measurement is stopped.
+        write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
+    draw_picture(folder / f"{device.type}.png", records)
     page.write_page(readme, "Speed", page.speed_block(page.read_speed(folder)))
     for table in (page.time_table(records), page.ratio_table(records), page.arithmetic_table(records)):
         print_table(table)
@@ -68,6 +67,23 @@ def run(arguments: list[str]) -> None:
     if folder.resolve() == page.ROOT / page.SPEED:
         page.write_guide()
         print(f"written to {page.GUIDE}: the table of ratios")
+
+
+def _choose_size(name: str, budget: str) -> Case:
+    """Return the case with the sizes of a budget; smoke has tiny ones."""
+    case = measure.CASES[name]
+    if budget == "smoke":
+        width, batch = (4, 2) if case.shape[-1] == 64 else (16, 8)
+        return replace(case, width=width, batch=batch, generator_batch=None, critic_steps=1)
+    return replace(case, width=case.width // measure.SMALLER.get(name, 1)) if budget == "cpu" else case
+
+
+def _replace_case(records: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records with those of one case, or of the growth, replaced; records of another budget are dropped."""
+    case, budget = measured[0].get("case"), measured[0]["budget"]
+    others = [record for record in records if record.get("case") != case and record["budget"] == budget]
+    order = [*measure.CASES, None]  # None: growth
+    return sorted(others + measured, key=lambda record: order.index(record.get("case")))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -105,8 +121,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="the folder for DEVICE.jsonl (records; those of an earlier run are kept as DEVICE.N.jsonl), DEVICE.png and"
-        f" README.md (default: {page.SPEED}, with --smoke runs/benchmark-smoke)",
+        help="the folder for DEVICE.jsonl (records; other cases stay, and the earlier file is kept as DEVICE.N.jsonl),"
+        f" DEVICE.png and README.md (default: {page.SPEED}, with --smoke runs/benchmark-smoke)",
     )
     options = parser.parse_args(arguments)
     if options.rounds < 1:

@@ -15,7 +15,7 @@ from bench.measure import CASES
 from bench.peer_loops import PEERS, draw_batch
 from wgangp.compiled import build_computation
 from wgangp.distributed import World
-from wgangp.logs import read_lines
+from wgangp.logs import collect_provenance, read_lines
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.precision import product_precision
 from wgangp.tables import replace_block
@@ -110,13 +110,22 @@ def test_peak_memory_includes_what_the_previous_step_left():
     assert measure._peak_cpu_bytes(function) == pytest.approx(8e6, rel=0.01)
 
 
-def test_a_compiled_step_that_falls_back_to_eager_is_refused(monkeypatch):
+def test_a_compiled_step_that_falls_back_to_eager_is_left_out_with_its_reason(monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", fail)
-    with pytest.raises(ValueError, match="compiled cannot be measured: the compiled critic step is not used"):
-        measure.measure(SMALL["toy MLP"], CPU, rounds=1)
+    monkeypatch.setattr(measure, "VARIANTS", {name: measure.VARIANTS[name] for name in ("eager", "compiled")})
+    *measured, left_out = measure.measure(SMALL["toy MLP"], CPU, rounds=1)
+    assert [record["variant"] for record in measured] == ["textbook", "eager"]
+    reason = "compiled cannot be measured: the compiled critic step is not used: RuntimeError: no compiler"
+    assert left_out["variant"] == "compiled" and left_out["left_out"].startswith(reason)
+    assert "compiled is left out" in capsys.readouterr().out
+    source = {"case": "toy MLP", "budget": "cpu", "command": "bench.speed", "rounds": 1, **collect_provenance(CPU)}
+    records = [source | record for record in (*measured, left_out)]
+    block = page.speed_block({"cpu": records})
+    assert " ".join(block.split()).count(f"Left out, toy MLP: {reason}") == 1
+    assert "| toy MLP | compiled |" not in block
 
 
 def test_each_variant_is_compared_and_timed_in_its_own_precision(monkeypatch, no_compile):
@@ -173,7 +182,7 @@ def check_smoke_run(folder, monkeypatch, capsys, names, variants):
     assert {r["case"] for r in records if "case" in r} == set(names)
     assert {r["grows"] for r in records if "grows" in r} == {"batch", "width", "depth", "resolution"}
     for record in records:
-        assert record["critic_step_s"] > 0 and record["commit"] and record["budget"] == "cpu"
+        assert record["critic_step_s"] > 0 and record["commit"] and record["budget"] == "smoke"
         assert record["command"].startswith("python -m bench.speed --smoke --rounds 1 --out ")
         if "case" in record:
             assert record["gradient_error"] > 0 and record["penalty_share"] < 1
@@ -186,9 +195,29 @@ def check_smoke_run(folder, monkeypatch, capsys, names, variants):
     assert all(f"| {case} | {variant} |" in readme for case in names for variant in ("textbook", "compiled"))
     assert "toy MLP" in capsys.readouterr().out
     old = (folder / "cpu.jsonl").read_text()
-    run("--cases", "toy MLP", "--no-growth")
+    newer = run("--cases", "toy MLP", "--no-growth")
     assert (folder / "cpu.1.jsonl").read_text() == old
-    assert {r["case"] for r in read_lines(folder / "cpu.jsonl")} == {"toy MLP"}
+    assert [r for r in newer if r.get("case") != "toy MLP"] == [r for r in records if r.get("case") != "toy MLP"]
+    assert [r["variant"] for r in newer if r.get("case") == "toy MLP"] == ["textbook", *variants]
+    assert not [r for r in newer if r.get("case") == "toy MLP" and r in records]  # measured anew
+    real = {**records[0], "budget": "cpu", "case": "text"}
+    (folder / "cpu.jsonl").write_text(json.dumps(real) + "\n")
+    assert real not in run("--cases", "toy MLP", "--no-growth")  # budgets are not mixed
+    assert read_lines(folder / "cpu.2.jsonl") == [real]
+
+
+def test_cases_that_are_done_are_kept_if_the_measurement_is_stopped(tmp_path, monkeypatch):
+    def stop_at_text(case, *_):
+        if case.shape == CASES["text"].shape:
+            raise KeyboardInterrupt
+        return [{"variant": "textbook"}]
+
+    monkeypatch.setattr(measure, "measure", stop_at_text)
+    (tmp_path / "cpu.jsonl").write_text(json.dumps({"case": "text", "budget": "smoke"}) + "\n")
+    with pytest.raises(KeyboardInterrupt):
+        speed.run(["--smoke", "--out", str(tmp_path), "--device", "cpu", "--cases", "toy MLP", "text"])
+    assert [record["case"] for record in read_lines(tmp_path / "cpu.jsonl")] == ["toy MLP", "text"]
+    assert [record["case"] for record in read_lines(tmp_path / "cpu.1.jsonl")] == ["text"]
 
 
 @pytest.mark.parametrize("names", [("toy MLP", "text"), pytest.param(tuple(CASES), marks=pytest.mark.slow)])
