@@ -114,7 +114,7 @@ def test_compiled_gradients_are_the_eager_ones_for_labels_and_acgan(quick_compil
 
 
 @pytest.mark.parametrize("loss", [NonSaturating(), LeastSquares()], ids=lambda loss: type(loss).__name__)
-@pytest.mark.parametrize("setting", ["two", "none"])
+@pytest.mark.parametrize("setting", ["two", pytest.param("none", marks=pytest.mark.slow)])
 def test_traced_gradients_are_the_eager_ones_for_every_loss(loss, setting, quick_compile):
     """The generator's step does not depend on the penalty, and its samples depend on neither."""
     steps = ("critic", "generator") if setting == "two" else ("critic",)
