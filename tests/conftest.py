@@ -1,5 +1,8 @@
+import copy
 import functools
+import gc
 import os
+import pickle
 import shutil
 import signal
 from pathlib import Path
@@ -28,6 +31,7 @@ settings.load_profile("patient")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; more threads per worker would be slower
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell started in the background
@@ -42,6 +46,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs real MNIST files: set WGANGP_DATA=FOLDER"))
 
 
+def pytest_collection_finish():
+    gc.freeze()  # the imported libraries, a million objects, are not looked through again and again
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     with torch.random.fork_rng(devices=[]):
@@ -52,7 +60,7 @@ def _seeded():
 @pytest.fixture(autouse=True)
 def _few_cells(monkeypatch):
     """The search for the interval in logs and figures ends early. It would take half a second per report."""
-    monkeypatch.setattr("wgangp.report.BOX_CELLS", 64)
+    monkeypatch.setattr("wgangp.report.BOX_CELLS", 16)
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +68,32 @@ def _quick_layout(request, monkeypatch):
     """Draw without the search for a layout, which takes two thirds of the time of a picture."""
     if not request.node.get_closest_marker("layout"):
         monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _parse_once():
+    """Hydra's config files are parsed once per text. For every command this would take a quarter of its time."""
+    load, parsed = OmegaConf.load, {}
+
+    def load_once(file):
+        if not hasattr(file, "read"):
+            return load(file)
+        if (text := file.read()) not in parsed:
+            file.seek(0)
+            parsed[text] = pickle.dumps(load(file))
+        return pickle.loads(parsed[text])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", load_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_sync():
+    """No test waits for the disk: files in memory are read alike. Tests of a failed sync replace it themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture
@@ -74,13 +108,14 @@ def heard():
 
 @pytest.fixture(scope="session")
 def configure():
-    """configure("seed=1", ...) -> the composed config, as the commands see it."""
+    """configure("seed=1", ...) -> the composed config, as the commands see it. Each is composed once, then copied."""
 
-    def compose_config(*overrides, name="config"):
+    @functools.cache
+    def compose_once(name, *overrides):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose(name, overrides=list(overrides))
 
-    return compose_config
+    return lambda *overrides, name="config": copy.deepcopy(compose_once(name, *overrides))
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +182,12 @@ def quick_reports(monkeypatch):
     """Training without the analysis of the critic, which takes most of the rest of the time of a short run."""
     monkeypatch.setattr("wgangp.train.lipschitz_report", lambda *_: {"largest_quotient": 1.0})
     monkeypatch.setattr("wgangp.trial.check_per_sample", lambda *_, **__: None)
+
+
+@pytest.fixture
+def no_trial(monkeypatch):
+    """Training without the update of a copy that comes before it, and shows that networks, loss and data fit."""
+    monkeypatch.setattr("wgangp.config.try_run", lambda *_: None)
 
 
 @pytest.fixture

@@ -46,8 +46,16 @@ def test_parts_of_a_critic_batch_have_its_terms_and_gradients(points, parts):
     assert all(torch.equal(a, b) for a, b in zip(whole[1], compute(*batch)[1], strict=True))
 
 
-@pytest.mark.parametrize("loss", [Wasserstein(), WithClassifier()], ids=lambda loss: type(loss).__name__)
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "compiled, loss",
+    [
+        (False, Wasserstein()),
+        (False, WithClassifier()),
+        (True, WithClassifier()),
+        pytest.param(True, Wasserstein(), marks=pytest.mark.slow),  # a compilation takes seconds
+    ],
+    ids=lambda value: value if isinstance(value, bool) else type(value).__name__,
+)
 def test_parts_of_labeled_batches_have_their_terms_and_gradients(compiled, loss, quick_compile):
     run = labeled_run(loss=loss)
     generator, critic = run.generator.double(), run.critic.double()

@@ -8,7 +8,7 @@ import torch
 from helpers import TINY, train_run, write_idx
 from PIL import Image
 
-from wgangp import checkpoint, gradient_norm
+from wgangp import checkpoint, gradient_norm, lipschitz_on_box
 from wgangp.analysis import analyze
 from wgangp.config import load_run
 from wgangp.networks import mlp
@@ -20,6 +20,19 @@ SIZES = {"n": 60, "starts": 9, "ascent": 3, "device": "cpu"}
 IMAGE_SIZES = {"n": 50, "starts": 5, "ascent": 2, "device": "cpu"}
 
 
+@pytest.fixture
+def _whole():
+    """Ask for this fixture to draw the picture and to search for the constant up to its tolerance: two seconds."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_analysis(request, monkeypatch):
+    if "_whole" not in request.fixturenames:
+        search = lambda *arguments: lipschitz_on_box(*arguments, max_cells=64)  # noqa: E731
+        monkeypatch.setattr("wgangp.analysis.lipschitz_on_box", search)
+        monkeypatch.setattr("wgangp.plots.save_lipschitz", lambda path, *_, **__: path.touch())
+
+
 def read(folder):
     return json.loads((folder / "lipschitz.json").read_text())
 
@@ -29,7 +42,7 @@ def toy(trained):
     return trained(*TOY)
 
 
-def test_analysis_of_points_has_every_number(toy):
+def test_analysis_of_points_has_every_number(toy, _whole):
     folder = analyze(str(toy), **SIZES)
     assert folder == toy / "made" / "lipschitz_step2_seed0_n60_starts9_ascent3"
     report = read(folder)

@@ -106,11 +106,11 @@ def draw_network(seed):
     return critic, d
 
 
-@pytest.mark.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.slow) for block in range(1, 10))])
+@pytest.mark.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.slow) for block in range(1, 20))])
 def test_interval_contains_every_slope_of_random_networks(block):
-    """500 networks, 50 of them in the default tier. The upper end is never below a slope that a dense search finds."""
+    """500 networks, 25 of them in the default tier. The upper end is never below a slope that a dense search finds."""
     wide = 0
-    for seed in range(50 * block, 50 * block + 50):
+    for seed in range(25 * block, 25 * block + 25):
         critic, d = draw_network(seed)
         lower, upper = lipschitz_on_box(critic, [-1.0] * d, [1.0] * d, max_cells=3_000)
         found = slopes(critic, random_points(d, 4_000, seed=seed)).max().item()
@@ -118,7 +118,7 @@ def test_interval_contains_every_slope_of_random_networks(block):
         assert lower <= upper
         assert lower >= 0.95 * found, f"network {seed}"
         wide += upper > 1.0101 * lower + 1e-9
-    assert wide <= 5, "most searches reach their tolerance"
+    assert wide <= 2, "most searches reach their tolerance"
 
 
 def test_maxmin_with_orthogonal_weights_has_the_constant_1():

@@ -215,7 +215,7 @@ class TestTrain:
         assert (kept / "thesis.tex").read_text() == "years of work" and len(list(kept.iterdir())) == 1
 
     @pytest.mark.data
-    def test_real_digits_are_learned(self, command):
+    def test_real_digits_are_learned(self, command, quick_pictures):
         small = ["networks.generator.width=8", "networks.critic.width=8", "device=cpu"]
         root = os.environ["WGANGP_DATA"]
         command("train", "experiment=mnist", f"data.root={root}", *small, "train.steps=30", "run_dir=digits")
@@ -692,8 +692,9 @@ class TestReproduce:
         output = command("reproduce", "--list")
         assert "gradient_norms  " in output and output.isascii() and list(command.folder.iterdir()) == []
 
-    def test_default_run_is_trained_by_its_commands(self, command, quick_pictures):
+    def test_default_run_is_trained_by_its_commands(self, command, quick_pictures, monkeypatch):
         """The figure composes configs while Hydra runs the command."""
+        monkeypatch.setattr("wgangp.figures.common.POINTS", 40)
         tiny = ("figure.steps=1", "figure.width=4", "figure.batch_size=8", "device=cpu", "seeds=[0]", "out=custom")
         assert "custom" in command("reproduce", "figure=default_run", *tiny)
         records = read_lines(command.folder / "custom" / "records.jsonl")

@@ -56,10 +56,11 @@ def no_curves(path, records, target, title):
 
 
 @pytest.mark.parametrize("choice", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CHOICES])
-def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, small_pictures, small_cifar, choice):
+def test_every_choice_trains(
+    configure, tmp_path, monkeypatch, no_trial, small_mnist, small_pictures, small_cifar, choice
+):
     # Every kind of data is drawn, and its critic is analyzed. The curves of the log, which take most of the time, are
     # not drawn. A trial would do the same as this training.
-    monkeypatch.setattr("wgangp.config.try_run", lambda *_: None)
     if choice.startswith("data="):
         monkeypatch.setattr("wgangp.plots.save_curves", no_curves)
     else:
@@ -85,7 +86,7 @@ def test_every_choice_trains(configure, tmp_path, monkeypatch, small_mnist, smal
 
 
 @pytest.mark.parametrize("overrides", OVERRIDES, ids=" ".join)
-def test_override_reaches_its_object(configure, tmp_path, quick_pictures, overrides):
+def test_override_reaches_its_object(configure, tmp_path, quick_pictures, quick_reports, no_trial, overrides):
     cfg = configure(*SHORT, *WIDTHS, *overrides)
     run = train_run(cfg, tmp_path)
     assert (run.penalty.weight, run.penalty.sides, run.penalty.points, run.penalty.target) == (

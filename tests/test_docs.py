@@ -218,7 +218,7 @@ def test_minimal_example_trains():
     path = ROOT / "examples" / "minimal.py"
     assert len(path.read_text().splitlines()) <= 60
     assert not re.search(r"hydra|omegaconf|wgangp\.\w", path.read_text())
-    run = subprocess.run([sys.executable, str(path), "60"], capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, str(path), "20"], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     gaps = [float(gap) for gap in re.findall(r"gap ([-\d.]+)", run.stdout)]
     assert len(gaps) == 2 and "of 8" in run.stdout

@@ -11,7 +11,7 @@ from wgangp.train import train
 
 
 @pytest.fixture
-def scored(configure, tmp_path, quick_pictures):
+def scored(configure, tmp_path, quick_pictures, quick_reports):
     """A tiny run that was scored at every second update, with the best score at update 2."""
     cfg = configure(*TINY, "train.steps=6", "train.evaluate_every=2")
     score = Score("points", lambda run, step: {"points_w1": abs(step - 2.0)}, {})

@@ -49,7 +49,7 @@ WIDTHS = {"overfitting": (16, 64), "value_surfaces": (128, 1024)}  # with budget
 
 
 def search_briefly(*arguments, **options):
-    return lipschitz_on_box(*arguments, **options | {"max_cells": 64})
+    return lipschitz_on_box(*arguments, **options | {"max_cells": 16})
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +76,7 @@ def _small(monkeypatch, quick_pictures, quick_reports):
     monkeypatch.setattr(mistakes, "VERSIONS", {name: mistakes.VERSIONS[name] for name in some})
     monkeypatch.setattr(mistakes, "HELD_OUT", 20)
     monkeypatch.setattr(mistakes, "NEW_CRITIC", 2)
+    monkeypatch.setattr(mistakes, "MAX_CELLS", 16)
     yield
     fixed_generator.compute_distances.cache_clear()
 

@@ -156,7 +156,7 @@ def test_picture_is_of_the_average_and_changes_nothing(configure, settings, tmp_
     assert report(run, 3, 8) == report(run, 3, 8) and torch.equal(before, torch.get_rng_state())
 
 
-def test_resumed_run_is_bit_identical(configure, settings, tmp_path, monkeypatch):
+def test_resumed_run_is_bit_identical(configure, settings, tmp_path, monkeypatch, quick_reports):
     monkeypatch.setattr("wgangp.train.draw_curves", quick_curves)
     train_run(configure(*settings), tmp_path / "whole")
     train_run(configure(*settings, "train.steps=1"), tmp_path / "stopped")

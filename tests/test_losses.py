@@ -248,7 +248,8 @@ def train_by_hand(run, steps, critic_steps, size):
 @pytest.mark.usefixtures("_float64", "quick_compile")
 @pytest.mark.parametrize(
     "loss",
-    [Wasserstein(), WithClassifier(), ACGAN(NonSaturating(), 1.0, 0.1)],
+    # Without a classifier the same steps are compared in tests/test_compiled.py.
+    [pytest.param(Wasserstein(), marks=pytest.mark.slow), WithClassifier(), ACGAN(NonSaturating(), 1.0, 0.1)],
     ids=lambda loss: type(loss).__name__,
 )
 def test_update_trains_labeled_networks_the_same_eagerly_and_compiled(loss, recwarn):

@@ -142,8 +142,8 @@ class TestTraining:
             "loss summed over the batch": 1 + 4 * 0.5 / 20,
         }.get(name, 1 + 0.5 / 20)
         assert VERSIONS[name].expect_slope(Shift.shape, 4, 0.5) == pytest.approx(expected)
-        critic = LinearCritic(torch.full(Shift.shape, 0.1))
-        train_pair(VERSIONS[name], ZeroGenerator(), critic, Shift(0.5), 240, expected / 1000, 4, 0)
+        critic = LinearCritic(torch.full(Shift.shape, expected / 28 / 2))  # half the slope
+        train_pair(VERSIONS[name], ZeroGenerator(), critic, Shift(0.5), 100, expected / 2000, 4, 0)
         assert critic.w.norm().item() == pytest.approx(expected, rel=0.01)
 
     @pytest.mark.parametrize("name", UNBOUNDED)
@@ -248,7 +248,8 @@ class TestFigure:
         sizes = {"width": 4, "steps": 1, "digit_width": 4, "digit_steps": 1, "batch_size": 8, "digit_batch_size": 8}
         return Mistakes(**sizes, data_root=str(tmp_path / "data"))
 
-    def test_study_goes_from_cells_to_picture_and_readme(self, figure, tmp_path):
+    def test_study_goes_from_cells_to_picture_and_readme(self, figure, tmp_path, monkeypatch):
+        monkeypatch.setattr(mistakes, "MAX_CELLS", 16)
         folder = study.reproduce(figure, "mistakes", "cpu", [0, 1], str(tmp_path / "out"), "cpu")
         records, page = read_lines(folder / "records.jsonl"), (folder / "README.md").read_text()
         assert len(records) == 2 * (4 + 3) and (folder / "mistakes.png").stat().st_size > 20_000

@@ -16,7 +16,7 @@ from wgangp.nonfinite import check_state, copy_state, is_lost, require_finite
 from wgangp.optim import RMSProp, build_average
 from wgangp.train import Clip, train
 
-pytestmark = pytest.mark.usefixtures("quick_pictures")
+pytestmark = pytest.mark.usefixtures("quick_pictures", "quick_reports", "no_trial")
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 EVERY = ("train.log_every=1", "train.sample_every=9", "train.checkpoint_every=1", "train.critic_steps=2")

@@ -561,7 +561,7 @@ def test_number_of_lines_is_at_most_that_of_the_held_out_ones(configure):
 # Evaluation during training.
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_pictures", "quick_reports", "no_trial")
 def test_evaluation_does_not_change_the_training(configure, tmp_path):
     common = [*TINY, "train.steps=6", "train.checkpoint_every=3"]
     for name, extra in (("with", ["train.evaluate_every=2", "evaluate.n=40"]), ("without", [])):
@@ -581,7 +581,7 @@ def test_evaluation_does_not_change_the_training(configure, tmp_path):
         assert plain.get(line["step"], line).items() <= line.items()
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_pictures", "quick_reports", "no_trial")
 def test_failed_score_warns_and_the_training_goes_on(configure, tmp_path, capsys):
     cfg = configure(*TINY, "train.steps=2", "train.evaluate_every=1")
     run = build_run(cfg)
@@ -599,7 +599,7 @@ def test_failed_score_warns_and_the_training_goes_on(configure, tmp_path, capsys
     assert [line["ngrams_js1"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0.0, 1.0, 2.0]
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_pictures", "quick_reports", "no_trial")
 def test_checkpoint_with_the_best_score_is_kept(configure, tmp_path):
     cfg = configure(*TINY, "train.steps=6", "train.evaluate_every=1")
     run = build_run(cfg)
@@ -646,7 +646,7 @@ def test_evaluation_is_in_fp32_at_every_precision_of_training(configure):
             assert convolutions.fp32_precision == before
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_pictures", "quick_reports", "no_trial")
 def test_settings_of_the_scores_are_in_the_provenance(configure, tmp_path):
     cfg = configure(*TINY, "train.steps=1", "train.evaluate_every=1")
     score = scores.Score("points", lambda run, step: {"points_w1": 0.5}, {"n": 7})
@@ -655,7 +655,7 @@ def test_settings_of_the_scores_are_in_the_provenance(configure, tmp_path):
     assert line["scores"] == {"points": {"n": 7}}
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_pictures", "quick_reports", "no_trial")
 def test_resumed_run_has_the_same_log_and_the_same_best_checkpoint(configure, tmp_path):
     score = scores.Score("points", lambda run, step: {"points_w1": abs(step - 2.0)}, {})
     for name, parts in (("whole", [8]), ("parts", [3, 4, 8])):
@@ -671,7 +671,7 @@ def test_resumed_run_has_the_same_log_and_the_same_best_checkpoint(configure, tm
         assert (tmp_path / name / "checkpoints" / "step_00000002.pt").exists()
 
 
-@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.usefixtures("quick_pictures", "quick_reports", "no_trial")
 def test_stop_in_the_first_evaluation_leaves_a_run_that_continues(configure, tmp_path):
     cfg = configure(*TINY, "train.steps=2", "train.evaluate_every=1")
 

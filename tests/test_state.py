@@ -34,7 +34,7 @@ from wgangp.state import find_state, preserve_state, use_eval_mode
 from wgangp.train import train
 
 pytestmark = [
-    pytest.mark.usefixtures("quick_pictures"),
+    pytest.mark.usefixtures("quick_pictures", "no_trial"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # torch.nn.utils.spectral_norm and weight_norm
 ]
 
@@ -379,7 +379,7 @@ class Generator(nn.Sequential):
         super().__init__(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
 
 
-EVERY = ("train.steps=4", "train.checkpoint_every=2", "train.lipschitz_every=2", "train.sample_every=4")
+EVERY = ("train.steps=2", "train.checkpoint_every=1", "train.lipschitz_every=2", "train.sample_every=2")
 KINDS = {"spectral norm": LAYERS["spectral norm"], "old spectral norm": LAYERS["old spectral norm"]}
 KINDS |= {"dropout": LAYERS["dropout"], "noise": RANDOM["noise"], "counters": lambda: [Stateful(8)]}
 
@@ -416,10 +416,10 @@ def require_equal_weights(one, two):
 @pytest.mark.parametrize("layers", KINDS.values(), ids=KINDS)
 def test_run_does_not_depend_on_how_often_it_is_measured_or_resumed(layers, train_foreign, tmp_path):
     often = train_foreign(tmp_path / "often", layers, "train.log_every=1", "train.lipschitz_every=1")
-    rarely = train_foreign(tmp_path / "rarely", layers, "train.log_every=4", "train.lipschitz_every=4")
+    rarely = train_foreign(tmp_path / "rarely", layers, "train.log_every=2", "train.lipschitz_every=2")
     require_equal_weights(often, rarely)
     torch.rand(5)  # the process that resumes has drawn other numbers
-    train_foreign(tmp_path / "parts", layers, "train.log_every=1", "train.steps=2")
+    train_foreign(tmp_path / "parts", layers, "train.log_every=1", "train.steps=1")
     require_equal_weights(train_foreign(tmp_path / "parts", layers, "train.log_every=1"), often)
     whole, parts = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("often", "parts"))
     for record, other in zip(whole, parts, strict=True):  # the interrupted run has fewer Lipschitz reports
@@ -428,7 +428,7 @@ def test_run_does_not_depend_on_how_often_it_is_measured_or_resumed(layers, trai
 
 @pytest.mark.filterwarnings("ignore:the compiled")
 @pytest.mark.parametrize("layers", KINDS.values(), ids=KINDS)
-def test_fallback_to_eager_is_the_eager_run(layers, train_foreign, tmp_path, monkeypatch):
+def test_fallback_to_eager_is_the_eager_run(layers, train_foreign, tmp_path, monkeypatch, quick_reports):
     def compile_wrongly(function, **options):
         def wrong(*batch):
             function(*batch)

@@ -34,6 +34,7 @@ from wgangp.step import critic_step, generator_step
 from wgangp.train import Clip, train, update
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
+without_analysis = pytest.mark.usefixtures("quick_reports", "no_trial")
 
 EVERY = ("train.log_every=2", "train.sample_every=4", "train.checkpoint_every=2")
 LOGGED = {"wasserstein", "penalty", "critic_loss", "generator_loss", "heldout_critic_loss", "modes", "high_quality"}
@@ -99,12 +100,13 @@ def test_run_folder_is_the_whole_record(train_tiny, tmp_path):
 
 @pytest.mark.usefixtures("real_pictures")
 def test_resume_is_bit_identical_including_pictures(train_tiny, tmp_path):
-    train_tiny(tmp_path / "whole", "train.steps=8")
-    for steps in (4, 8):
-        train_tiny(tmp_path / "parts", f"train.steps={steps}")
+    train_tiny(tmp_path / "whole", "train.steps=4", "train.sample_every=2")
+    for steps in (2, 4):
+        train_tiny(tmp_path / "parts", f"train.steps={steps}", "train.sample_every=2")
     assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
 
 
+@without_analysis
 @pytest.mark.parametrize(
     "setting",
     [
@@ -145,6 +147,7 @@ class Interrupting:
         return self.data.batch(k, size, seed, split, purpose)
 
 
+@without_analysis
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_signal_finishes_the_update_saves_and_stops(train_tiny, tmp_path, number, heard):
     before = signal.getsignal(number)
@@ -155,6 +158,7 @@ def test_signal_finishes_the_update_saves_and_stops(train_tiny, tmp_path, number
     assert train_tiny(tmp_path, "train.steps=8")[1] == 8
 
 
+@without_analysis
 def test_stop_during_an_evaluation_does_not_wait_for_it_and_the_scores_come_later(configure, tmp_path, heard):
     cfg = configure(*TINY, "train.steps=4", "train.evaluate_every=2", "train.log_every=1")
     calls = []
@@ -180,6 +184,7 @@ def test_stop_during_an_evaluation_does_not_wait_for_it_and_the_scores_come_late
     assert lines[0] == lines[1]
 
 
+@without_analysis
 def test_finished_run_is_not_changed(train_tiny, tmp_path):
     train_tiny(tmp_path, "train.steps=4")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
@@ -188,6 +193,7 @@ def test_finished_run_is_not_changed(train_tiny, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+@without_analysis
 def test_damaged_checkpoint_loses_only_its_steps(train_tiny, tmp_path, capsys):
     train_tiny(tmp_path / "whole", "train.steps=8")
     train_tiny(tmp_path / "parts", "train.steps=6")
@@ -200,6 +206,7 @@ def test_damaged_checkpoint_loses_only_its_steps(train_tiny, tmp_path, capsys):
     assert whole == parts
 
 
+@without_analysis
 def test_log_without_a_checkpoint_is_not_overwritten(train_tiny, tmp_path):
     train_tiny(tmp_path, "train.steps=4")
     before = (tmp_path / "metrics.jsonl").read_bytes()
@@ -209,6 +216,7 @@ def test_log_without_a_checkpoint_is_not_overwritten(train_tiny, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+@without_analysis
 @pytest.mark.parametrize("name", ["metrics.jsonl", ".lock"])
 @pytest.mark.parametrize("replaced", [False, True])
 def test_file_that_is_removed_from_a_running_run_is_noticed_at_the_next_report(train_tiny, tmp_path, name, replaced):
@@ -230,6 +238,7 @@ def test_file_that_is_removed_from_a_running_run_is_noticed_at_the_next_report(t
     assert [r["step"] for r in read_lines(tmp_path / "metrics.jsonl")] == [0, 2, 4, 6, 8]
 
 
+@without_analysis
 @pytest.mark.parametrize("left", [0, 1, 2, None])
 def test_lines_of_the_log_that_are_lost_are_counted(train_tiny, tmp_path, capsys, left):
     train_tiny(tmp_path, "train.steps=4")
@@ -246,6 +255,7 @@ def test_lines_of_the_log_that_are_lost_are_counted(train_tiny, tmp_path, capsys
     assert "lost" not in capsys.readouterr().err  # it is said once
 
 
+@without_analysis
 def test_last_report_that_was_not_written_is_written_by_the_same_command(train_tiny, tmp_path):
     class Removing(Interrupting):
         def batch(self, k, size, seed, split="train", purpose="data"):
@@ -263,6 +273,7 @@ def test_last_report_that_was_not_written_is_written_by_the_same_command(train_t
     assert mine == whole
 
 
+@without_analysis
 def test_run_that_was_stopped_where_it_now_ends_gets_its_last_report_and_picture(train_tiny, tmp_path):
     assert train_tiny(tmp_path / "stopped", "train.steps=8", data=Interrupting(at=2 * 5 + 1))[1] == 3
     for name in ("stopped", "whole"):
@@ -270,6 +281,7 @@ def test_run_that_was_stopped_where_it_now_ends_gets_its_last_report_and_picture
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
+@without_analysis
 @pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl", "provenance.jsonl"])
 def test_damaged_log_stops_a_resume_with_file_and_line_and_changes_nothing(train_tiny, tmp_path, name):
     train_tiny(tmp_path, "train.steps=2")
@@ -281,6 +293,7 @@ def test_damaged_log_stops_a_resume_with_file_and_line_and_changes_nothing(train
     assert (contents(tmp_path), path.read_bytes()) == before
 
 
+@without_analysis
 def test_config_file_stays_if_no_config_is_given(train_tiny, tmp_path):
     run, _ = train_tiny(tmp_path, "train.steps=2")
     before = (tmp_path / "config.yaml").read_text()
@@ -290,6 +303,7 @@ def test_config_file_stays_if_no_config_is_given(train_tiny, tmp_path):
     assert before and (tmp_path / "config.yaml").read_text() == before
 
 
+@without_analysis
 def test_other_data_with_the_same_config_is_refused(train_tiny, tmp_path):
     data = gaussians8()
     data.fingerprint = "a"
@@ -318,7 +332,7 @@ def test_report_reads_no_batch_of_the_training(train_tiny, tmp_path):
 def test_log_and_pictures_are_a_function_of_seed_and_config(train_tiny, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(hash(name) % 1000)  # the global generators do not matter
-        train_tiny(tmp_path / name, "train.steps=3", f"seed={seed}")
+        train_tiny(tmp_path / name, "train.steps=3", "train.checkpoint_every=9", f"seed={seed}")
     a, b, c = (contents(tmp_path / name) for name in "abc")
     assert a == b and a["metrics.jsonl"] != c["metrics.jsonl"]
 
@@ -332,9 +346,9 @@ def test_intervals_and_number_of_steps_change_no_number(train_tiny, tmp_path):
     assert all(lines[r["step"]] == r for r in read_lines(tmp_path / "a" / "metrics.jsonl"))
 
 
-def test_order_of_updates_is_algorithm_1(train_tiny, tmp_path, monkeypatch):
+@without_analysis
+def test_order_of_updates_is_algorithm_1(train_tiny, tmp_path):
     """Before every generator update there are n_critic critic updates, each with a new batch."""
-    monkeypatch.setattr("wgangp.config.try_run", lambda *_: None)  # its update is none of the run's
     order = []
 
     class Watching(Interrupting):
@@ -354,6 +368,7 @@ def test_order_of_updates_is_algorithm_1(train_tiny, tmp_path, monkeypatch):
     assert order == [0, "step", 1, "step", 2, "step", "step", 3, "step", 4, "step", 5, "step", "step"]
 
 
+@without_analysis
 @pytest.mark.parametrize(
     "override, critic_options, generator_options",
     [
@@ -385,8 +400,8 @@ def test_every_setting_reaches_the_steps(train_tiny, configure, tmp_path, overri
     assert changed == (override != "seed=0")
 
 
-def test_learning_rates_decay_linearly_to_zero_and_generator_batch_size_is_used(train_tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("wgangp.config.try_run", lambda *_: None)  # its update is none of the run's
+@without_analysis
+def test_learning_rates_decay_linearly_to_zero_and_generator_batch_size_is_used(train_tiny, tmp_path):
     rates, sizes = [], []
 
     def record(optimizer, *_):
@@ -412,6 +427,7 @@ def test_learning_rates_decay_linearly_to_zero_and_generator_batch_size_is_used(
         hook.remove()
 
 
+@without_analysis
 def test_default_run_decays_until_its_last_update(configure, tmp_path):
     cfg = configure(*TINY, "train.decay_steps=${train.steps}", "train.steps=4", "optim.lr=0.4")
     train(tmp_path, run := config.build_run(cfg), **config.train_options(cfg))
@@ -422,11 +438,11 @@ def test_default_run_decays_until_its_last_update(configure, tmp_path):
 FORMS = [(), ("train.compile=true",), ("train.precision=bf16",), ("train.accumulate=2",), ("clip.gradient_norm=0.1",)]
 
 
+@without_analysis
 @pytest.mark.parametrize("form", FORMS, ids=" ".join)
 def test_average_is_that_of_the_generator_after_every_generator_update(
     train_tiny, tmp_path, monkeypatch, quick_compile, form
 ):
-    monkeypatch.setattr("wgangp.config.try_run", lambda *_: None)  # its update is none of the run's
     weights, built = [], {}
 
     def record(optimizer, *_):
@@ -450,6 +466,7 @@ def test_average_is_that_of_the_generator_after_every_generator_update(
     assert not torch.equal(average[0], next(run.generator.parameters()))
 
 
+@without_analysis
 def test_average_changes_no_trained_number(train_tiny, tmp_path):
     (run, _), (other, _) = (
         train_tiny(tmp_path / name, "train.steps=4", f"ema.decay={decay}")
@@ -467,6 +484,7 @@ def test_average_changes_no_trained_number(train_tiny, tmp_path):
     assert saved[0].keys() - saved[1].keys() == {"average"}
 
 
+@without_analysis
 @pytest.mark.parametrize("first, then", [("0.7", "null"), ("null", "0.7")])
 def test_average_of_a_checkpoint_is_not_lost_and_not_made_up(train_tiny, tmp_path, first, then):
     train_tiny(tmp_path, "train.steps=2", f"ema.decay={first}")
@@ -476,6 +494,7 @@ def test_average_of_a_checkpoint_is_not_lost_and_not_made_up(train_tiny, tmp_pat
     assert contents(tmp_path) == before
 
 
+@without_analysis
 def test_average_has_the_memory_layout_of_the_generator(configure, small_mnist):
     small = ("networks.generator.width=2", "networks.critic.width=2", "train.report_size=9", "train.batch_size=9")
     cfg = configure("experiment=mnist", f"data.root={small_mnist}", *small, "device=cpu", "ema.decay=0.7")
@@ -508,6 +527,7 @@ class Exploding(nn.Module):
         return x @ self.w * (math.nan if self.calls > self.after else 1.0)
 
 
+@without_analysis
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(train_tiny, tmp_path):
     critic = Exploding(after=72)  # 12 updates of 6 such passes. The passes of reports do not count
     optimizer = torch.optim.SGD(critic.parameters(), lr=0.01)
@@ -521,6 +541,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tra
     assert 0 < state["step"] < failed and state["critic"]["w"].isfinite().all()
 
 
+@without_analysis
 def test_first_term_that_is_not_finite_is_named(train_tiny, tmp_path):
     class Infinite(GradientPenalty):
         def __call__(self, critic, real, fake, eps=None):
@@ -548,6 +569,7 @@ def test_images_are_reported_and_drawn(configure, tmp_path, small_mnist):
     assert (tmp_path / "samples" / "00000001.png").exists()
 
 
+@without_analysis
 @pytest.mark.usefixtures("real_pictures")
 def test_pictures_use_the_same_noise_at_every_step(train_tiny, tmp_path, monkeypatch):
     seen = []
@@ -615,6 +637,7 @@ def test_checkpoint_is_saved_after_every_log_line_and_the_picture_of_its_step(
     assert [r["certified_lipschitz"] for r in read_lines(tmp_path / "metrics.jsonl")] == [1.0] * 4
 
 
+@without_analysis
 def test_last_log_line_picture_and_curves_exist_when_the_last_checkpoint_is_saved(
     train_tiny, tmp_path, checkpoint_events
 ):
@@ -624,6 +647,7 @@ def test_last_log_line_picture_and_curves_exist_when_the_last_checkpoint_is_save
     assert checkpoint_events == [(0, [0], 0, 0), (2, [0, 2], 2, 2), (3, [0, 2, 3], 3, 3)]
 
 
+@without_analysis
 def test_curves_are_drawn_with_checkpoints_and_not_with_pictures(train_tiny, tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(
@@ -654,6 +678,7 @@ class NoReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@without_analysis
 @pytest.mark.parametrize("points", ["interpolates", "perturbed"])
 def test_update_reads_no_number_from_the_device(train_tiny, tmp_path, points):
     run, _ = train_tiny(tmp_path, "train.steps=0", f"penalty.points={points}")
@@ -742,6 +767,7 @@ def test_report_that_is_not_finite_stops_the_run_before_the_lipschitz_report(tra
         train_tiny(tmp_path / "b", "train.steps=0", generator=run.generator)
 
 
+@without_analysis
 def test_weights_that_are_not_finite_are_named_before_the_report(train_tiny, tmp_path):
     run, _ = train_tiny(tmp_path / "a", "train.steps=0")
     nn.init.constant_(next(run.generator.parameters()), math.nan)
@@ -801,6 +827,7 @@ def test_run_without_a_terminal_prints_its_first_and_last_report(train_tiny, tmp
     assert "slope " in last and "modes " in last
 
 
+@without_analysis
 def test_tensorboard_has_every_picture_of_the_run_and_its_config(train_tiny, tmp_path, quick_pictures):
     pytest.importorskip("tensorboard", reason="the extra is not installed: pip install -e '.[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -812,6 +839,7 @@ def test_tensorboard_has_every_picture_of_the_run_and_its_config(train_tiny, tmp
     assert "steps: 4" in text and "slope/real_mean" in board.Tags()["scalars"]
 
 
+@without_analysis
 def test_a_step_that_is_not_compiled_is_recorded_and_shown(train_tiny, tmp_path, monkeypatch, quick_pictures):
     def fail(*_, **__):
         raise RuntimeError("no compiler")

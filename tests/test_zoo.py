@@ -411,7 +411,9 @@ def test_every_cell_of_figure_2_has_its_settings(configure, pair, loss):
         for loss in (("wgan-gp", "clip", "dcgan", "lsgan") if pair == "dcgan" else ("wgan-gp",))
     ],
 )
-def test_every_row_and_column_of_figure_2_trains(configure, small_pictures, tmp_path, quick_pictures, pair, loss):
+def test_every_row_and_column_of_figure_2_trains(
+    configure, small_pictures, tmp_path, quick_pictures, quick_reports, pair, loss
+):
     train_run(compose_cell(configure, pair, loss, *SMALL, f"data.root={small_pictures}"), tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") >= 2
 

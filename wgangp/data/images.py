@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
-from torchvision.transforms.functional import center_crop, resize
 
 from wgangp.data.download import download_cifar10, download_mnist
 from wgangp.data.folder import (
@@ -213,7 +211,9 @@ def cifar10(root: str | None = None, dequantize: bool = False, device: torch.dev
     Paper: released code, whose "dev" set is the test set. gan_cifar.py scales with 2 (x / 255 - 0.5),
     gan_cifar_resnet.py with 2 (x / 256 - 0.5) + U[0, 1/128), which is dequantize=true.
     """
-    parts, folder = {}, Path(root or "data", "cifar-10-batches-py")
+    from torchvision import datasets  # here: it imports torch's compiler, which takes seconds
+
+    folder = Path(root or "data", "cifar-10-batches-py")
     files = [folder / name for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")]
     try:
         if root is None and not all(path.exists() for path in files):
@@ -221,8 +221,7 @@ def cifar10(root: str | None = None, dequantize: bool = False, device: torch.dev
         for path in files:
             if path.exists() and not path.is_file():  # torchvision would wait for a pipe
                 raise ValueError(f"{path} is not a file")
-        for split in SPLITS:
-            parts[split] = torchvision.datasets.CIFAR10(root or "data", split == "train", download=False)
+        parts = {split: datasets.CIFAR10(root or "data", split == "train", download=False) for split in SPLITS}
     except Exception as error:  # torchvision, urllib and truncated files raise many types; the remedy is the same
         raise ValueError(
             f"cannot read CIFAR-10 from {Path(root or 'data')}: {error}. Three remedies:"
@@ -288,7 +287,6 @@ def image_folder(
     number = {name: i for i, name in enumerate(sorted(classes["train"] | classes["heldout"]))}
     labels = {split: torch.tensor([number[picture.label] for picture in part]) for split, part in parts.items()}
     paths = {split: [picture.path for picture in part] for split, part in parts.items()}
-
     every, count = paths["train"] + paths["heldout"], len(paths["train"])
     headers = check_files(read_header, every, workers, "reading headers")
     channels = channels or (1 if all(header.gray for header in headers) else 3)
@@ -298,6 +296,8 @@ def image_folder(
     def read(path: Path) -> Tensor:
         picture = read_picture(path, channels)
         if size is not None:
+            from torchvision.transforms.functional import center_crop, resize  # as above
+
             picture = center_crop(resize(picture, size), [size, size])
         _check_size(path, picture.size, shape)
         return torch.from_numpy(np.array(picture)).view(height, width, channels).permute(2, 0, 1)
