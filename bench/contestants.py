@@ -1,6 +1,7 @@
 """The two implementations that are compared: the textbook one, in torch's own parts, and that of this project."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,13 @@ from wgangp.data.stream import batch_indices
 from wgangp.data.toy import gaussians8
 from wgangp.losses import ACGAN, Wasserstein
 from wgangp.networks import layers
+from wgangp.networks.resnet import ResNetCritic
 from wgangp.penalty import GradientPenalty
 from wgangp.runs import Run
 from wgangp.step import descend
 from wgangp.train import update
 
-__all__ = ["CRITIC_STEPS", "LATENT_DIM", "Case", "Ours", "Textbook"]
+__all__ = ["CRITIC_STEPS", "LATENT_DIM", "AnySizeCritic", "Case", "LinearGenerator", "Ours", "Textbook"]
 
 # The number of images in the data set of noise. On CUDA, worker processes load them. The workers start again in every
 # epoch, so an epoch must be long.
@@ -305,3 +307,25 @@ def _to_torch_layers(module: nn.Module) -> nn.Module:
         else:
             _to_torch_layers(child)
     return module
+
+
+class LinearGenerator(nn.Module):
+    """z (B, 8) -> (B, *shape), a linear map: the cheapest generator for the measurement of a critic."""
+
+    def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.latent_dim = LATENT_DIM
+        self.layers = nn.Sequential(nn.Linear(LATENT_DIM, math.prod(shape)), nn.Unflatten(1, shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
+
+
+class AnySizeCritic(ResNetCritic):
+    """The ResNet critic for square images of any even size: its last layer sees the mean over the pixels."""
+
+    def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__((3, 32, 32), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.activation(self.blocks(x)).mean(dim=(2, 3))).squeeze(1)

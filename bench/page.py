@@ -107,7 +107,7 @@ def speed_block(records: dict[str, list[Record]]) -> str:
     """Return the rendered block of results/benchmark/README.md: three tables and a picture per kind of device.
 
     Args:
-        records: per kind of device, all records of a run of `bench.speed`.
+        records: per kind of device, all records of `bench.speed`.
     """
     parts = []
     for kind, lines in records.items():
@@ -169,7 +169,8 @@ def _of_cases(records: list[Record]) -> list[Record]:
 def _list_left_out(records: list[Record]) -> list[str]:
     """Return one line per variant that could not be measured, with the reason."""
     left_out = [record for record in records if "left_out" in record]
-    return [textwrap.fill(f"Left out, {record['case']}: {record['left_out']}.", 150) for record in left_out]
+    lines = [f"Left out, {record['case']}: `{record['left_out'].replace('`', '')}`." for record in left_out]
+    return [textwrap.fill(line, 150, break_on_hyphens=False) for line in lines]
 
 
 def _digits(value: float) -> str:
@@ -178,12 +179,18 @@ def _digits(value: float) -> str:
 
 
 def _list_sources(records: list[Record], note: str) -> list[str]:
-    """Return a line per measurement that tells where its records come from, with a note at its end."""
-    sources = dict.fromkeys(
-        f"`{r['command']}`, commit {_commit(r)}, {describe_hardware(r)}: medians over {r['rounds']} rounds; {note}."
-        for r in records
-    )
-    return [textwrap.fill(source, 150, break_on_hyphens=False) for source in sources]
+    """Return a line per measurement that tells where its records come from, with a note at its end.
+
+    If there are several measurements, each line begins with the names of its cases.
+    """
+    sources: dict[str, dict[str, None]] = {}
+    for r in records:
+        source = (
+            f"`{r['command']}`, commit {_commit(r)}, {describe_hardware(r)}: medians over {r['rounds']} rounds; {note}."
+        )
+        sources.setdefault(source, {})[r.get("case") or r.get("peer") or "growth"] = None
+    lines = [f"{', '.join(names)}: {source}" if len(sources) > 1 else source for source, names in sources.items()]
+    return [textwrap.fill(line, 150, break_on_hyphens=False) for line in lines]
 
 
 def _describe_widths(records: list[Record]) -> str:

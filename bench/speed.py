@@ -15,7 +15,7 @@ from bench.contestants import Case
 from bench.picture import draw_picture
 from wgangp.checkpoint import write_atomic
 from wgangp.config import BUDGETS, find_device
-from wgangp.logs import collect_provenance, read_lines
+from wgangp.logs import collect_provenance
 
 __all__ = ["main", "run"]
 
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     path, records = folder / f"{device.type}.jsonl", []
-    before = read_lines(path)
+    before = page.read_speed(folder).get(device.type, [])
     for name in tqdm([*options.cases, *[None] * options.growth], desc="cases", disable=None):
         if name is None:
             measured = measure.measure_growth(device, options.rounds, small=options.smoke)
@@ -55,7 +55,8 @@ def run(arguments: list[str]) -> None:
             case = _choose_size(name, budget)
             measured = [{"case": name, **record} for record in measure.measure(case, device, options.rounds)]
         if not records and path.exists():  # earlier measurements are kept
-            path.rename(next(p for n in range(1, 10**6) if not (p := folder / f"{device.type}.{n}.jsonl").exists()))
+            copies = (folder / f"{device.type}.{n}.jsonl" for n in range(1, 10**6))
+            write_atomic(next(copy for copy in copies if not copy.exists()), path.read_text())
         records = _replace_case(records or before, [{**record, **source} for record in measured])
         # After every case, so that nothing is lost if the measurement is stopped.
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
@@ -82,8 +83,8 @@ def _replace_case(records: list[dict[str, Any]], measured: list[dict[str, Any]])
     """Return the records with those of one case, or of the growth, replaced; records of another budget are dropped."""
     case, budget = measured[0].get("case"), measured[0]["budget"]
     others = [record for record in records if record.get("case") != case and record["budget"] == budget]
-    order = [*measure.CASES, None]  # None: growth
-    return sorted(others + measured, key=lambda record: order.index(record.get("case")))
+    order = {name: i for i, name in enumerate([*measure.CASES, None])}  # None: growth
+    return sorted(others + measured, key=lambda record: order.get(record.get("case"), len(order)))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

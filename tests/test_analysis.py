@@ -22,7 +22,7 @@ IMAGE_SIZES = {"n": 50, "starts": 5, "ascent": 2, "device": "cpu"}
 
 @pytest.fixture
 def _whole():
-    """Ask for this fixture to draw the picture and to search for the constant up to its tolerance: two seconds."""
+    """Ask for this fixture to draw the picture and to search for the constant up to its tolerance, in two seconds."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +68,9 @@ def test_expected_slope_follows_from_the_exact_distance(trained):
 
 def test_expected_slope_does_not_need_a_positive_gap_if_the_exact_distance_is_known(toy, monkeypatch):
     forward = MLPCritic.forward
-    monkeypatch.setattr(MLPCritic, "forward", lambda self, x: -forward(self, x))
-    gaps = [analyze(str(toy), **SIZES)]
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(MLPCritic, "forward", lambda self, x: -forward(self, x))
+        gaps = [analyze(str(toy), **SIZES)]
     gaps = [read(folder) for folder in (*gaps, analyze(str(toy), **SIZES, out=str(toy / "other")))]
     assert {report["distances"]["gap"] > 0 for report in gaps} == {True, False}  # D and -D
     for report in gaps:

@@ -1,6 +1,7 @@
 """The speed measurements in bench/."""
 
 import json
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -124,8 +125,20 @@ def test_a_compiled_step_that_falls_back_to_eager_is_left_out_with_its_reason(mo
     source = {"case": "toy MLP", "budget": "cpu", "command": "bench.speed", "rounds": 1, **collect_provenance(CPU)}
     records = [source | record for record in (*measured, left_out)]
     block = page.speed_block({"cpu": records})
-    assert " ".join(block.split()).count(f"Left out, toy MLP: {reason}") == 1
-    assert "| toy MLP | compiled |" not in block
+    assert " ".join(block.split()).count(f"Left out, toy MLP: `{reason}") == 1
+    assert "| toy MLP | compiled |" not in block and "continues in eager mode" not in block
+
+
+def test_growth_leaves_out_a_variant_that_falls_back_to_eager(monkeypatch):
+    def compare(case, variant, device, name, precision):
+        if name == "compiled":
+            warnings.warn("the compiled critic step is not used", stacklevel=1)
+
+    monkeypatch.setattr(measure, "_compare_with_float64", compare)
+    monkeypatch.setattr(measure, "time_in_turn", lambda timed, *_: {key: [1.0] for key in timed})
+    records = measure.measure_growth(CPU, 1, small=True)
+    assert {record["variant"] for record in records} == {"textbook", "eager"}
+    assert {record["grows"] for record in records} == {"batch", "width", "depth", "resolution"}
 
 
 def test_each_variant_is_compared_and_timed_in_its_own_precision(monkeypatch, no_compile):
@@ -214,7 +227,7 @@ def test_cases_that_are_done_are_kept_if_the_measurement_is_stopped(tmp_path, mo
         return [{"variant": "textbook"}]
 
     monkeypatch.setattr(measure, "measure", stop_at_text)
-    (tmp_path / "cpu.jsonl").write_text(json.dumps({"case": "text", "budget": "smoke"}) + "\n")
+    (tmp_path / "cpu.jsonl").write_text(json.dumps({"case": "text", "variant": "textbook", "budget": "smoke"}) + "\n")
     with pytest.raises(KeyboardInterrupt):
         speed.run(["--smoke", "--out", str(tmp_path), "--device", "cpu", "--cases", "toy MLP", "text"])
     assert [record["case"] for record in read_lines(tmp_path / "cpu.jsonl")] == ["toy MLP", "text"]

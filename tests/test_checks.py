@@ -368,7 +368,15 @@ FORMS = {  # ways to pass a critic
 
 
 # Critics whose forward pass changes them, draws random numbers or runs twice: passed in every form by default.
-CHANGING = {"spectral_norm, old", "spectral_norm", "dropout", "transformer with dropout", "checkpoint", "LSTM"}
+CHANGING = {
+    "spectral_norm, old",
+    "spectral_norm",
+    "dropout",
+    "transformer with dropout",
+    "checkpoint",
+    "LSTM",
+    "instance norm",
+}
 PASSED = [
     pytest.param(name, form, marks=[] if form == "module" or name in CHANGING else pytest.mark.slow)
     for name in SINGLE

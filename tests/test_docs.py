@@ -214,7 +214,7 @@ def test_every_python_example_parses_and_imports_what_exists(page):
 
 
 def test_minimal_example_trains():
-    """A short run: the gap falls. The whole example covers 8 of 8 modes, which takes a minute."""
+    """A short run. The whole example covers 8 of 8 modes, which takes a minute."""
     path = ROOT / "examples" / "minimal.py"
     assert len(path.read_text().splitlines()) <= 60
     assert not re.search(r"hydra|omegaconf|wgangp\.\w", path.read_text())

@@ -331,32 +331,41 @@ def test_data_is_not_kept_after_its_run(stripes):
 
 
 def test_runs_on_the_same_images_share_the_features_of_real_ones():
-    def build(seed):
+    def build(seed, splits=("train", "heldout")):
         rng = torch.Generator().manual_seed(seed)
-        pictures = {split: torch.randint(0, 256, (6, 1, 4, 4), generator=rng).byte() for split in ("train", "heldout")}
+        pictures = {split: torch.randint(0, 256, (6, 1, 4, 4), generator=rng).byte() for split in splits}
         return Images(pictures, dict.fromkeys(pictures, torch.zeros(6, dtype=torch.int64)))
+
+    def load(weights):  # anew for each run, as the classifier is
+        return FeatureSpace("classifier", 16, lambda x: (x, x), {"weights": weights})
 
     calls = []
 
     @features.cache_per_content
-    def compute(images, name, split="train"):
-        calls.append((name, split))
+    def compute(images, space, split="train"):
+        calls.append((space.facts["weights"], split))
         return images.take(split, torch.arange(6))
 
     first, same, other = build(0), build(0), build(1)
-    assert compute(first, "a") is compute(same, "a")
-    assert torch.equal(compute(same, "a", "heldout"), first.pictures["heldout"])  # arguments count
+    assert compute(first, load("a")) is compute(same, load("a"))
+    assert torch.equal(compute(same, load("a"), "heldout"), first.pictures["heldout"])  # arguments count
     assert calls == [("a", "train"), ("a", "heldout")]
-    assert torch.equal(compute(other, "a"), other.pictures["train"])
-    assert torch.equal(compute(first, "a"), first.pictures["train"])
+    compute(first, load("b"))
+    assert calls[2:] == [("b", "train")]  # weights count
+    assert torch.equal(compute(other, load("a")), other.pictures["train"])
+    assert torch.equal(compute(first, load("a")), first.pictures["train"])
     unknown, twin = build(0), build(0)
     unknown.fingerprint = twin.fingerprint = ""
-    assert compute(unknown, "a") is not compute(twin, "a")
-    for name in "bcdefg":
-        compute(first, name)
+    assert compute(unknown, load("a")) is not compute(twin, load("a"))
+    tested, others = build(0, ("train", "heldout", "test")), build(0, ("train", "heldout", "test"))
+    others.pictures["test"] = 255 - others.pictures["test"]  # the fingerprint is that of the two other splits
+    assert others.fingerprint == tested.fingerprint
+    assert not torch.equal(compute(tested, load("a"), "test"), compute(others, load("a"), "test"))
+    for name in "abcdefg":
+        compute(first, load(name))
     before = len(calls)
-    compute(first, "g"), compute(first, "b")
-    assert calls[before:] == [("b", "train")]  # the oldest results are not kept
+    compute(first, load("g")), compute(first, load("a"))
+    assert calls[before:] == [("a", "train")]  # the oldest results are not kept
 
 
 @pytest.mark.parametrize(

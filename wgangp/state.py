@@ -185,7 +185,9 @@ def digest_random_state(*holders: Any) -> list[bytes]:
     """Return the global random states, and those of the random number generators that modules hold."""
     own = [_get_random_state(item) for item in _list_items(holders) if isinstance(item, GENERATORS)]
     # The 625 numbers of Python's generator are one leaf: this is done around every call of a critic.
-    leaves = tree_leaves((_random_state(), own), is_leaf=lambda x: isinstance(x, tuple) and isinstance(x[-1], int))
+    leaves = tree_leaves(
+        (_random_state(), own), is_leaf=lambda x: isinstance(x, tuple) and x and isinstance(x[-1], int)
+    )
     return [np.asarray(x).tobytes() if isinstance(x, (Tensor, np.ndarray)) else repr(x).encode() for x in leaves]
 
 

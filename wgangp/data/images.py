@@ -296,7 +296,7 @@ def image_folder(
     def read(path: Path) -> Tensor:
         picture = read_picture(path, channels)
         if size is not None:
-            from torchvision.transforms.functional import center_crop, resize  # as above
+            from torchvision.transforms.functional import center_crop, resize  # here: it takes seconds
 
             picture = center_crop(resize(picture, size), [size, size])
         _check_size(path, picture.size, shape)
