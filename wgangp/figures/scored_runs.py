@@ -2,6 +2,7 @@
 
 import shlex
 import statistics
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,8 +150,9 @@ STUDIES = {
 class ScoredRuns:
     """The rows of a study, each trained for `steps` generator updates and scored at `points` equal intervals.
 
-    The numbers are those of the last update, never of the best one. Times include the reports and the scores. The
-    learning rates are those of the experiment: steps does not change when they reach 0 (train.decay_steps).
+    The numbers are those of the last update, never of the best one. Times begin after the first score, and include the
+    reports and the other scores. The learning rates are those of the experiment: steps does not change when they reach
+    0 (train.decay_steps).
 
     Args:
         study: a name from STUDIES.
@@ -238,6 +240,7 @@ class ScoredRuns:
                         continue
                     y = torch.tensor([run[name] for run in finite], dtype=torch.float64)
                     mean_x = torch.tensor([run[x] for run in finite], dtype=torch.float64).mean(0) / unit
+                    mean_x = mean_x - mean_x[0]
                     (line,) = panel.plot(mean_x, y.mean(0), label=row, marker=".", markersize=4)
                     panel.fill_between(mean_x, y.amin(0), y.amax(0), alpha=0.2, color=line.get_color())
             for panel, name, x, _ in panels:
@@ -246,14 +249,17 @@ class ScoredRuns:
                     panel.axhline(statistics.mean(real), color="gray", linestyle=":", label="real samples")
                 better = "larger" if name.removeprefix(f"{self.score}_") in LARGE else "smaller"
                 panel.set_title(names[name], fontsize="medium")
-                label = "generator updates" if x == "steps" else "minutes, with reports and scores"
+                label = "generator updates" if x == "steps" else "minutes after the first score"
                 panel.set(xlabel=label, ylabel=f"{better} is better")
+                if NUMBERS[self.score] is FEATURES:
+                    panel.set_yscale("log")  # real samples are far away from those of a short run
                 panel.grid(alpha=0.3)
             upper.legend(*by_time.get_legend_handles_labels(), loc="outside lower center", ncols=3)
             options = f" with {' '.join(self.options)}" if self.options else ""
+            settings = textwrap.fill(f"{self.steps:,} generator updates{options}", 120, break_on_hyphens=False)
             figure.suptitle(
                 f"{STUDIES[self.study].title}; score: {self.score}, {self.n:,} samples; {describe_range(records)}"
-                f"\n{self.steps:,} generator updates{options}",
+                f"\n{settings}",
                 fontsize="medium",
             )
 
@@ -277,7 +283,8 @@ class ScoredRuns:
                 values, (number, *_) = next(iter(last.values())), printed[cell["row"]]
                 row["difference"] = f"{statistics.mean(values) - float(number.split()[0]):+.2f}"
             if finite:
-                row["minutes"] = format_spread([run["elapsed_s"][-1] / 60 for run in finite], ".1f")
+                minutes = [(run["elapsed_s"][-1] - run["elapsed_s"][0]) / 60 for run in finite]
+                row["minutes"] = format_spread(minutes, ".1f")
                 facts = ", ".join(f"{key} {value}" for key, value in finite[0]["facts"].items())
                 row["measured with, or source"] = f"{self.score}: {facts}"
             row |= {"row": cell["row"], "finite runs": f"{len(finite)} of {len(runs)}"}
