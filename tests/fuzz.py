@@ -35,6 +35,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision  # noqa: F401 - before the inputs: it makes a folder for torch's compiler
 from helpers import ROOT, TINY, quick_curves, quick_picture, train_run, write_idx
 from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
