@@ -11,7 +11,7 @@ from wgangp.state import use_eval_mode
 
 __all__ = ["BATCH", "generate", "generate_batches"]
 
-BATCH = 256  # samples per forward pass, always. Differs: 100 in the released code, which matters for batch norm
+BATCH = 256  # samples per forward pass, always. Differs: released code: 100
 
 
 def generate(generator: nn.Module, n: int, draw: Callable[[int], tuple[Tensor, ...]]) -> Tensor:

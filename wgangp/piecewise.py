@@ -45,7 +45,7 @@ class _Replace(TorchFunctionMode):
                 return _trace_unflatten(*args, **kwargs)
             replacement = TRACED.get(function)
             return (replacement or function)(*args, **kwargs)
-        if function not in ACTIVATIONS and function not in OTHERS:  # nearly all: nothing else is asked of them
+        if function not in ACTIVATIONS and function not in OTHERS:  # nearly all
             return function(*args, **kwargs)
         has_graph = args and isinstance(args[0], Tensor) and args[0].requires_grad and torch.is_grad_enabled()
         if has_graph and not torch._C._are_functorch_transforms_active():

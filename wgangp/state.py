@@ -116,7 +116,7 @@ def find_state(critic: Any, *batch: Tensor) -> list[Any]:
 
         hook = register_module_forward_pre_hook(stop)
         try:
-            # Hooks do not run in a compiled graph. In eager mode torch warns that a compiled module has them.
+            # Hooks do not run in a compiled graph, and torch warns of them.
             with preserve_state(*holders), torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Using `torch.compile")
                 critic(*(tensor.detach().clone() for tensor in batch))
@@ -184,7 +184,7 @@ def convert_to_float64(critic: Callable[..., Tensor], holders: Iterable[Any] = (
 def digest_random_state(*holders: Any) -> list[bytes]:
     """Return the global random states, and those of the random number generators that modules hold."""
     own = [_get_random_state(item) for item in _list_items(holders) if isinstance(item, GENERATORS)]
-    # The 625 numbers of Python's generator are one leaf: this is done around every call of a critic.
+    # The 625 numbers of Python's generator are one leaf: every call of a critic does this.
     leaves = tree_leaves(
         (_random_state(), own), is_leaf=lambda x: isinstance(x, tuple) and x and isinstance(x[-1], int)
     )

@@ -211,7 +211,7 @@ def cifar10(root: str | None = None, dequantize: bool = False, device: torch.dev
     Paper: released code, whose "dev" set is the test set. gan_cifar.py scales with 2 (x / 255 - 0.5),
     gan_cifar_resnet.py with 2 (x / 256 - 0.5) + U[0, 1/128), which is dequantize=true.
     """
-    from torchvision import datasets  # here: it imports torch's compiler, which takes seconds
+    from torchvision import datasets  # here: the import takes seconds
 
     folder = Path(root or "data", "cifar-10-batches-py")
     files = [folder / name for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")]
@@ -296,7 +296,7 @@ def image_folder(
     def read(path: Path) -> Tensor:
         picture = read_picture(path, channels)
         if size is not None:
-            from torchvision.transforms.functional import center_crop, resize  # here: it takes seconds
+            from torchvision.transforms.functional import center_crop, resize  # as in cifar10
 
             picture = center_crop(resize(picture, size), [size, size])
         _check_size(path, picture.size, shape)

@@ -29,8 +29,7 @@ __all__ = [
 
 SPLITS = 10  # of the samples, for the Inception score. Paper: 10
 SUBSETS, SUBSET_SIZE = 100, 1_000  # for the kernel distance. Paper: Binkowski et al. 2018
-PIECE = 16  # images per forward pass on a CPU. 256 take more than twice the time: they do not fit into the caches
-KEPT = 4  # results of each function in `cache_per_content`: for two scores and two splits
+PIECE = 16  # images per forward pass on a CPU. 256 take twice the time
 WIDTHS = {"classifier": 512, "efficientnet": 1_280, "inception": 2_048}  # name of a space -> number of its features
 
 
@@ -59,7 +58,7 @@ class Features:
 
 
 def cache_per_data(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function whose first argument is a data set: its results are kept as long as the data set exists."""
+    """Decorate a function of a data set: its results are kept as long as the data set exists."""
     results: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
     @wraps(compute)
@@ -74,19 +73,15 @@ def cache_per_data(compute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cache_per_content(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function of images and a feature space: in one process, runs on the same images share its results.
-
-    The newest results are kept. Two spaces are the same if their names and facts (digest of the weights) are the same.
-    """
+    """Decorate a function of images and a feature space: runs on the same images share its newest results."""
     results: dict[Any, Any] = {}
 
     @wraps(compute)
     def call(data: Any, space: FeatureSpace, *arguments: Any) -> Any:
-        known = (space.name, *space.facts.items()) if "weights" in space.facts else space
-        key = (_identify(data) or data, known, *arguments)
+        key = (_identify(data) or data, space.name, *space.facts.items(), *arguments)
         if key not in results:
             results[key] = compute(data, space, *arguments)
-            if len(results) > KEPT:
+            if len(results) > 4:  # two scores, two splits
                 del results[next(iter(results))]
         return results[key]
 
@@ -95,13 +90,12 @@ def cache_per_content(compute: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache_per_data
 def _identify(data: Any) -> tuple[Any, ...] | None:
-    """Return what only sets of the same images have in common; None: each object is another set."""
-    others = sorted(data.labels.keys() - {"train", "heldout"})  # the fingerprint is that of these two splits
-    pictures = [getattr(data, "pictures", {}).get(split) for split in others]
-    if not getattr(data, "fingerprint", "") or any(x is None for x in pictures):
+    """Return what only sets of the same images have in common; None: not known."""
+    if not hasattr(data, "pictures"):
         return None
-    digests = [hashlib.sha256(x.cpu().numpy().tobytes()).hexdigest() for x in pictures]
-    return data.fingerprint, data.shape, str(getattr(data, "device", "")), *digests
+    others = sorted(data.pictures.keys() - {"train", "heldout"})  # those of the fingerprint
+    digests = [hashlib.sha256(data.pictures[split].cpu().numpy()).hexdigest() for split in others]
+    return data.fingerprint, data.shape, *digests
 
 
 def require_library(name: str, package: str) -> None:
