@@ -189,7 +189,7 @@ def _list_sources(records: list[Record], note: str) -> list[str]:
             f"`{r['command']}`, commit {_commit(r)}, {describe_hardware(r)}: medians over {r['rounds']} rounds; {note}."
         )
         sources.setdefault(source, {})[r.get("case") or r.get("peer") or "growth"] = None
-    lines = [f"{', '.join(names)}: {source}" if len(sources) > 1 else source for source, names in sources.items()]
+    lines = [f"{'; '.join(names)}: {source}" if len(sources) > 1 else source for source, names in sources.items()]
     return [textwrap.fill(line, 150, break_on_hyphens=False) for line in lines]
 
 

@@ -1,6 +1,7 @@
 """The picture of `bench.speed`."""
 
 import math
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def is_of_case(record: Record) -> bool:
 def draw_picture(path: Path, records: list[Record]) -> None:
     """Draw ratios of the iteration time (above) and the growth of the critic step (below)."""
     ratios = [record for record in records if is_of_case(record)]
-    cases, variants = _distinct(ratios, "case"), _distinct(ratios, "variant")[::-1]
+    cases, variants = _distinct(ratios, "case"), _distinct((r for r in records if "case" in r), "variant")[::-1]
     quantities = _distinct([record for record in records if "grows" in record], "grows")
     rows = max(1, math.ceil(len(cases) / COLUMNS))
     columns = min(len(cases), COLUMNS)
@@ -41,12 +42,16 @@ def draw_picture(path: Path, records: list[Record]) -> None:
         for axes in panels[len(cases) :]:
             axes.set_visible(False)
         for axes, case in zip(panels, cases, strict=False):
-            for record in (record for record in ratios if record["case"] == case):
+            for record in (record for record in records if record.get("case") == case):
                 position = variants.index(record["variant"])
-                axes.barh(position, record["iteration_ratio"], color=BAR)
-                axes.text(0.02, position, f"{record['iteration_ratio']:.2f}", va="center", color="white")
+                if "left_out" in record:
+                    axes.text(0.02, position, "left out", va="center")
+                else:
+                    axes.barh(position, record["iteration_ratio"], color=BAR)
+                    axes.text(0.02, position, f"{record['iteration_ratio']:.2f}", va="center", color="white")
             axes.axvline(1, color="black", linewidth=0.8)
-            axes.set(title=case, xlim=(0, None), yticks=range(len(variants)), yticklabels=variants)
+            title = textwrap.fill(case, 20)
+            axes.set(title=title, xlim=(0, None), yticks=range(len(variants)), yticklabels=variants)
         if quantities:
             below.suptitle("Time of a critic step, in milliseconds")
             for axes, quantity in zip(below.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):

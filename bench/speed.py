@@ -20,7 +20,7 @@ from wgangp.logs import collect_provenance
 __all__ = ["main", "run"]
 
 DESCRIPTION = """Measure how long the steps of this project take, compared with what a careful user writes with torch's
-own parts. It takes about a quarter of an hour on two idle cores, and longer if the compiled graphs are not yet cached.
+own parts. It takes about three quarters of an hour on two idle cores, and longer if the compiled graphs are not cached.
 Nothing else should run on the machine meanwhile."""
 EPILOG = """A quick look: python -m bench.speed --rounds 3 --no-growth --out runs/speed"""
 
@@ -46,18 +46,20 @@ def run(arguments: list[str]) -> None:
     source = {**collect_provenance(device), "command": command, "rounds": options.rounds, "budget": budget}
     folder.mkdir(parents=True, exist_ok=True)
 
-    path, records = folder / f"{device.type}.jsonl", []
-    before = page.read_speed(folder).get(device.type, [])
+    path = folder / f"{device.type}.jsonl"
+    text = path.read_text() if path.exists() else ""
+    before = records = page.read_speed(folder).get(device.type, [])
     for name in tqdm([*options.cases, *[None] * options.growth], desc="cases", disable=None):
         if name is None:
             measured = measure.measure_growth(device, options.rounds, small=options.smoke)
         else:
             case = _choose_size(name, budget)
             measured = [{"case": name, **record} for record in measure.measure(case, device, options.rounds)]
-        if not records and path.exists():  # earlier measurements are kept
+        records = _replace_case(records, [{**record, **source} for record in measured])
+        if text and any(record not in records for record in before):  # earlier measurements are kept
             copies = (folder / f"{device.type}.{n}.jsonl" for n in range(1, 10**6))
-            write_atomic(next(copy for copy in copies if not copy.exists()), path.read_text())
-        records = _replace_case(records or before, [{**record, **source} for record in measured])
+            write_atomic(next(copy for copy in copies if not copy.exists()), text)
+            text = ""
         # After every case, so that nothing is lost if the measurement is stopped.
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
     draw_picture(folder / f"{device.type}.png", records)

@@ -220,18 +220,20 @@ def check_smoke_run(folder, monkeypatch, capsys, names, variants):
     assert read_lines(folder / "cpu.2.jsonl") == [real]
 
 
-def test_cases_that_are_done_are_kept_if_the_measurement_is_stopped(tmp_path, monkeypatch):
+@pytest.mark.parametrize("old, copied", [("text", False), ("toy MLP", True)])
+def test_cases_that_are_done_are_kept_if_the_measurement_is_stopped(tmp_path, monkeypatch, old, copied):
     def stop_at_text(case, *_):
         if case.shape == CASES["text"].shape:
             raise KeyboardInterrupt
         return [{"variant": "textbook"}]
 
     monkeypatch.setattr(measure, "measure", stop_at_text)
-    (tmp_path / "cpu.jsonl").write_text(json.dumps({"case": "text", "variant": "textbook", "budget": "smoke"}) + "\n")
+    (tmp_path / "cpu.jsonl").write_text(json.dumps({"case": old, "variant": "textbook", "budget": "smoke"}) + "\n")
     with pytest.raises(KeyboardInterrupt):
         speed.run(["--smoke", "--out", str(tmp_path), "--device", "cpu", "--cases", "toy MLP", "text"])
-    assert [record["case"] for record in read_lines(tmp_path / "cpu.jsonl")] == ["toy MLP", "text"]
-    assert [record["case"] for record in read_lines(tmp_path / "cpu.1.jsonl")] == ["text"]
+    assert [record["case"] for record in read_lines(tmp_path / "cpu.jsonl")] == list(dict.fromkeys(["toy MLP", old]))
+    assert (tmp_path / "cpu.1.jsonl").exists() == copied  # only if a record was replaced
+    assert not copied or "commit" not in read_lines(tmp_path / "cpu.1.jsonl")[0]
 
 
 @pytest.mark.parametrize("names", [("toy MLP", "text"), pytest.param(tuple(CASES), marks=pytest.mark.slow)])
