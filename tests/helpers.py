@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
@@ -131,3 +133,30 @@ def bound_of(function, shape):
     norm.lipschitz = 1.0
     module = function if isinstance(function, nn.Module) else Function(function)
     return certified_lipschitz(nn.Sequential(module, norm), shape)
+
+
+def std_of(layer, gain):
+    """The standard deviation in tflib for gain 2 (he_init) or 1 (glorot)."""
+    weight, k2 = layer.weight, layer.weight[0, 0].numel()
+    if isinstance(layer, nn.Linear):
+        return math.sqrt(2 * gain / sum(weight.shape))
+    stride = layer.stride[0]
+    if isinstance(layer, nn.ConvTranspose2d):
+        return math.sqrt(2 * gain / (weight.shape[0] * k2 / stride**2 + weight.shape[1] * k2))
+    return math.sqrt(2 * gain / (weight.shape[1] * k2 + weight.shape[0] * k2 / stride**2))
+
+
+def require_uniform(name, layer, std):
+    weight, bound = layer.weight.detach(), math.sqrt(3) * std
+    assert weight.abs().max() <= bound, name
+    assert weight.abs().max().item() == pytest.approx(bound, rel=0.1), name
+    if weight.numel() > 500:
+        assert weight.square().mean().sqrt().item() == pytest.approx(std, rel=0.05), name
+    assert layer.bias is None or layer.bias.eq(0).all(), name
+
+
+def require_released_weights(network, glorot):
+    """The initial weights are uniform with the std of tflib: gain 1 where the name matches glorot, else gain 2."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
+            require_uniform(name, layer, std_of(layer, 1 if re.fullmatch(glorot, name) else 2))

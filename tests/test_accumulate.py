@@ -14,10 +14,11 @@ from wgangp.accumulate import accumulate_gradients, split_batch
 from wgangp.compiled import build_computation
 from wgangp.logs import read_lines
 from wgangp.losses import Wasserstein
+from wgangp.networks.layers import BatchNorm
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import POINTS
 from wgangp.step import critic_gradients, descend
-from wgangp.train import train
+from wgangp.train import compute_in_parts, train
 
 SIZE = 12
 
@@ -101,6 +102,23 @@ def test_gradients_of_micro_batches_add_up_by_hand():
     for a, b, c in zip(critic.parameters(), other.parameters(), in_parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(c, b, rtol=1e-12, atol=1e-12)
+
+
+def test_batch_norm_of_a_generator_has_the_statistics_of_each_part():
+    """With two parts: as on the two devices of the released gan_cifar_resnet.py."""
+    generator = nn.Sequential(nn.Linear(4, 3), BatchNorm(3)).double()
+    critic, z = smooth_critic(3), draw(4)
+    one, two = (
+        compute_in_parts(build_computation(generator, critic, Wasserstein(), GradientPenalty()), n) for n in (1, 2)
+    )
+    halves = [generator[0](half) for half in (z[:6], z[6:])]
+    expected = torch.cat([(h - h.mean(0)) / (h.var(0, unbiased=False) + 1e-5).sqrt() for h in halves])
+    torch.testing.assert_close(two.sample(z), expected.detach())
+    assert (one.sample(z) - expected).abs().max() > 0.01
+    loss = -critic(expected).mean()
+    gradients = torch.autograd.grad(loss, tuple(generator[0].parameters()), materialize_grads=True)
+    for a, b in zip(two.generator_gradients(z)[1], gradients, strict=False):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_parts_that_do_not_fit_are_refused():

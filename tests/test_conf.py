@@ -15,7 +15,7 @@ CHOICES = [  # networks=mlp, networks=zoo/good; the figures are in tests/test_fi
     f"{path.parts[0]}={'/'.join(path.parts[1:])}" for path in PATHS if path.parts[0] != "figure"
 ]
 SLOW = ("networks=zoo/resnet101", "experiment=resnet128", "experiment=architectures")
-SHORT = ("train.steps=1", "train.batch_size=4", "train.report_size=4", "train.critic_steps=2", "device=cpu")
+SHORT = ("train.steps=2", "train.batch_size=4", "train.report_size=4", "train.critic_steps=1", "device=cpu")
 PARTNERS = {  # choice -> the choice that fits it, and its settings
     "loss=acgan": "experiment=cifar_resnet_conditional",
     "networks=mnist": "data=mnist",

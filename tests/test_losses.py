@@ -6,14 +6,16 @@ import json
 import pytest
 import torch
 from labeled import CLASSES, LabeledCritic, WithClassifier, labeled_run
+from torch import nn
 from torch.nn import functional as F
 
 from wgangp import GradientPenalty, critic_step, generator_step
 from wgangp.compiled import build_computation
 from wgangp.losses import ACGAN, LeastSquares, NonSaturating, Wasserstein
+from wgangp.networks.mlp import MLPCritic
 from wgangp.report import report
 from wgangp.seeds import draw_latent, rng_for
-from wgangp.step import critic_gradients, critic_objective, generator_objective
+from wgangp.step import critic_gradients, critic_objective, generator_gradients, generator_objective
 from wgangp.train import train, update
 
 
@@ -85,6 +87,37 @@ def test_least_squares_loss_is_that_of_the_released_code():
     terms = LeastSquares().generator(fake[:, None])
     assert terms.keys() == {"generator_loss"}
     torch.testing.assert_close(terms["generator_loss"], (fake - 1) ** 2)
+
+
+@pytest.mark.parametrize(
+    "loss, of_real, of_fake, of_generator",  # the derivative of each loss with respect to a score s
+    [
+        (Wasserstein(), lambda s: -1 + 0 * s, lambda s: 1 + 0 * s, lambda s: -1 + 0 * s),
+        (NonSaturating(), lambda s: -(-s).sigmoid() / 2, lambda s: s.sigmoid() / 2, lambda s: -(-s).sigmoid()),
+        (LeastSquares(), lambda s: s - 1, lambda s: s, lambda s: 2 * (s - 1)),
+    ],
+    ids=["Wasserstein", "NonSaturating", "LeastSquares"],
+)
+def test_gradients_of_the_losses_are_the_formulas_and_reach_the_weights(loss, of_real, of_fake, of_generator):
+    """The gradient of a weight is the sum over samples of (derivative of the loss) * (gradient of the score)."""
+    critic, generator = nn.Linear(3, 1).double(), nn.Linear(2, 3).double()
+    real, fake, z = (torch.randn(6, size).double() for size in (3, 3, 2))
+    _, (weight, bias) = critic_gradients(critic, real, fake, penalty=GradientPenalty(weight=0.0), loss=loss)
+    slopes_real, slopes_fake = of_real(critic(real)), of_fake(critic(fake))
+    torch.testing.assert_close(weight, (slopes_real * real + slopes_fake * fake).mean(0, keepdim=True))
+    torch.testing.assert_close(bias, (slopes_real + slopes_fake).mean(0))
+    _, (weight, bias) = generator_gradients(generator, critic, z, loss=loss)
+    slopes = of_generator(critic(generator(z))) * critic.weight  # with respect to the generated samples
+    torch.testing.assert_close(weight, slopes.T @ z / 6)
+    torch.testing.assert_close(bias, slopes.mean(0))
+
+
+@pytest.mark.parametrize("loss", [NonSaturating(), LeastSquares()], ids=["NonSaturating", "LeastSquares"])
+def test_weights_are_clipped_with_every_loss(loss):
+    critic = MLPCritic((2,), width=8)
+    adam, real, fake = torch.optim.Adam(critic.parameters(), lr=1.0), torch.randn(6, 2), torch.randn(6, 2)
+    critic_step(critic, adam, real, fake, penalty=GradientPenalty(weight=0.0), loss=loss, clip_weights=0.01)
+    assert max(p.abs().max().item() for p in critic.parameters()) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("loss", [Wasserstein(), NonSaturating(), LeastSquares()], ids=lambda loss: type(loss).__name__)

@@ -5,11 +5,13 @@ import pkgutil
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import require_released_weights
 from torch import nn
 
 from wgangp import networks
 from wgangp.networks import layers
 from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
+from wgangp.networks.language import LanguageCritic, LanguageGenerator
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.networks.resnet import ResNetCritic, ResNetGenerator
 
@@ -334,6 +336,24 @@ def test_initial_weights_are_uniform_with_the_released_std_and_biases_are_zero(l
     assert weight.abs().max().item() == pytest.approx(math.sqrt(3) * std, rel=0.01)
     assert weight.abs().max() <= math.sqrt(3) * std
     assert layer.bias.eq(0).all()
+
+
+@pytest.mark.parametrize(
+    "network, glorot",
+    [
+        (lambda: MNISTGenerator(IMAGE, width=16), r"input\.0"),
+        (lambda: MNISTCritic(IMAGE, width=16), r"layers\.7"),
+        (lambda: CIFARGenerator(COLOR, width=16), r"input\.0"),
+        (lambda: CIFARCritic(COLOR, width=16), r"layers\.7"),
+        (lambda: ResNetGenerator(COLOR, width=32, classes=10), r"input|.*shortcut|output\.2"),
+        (lambda: ResNetCritic(COLOR, width=32, classes=10), r".*shortcut|output|classifier"),
+        (lambda: LanguageGenerator((20, 16), width=32), "input"),
+        (lambda: LanguageCritic((20, 16), width=32), r"output\.1"),
+    ],
+)
+def test_networks_have_the_released_initial_weights(network, glorot):
+    """Paper: released tflib: linear layers, shortcuts and the last convolution of a ResNet generator have gain 1."""
+    require_released_weights(network(), glorot)
 
 
 def test_toy_critic_has_the_released_initial_weights():

@@ -8,7 +8,7 @@ import pytest
 import test_compiled
 import torch
 import torch.nn.functional as F
-from helpers import ROOT, train_run
+from helpers import ROOT, require_released_weights, require_uniform, train_run
 from test_compiled import _fresh  # noqa: F401 - a fixture
 from torch import nn
 
@@ -261,26 +261,6 @@ def test_penalized_critics_score_every_sample_by_itself(make):
         check_per_sample(make(SHAPE, width=4, norm="batch").double(), x)
 
 
-def std_of(layer, gain):
-    """The standard deviation in tflib for gain 2 (he_init) or 1 (glorot)."""
-    weight, k2 = layer.weight, layer.weight[0, 0].numel()
-    if isinstance(layer, nn.Linear):
-        return math.sqrt(2 * gain / sum(weight.shape))
-    stride = layer.stride[0]
-    if isinstance(layer, nn.ConvTranspose2d):
-        return math.sqrt(2 * gain / (weight.shape[0] * k2 / stride**2 + weight.shape[1] * k2))
-    return math.sqrt(2 * gain / (weight.shape[1] * k2 + weight.shape[0] * k2 / stride**2))
-
-
-def require_uniform(name, layer, std):
-    weight, bound = layer.weight.detach(), math.sqrt(3) * std
-    assert weight.abs().max() <= bound, name
-    assert weight.abs().max().item() == pytest.approx(bound, rel=0.1), name
-    if weight.numel() > 500:
-        assert weight.square().mean().sqrt().item() == pytest.approx(std, rel=0.05), name
-    assert layer.bias is None or layer.bias.eq(0).all(), name
-
-
 @pytest.mark.parametrize(
     "make, glorot",
     [
@@ -294,9 +274,7 @@ def require_uniform(name, layer, std):
     ],
 )
 def test_initial_weights_are_those_of_the_released_code(make, glorot):
-    for name, layer in make(SHAPE, width=16).named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            require_uniform(name, layer, std_of(layer, 1 if re.fullmatch(glorot, name) else 2))
+    require_released_weights(make(SHAPE, width=16), glorot)
 
 
 @pytest.mark.parametrize("make", [DCGANGenerator, DCGANCritic])
