@@ -244,6 +244,7 @@ class TestFigure:
             command = shlex.join(figure.list_overrides(0, method))
             assert f"`scripts/train.py {command}`" in rows[-1]["command"]
             assert "+-" in rows[-1][method]
+            assert f"data.root={figure.data_root}" in command and f"train.batch_size={figure.batch_size}" in command
         assert not (tmp_path / "00GAN" / "config.yaml").exists()
         overrides = OmegaConf.to_container(OmegaConf.load(tmp_path / "00GAN" / "overrides.yaml"))
         assert overrides == [*figure.list_overrides(0, "GAN"), "seed=0"]

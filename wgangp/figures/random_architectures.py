@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from wgangp.checkpoint import write_atomic
 from wgangp.figures.common import count_seeds, select
@@ -102,20 +103,20 @@ class RandomArchitectures:
         return [{"draw": draw, "method": method} for draw in range(self.draws) for method in METHODS]
 
     def list_overrides(self, draw: int, method: str) -> list[str]:
-        """Return what a cell adds to the command scripts/train.py, without the data."""
+        """Return what a cell adds to the command scripts/train.py."""
         overrides = draw_architecture(draw, method, self.widths) | {"train.steps": self.steps}
-        return ["experiment=random_architectures", *(f"{key}={_format_value(v)}" for key, v in overrides.items())]
+        overrides |= {"train.batch_size": self.batch_size, "train.report_size": self.batch_size}
+        chosen = [f"{key}={_format_value(value)}" for key, value in overrides.items()]
+        return ["experiment=random_architectures", *list_data_options(self.data, self.data_root, 32), *chosen]
 
     def measure(self, cell: dict[str, Any], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
-        sizes = [f"train.batch_size={self.batch_size}", f"train.report_size={self.batch_size}"]
         every = [f"train.{name}_every={self.steps}" for name in ("log", "sample", "checkpoint")]
-        data = list_data_options(self.data, self.data_root, 32)
         overrides = [*self.list_overrides(**cell), f"seed={seed}"]
         folder.mkdir(parents=True, exist_ok=True)
         # A list of overrides, as Hydra writes them. The folder has no config.yaml: see wgangp/figures/__init__.py
-        write_atomic(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides))
-        others = [*sizes, *every, f"train.lipschitz_every={NEVER}", f"device={device}"]
-        run = train_finite(folder, [*overrides, *data, *others], partial(build_score, n=self.samples))
+        write_atomic(folder / "overrides.yaml", OmegaConf.to_yaml(overrides))
+        others = [*every, f"train.lipschitz_every={NEVER}", f"device={device}"]
+        run = train_finite(folder, [*overrides, *others], partial(build_score, n=self.samples))
         if run is None:
             return {"finite": False, "is": 1.0, "fid": None}  # 1 is the smallest Inception score
         return {"finite": True} | score_images(run, self.samples)
