@@ -33,6 +33,13 @@ def test_table_has_a_row_per_number_and_the_record_says_what_it_depends_on(train
     assert points["libraries"]["pot"]
     assert points["torch"] == torch.__version__
     assert not any(name.startswith("real_") for name in points["values"] | critic["values"])
+    assert "budget" not in table
+
+
+def test_table_says_that_a_run_is_the_small_version(trained):
+    folder = trained(*TINY, "train.steps=0")
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("budget: paper", "budget: cpu"))
+    assert "- budget=cpu: smaller and shorter than in the paper" in evaluate(str(folder), ["critic"], device="cpu")
 
 
 def test_evaluation_is_a_function_of_run_and_seed_and_changes_nothing(trained):

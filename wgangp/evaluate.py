@@ -10,7 +10,7 @@ from wgangp.checkpoint import list_checkpoints
 from wgangp.config import find_device, restore
 from wgangp.logs import append_line, collect_provenance, read_metrics
 from wgangp.metrics.scores import build_scores, find_best
-from wgangp.report import leave_unchanged
+from wgangp.report import describe_budget, leave_unchanged
 from wgangp.tables import markdown_table
 
 __all__ = ["evaluate"]
@@ -53,7 +53,7 @@ def evaluate(
     options |= {"weights": weights, "classifier": classifier}
     data: Any = None
     rows: list[dict[str, str]] = []
-    notes: dict[str, None] = {}  # in order, without repetitions
+    notes = {f"- {note}": None for note in [describe_budget(folder)] if note}  # in order, without repetitions
     for number, label in _list_checkpoints(folder, step):
         place = {"step": number, "read_data": True, "data_root": data_root, "trust": trust}
         trained, number = restore(folder, torch_device, **place)

@@ -12,7 +12,7 @@ y is (labels,) if the networks have classes, and () otherwise. The two methods m
 both are logged.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,15 +29,15 @@ class Wasserstein:
     -wasserstein (the penalty is added later), generator_loss = -D(x~).
     """
 
-    critic_options: dict[str, Any] = {}  # noqa: RUF012 - read only
+    critic_options: ClassVar[dict[str, Any]] = {}
 
     def critic(self, real: Tensor, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
-        """Return wasserstein and critic_loss, each (B,), from the scores of real and fake samples (B,) or (B, 1)."""
+        """Return wasserstein and critic_loss, each (B,), from scores (B,) or (B, 1)."""
         real, fake = check_scores(real), check_scores(fake)
         return {"wasserstein": real - fake, "critic_loss": fake - real}
 
     def generator(self, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
-        """Return generator_loss (B,), from the scores of fake samples (B,) or (B, 1)."""
+        """Return generator_loss (B,), from scores (B,) or (B, 1)."""
         return {"generator_loss": -check_scores(fake)}
 
 
@@ -52,14 +52,14 @@ class NonSaturating:
     Paper: released code in "dcgan" mode, with the factor 1 / 2 (gan_mnist.py, lines 163-188).
     """
 
-    critic_options: dict[str, Any] = {}  # noqa: RUF012 - read only
+    critic_options: ClassVar[dict[str, Any]] = {}
 
     def critic(self, real: Tensor, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
-        """Return critic_loss (B,), from the scores of real and fake samples (B,) or (B, 1)."""
+        """Return critic_loss (B,), from scores (B,) or (B, 1)."""
         return {"critic_loss": (F.softplus(-check_scores(real)) + F.softplus(check_scores(fake))) / 2}
 
     def generator(self, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
-        """Return generator_loss (B,), from the scores of fake samples (B,) or (B, 1)."""
+        """Return generator_loss (B,), from scores (B,) or (B, 1)."""
         return {"generator_loss": F.softplus(-check_scores(fake))}
 
 
@@ -74,14 +74,14 @@ class LeastSquares:
     Paper: released code in "lsgan" mode (gan_64x64.py, lines 482-518), in which only the critic has the factor 1 / 2.
     """
 
-    critic_options: dict[str, Any] = {}  # noqa: RUF012 - read only
+    critic_options: ClassVar[dict[str, Any]] = {}
 
     def critic(self, real: Tensor, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
-        """Return critic_loss (B,), from the scores of real and fake samples (B,) or (B, 1)."""
+        """Return critic_loss (B,), from scores (B,) or (B, 1)."""
         return {"critic_loss": ((check_scores(real) - 1).square() + check_scores(fake).square()) / 2}
 
     def generator(self, fake: Tensor, *y: Tensor) -> dict[str, Tensor]:
-        """Return generator_loss (B,), from the scores of fake samples (B,) or (B, 1)."""
+        """Return generator_loss (B,), from scores (B,) or (B, 1)."""
         return {"generator_loss": (check_scores(fake) - 1).square()}
 
 
@@ -102,7 +102,7 @@ class ACGAN:
     Paper: released gan_cifar_resnet.py (ACGAN_SCALE 1, ACGAN_SCALE_G 0.1). The critic learns from real samples alone.
     """
 
-    critic_options: dict[str, Any] = {"logits": True}  # noqa: RUF012 - read only
+    critic_options: ClassVar[dict[str, Any]] = {"logits": True}
 
     def __init__(self, loss: Any, critic_weight: float = 1.0, generator_weight: float = 0.1) -> None:
         for name, weight in (("critic_weight", critic_weight), ("generator_weight", generator_weight)):
@@ -111,7 +111,7 @@ class ACGAN:
         self.loss, self.critic_weight, self.generator_weight = loss, critic_weight, generator_weight
 
     def critic(self, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor], *y: Tensor) -> dict[str, Tensor]:
-        """Return the critic's terms, each (B,), from scores and logits of real and fake samples, and labels (B,)."""
+        """Return the critic's terms, each (B,), from (scores, logits) of both kinds of samples and labels (B,)."""
         (labels,) = _check_labels(y)
         terms = self.loss.critic(real[0], fake[0], labels)
         entropy = F.cross_entropy(real[1], labels, reduction="none")
@@ -123,7 +123,7 @@ class ACGAN:
         return terms | {"class_loss_real": entropy} | accuracy | {"critic_loss": loss}
 
     def generator(self, fake: tuple[Tensor, Tensor], *y: Tensor) -> dict[str, Tensor]:
-        """Return the generator's terms, each (B,), from scores and logits of fake samples, and their labels (B,)."""
+        """Return the generator's terms, each (B,), from (scores, logits) and labels (B,)."""
         (labels,) = _check_labels(y)
         terms = self.loss.generator(fake[0], labels)
         entropy = F.cross_entropy(fake[1], labels, reduction="none")

@@ -34,7 +34,7 @@ from wgangp.seeds import arrange_classes, draw_latent, rng_for, seed_layers
 from wgangp.state import use_eval_mode
 from wgangp.step import critic_objective, generator_objective
 
-__all__ = ["draw_curves", "evaluate", "leave_unchanged", "lipschitz_report", "picture", "report"]
+__all__ = ["describe_budget", "draw_curves", "evaluate", "leave_unchanged", "lipschitz_report", "picture", "report"]
 
 IMAGES, POINTS = 128, 512  # samples (images or lines of text, points) in a picture, all from the same noise
 QUOTIENT_POINTS = 256  # points of each kind for the Lipschitz report, at most
@@ -196,11 +196,16 @@ def picture(folder: Path, run: Run, step: int) -> None:
 
 
 def draw_curves(folder: Path, run: Run) -> None:
-    """Draw curves.png of the log so far. With budget=cpu its title says so: it is not the run of the paper."""
+    """Draw curves.png of the log so far."""
+    metrics = read_metrics(folder / "metrics.jsonl")
+    plots.save_curves(folder / "curves.png", metrics, run.penalty.target, describe_budget(folder))
+
+
+def describe_budget(folder: Path) -> str:
+    """Return what a run with budget=cpu says about itself: it is not the run of the paper. Other runs: ""."""
     config = folder / "config.yaml"
     is_small = config.exists() and "\nbudget: cpu\n" in config.read_text()
-    title = "budget=cpu: smaller and shorter than in the paper" if is_small else ""
-    plots.save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"), run.penalty.target, title)
+    return "budget=cpu: smaller and shorter than in the paper" if is_small else ""
 
 
 def _flatten(statistics: dict[str, dict[str, float]]) -> dict[str, float]:
