@@ -136,9 +136,9 @@ def verify(
     """Return a function that uses fast if its gradients agree with eager at the first batches, and eager otherwise.
 
     Both are computed from the same state of the networks and of the random numbers. The error of a gradient is
-    ||fast - eager|| / ||eager||, for each parameter. It must be at most TOLERANCE. The error that matters is a lost
-    part of a gradient, such as its second-order part. For a gradient that is small beside all gradients together,
-    ||eager|| is FLOOR times the norm of all: there may be nothing but rounding in it. Buffers are compared, too.
+    ||fast - eager|| / ||eager||, for each parameter. It must be at most TOLERANCE. For a gradient that is small beside
+    all gradients together, ||eager|| is FLOOR times the norm of all: there may be nothing but rounding in it. Buffers
+    are compared, too.
 
     Args:
         name: of the step, for messages.

@@ -202,7 +202,7 @@ def draw_curves(folder: Path, run: Run) -> None:
 
 
 def describe_budget(folder: Path) -> str:
-    """Return what a run with budget=cpu says about itself: it is not the run of the paper. Other runs: ""."""
+    """Return a note on a run with budget=cpu, which is not the run of the paper. For other runs: ""."""
     config = folder / "config.yaml"
     is_small = config.exists() and "\nbudget: cpu\n" in config.read_text()
     return "budget=cpu: smaller and shorter than in the paper" if is_small else ""

@@ -20,6 +20,7 @@ RUNS = {  # folder in results/ -> what a reader types
     "mnist_run": "`experiment=mnist train.steps=2500`",
     "cifar_dcgan": "`experiment=cifar_dcgan budget=cpu`, on JPEG copies of CIFAR-10",
     "cifar_resnet": "`experiment=cifar_resnet budget=cpu`, on JPEG copies of CIFAR-10",
+    "conditional_digits": "`experiment=cifar_resnet_conditional` at a small size, on digits",
     "cifar_resnet_gpu": "`experiment=cifar_resnet`, bf16 (also the penalty), on JPEG copies of CIFAR-10, GPU",
 }
 BEGIN, END = "<!-- rendered by scripts/render.py -->", "<!-- /rendered -->"
@@ -111,6 +112,8 @@ def render_summary(page: str, results: Path) -> str:
         last, seconds, _ = _read_run(results / name)
         slope = f"{last['slope_interpolates_mean']:.2f} +- {last['slope_interpolates_std']:.2f}"
         outcome = f"gap {last['wasserstein']:.2f} on training data, {last['heldout_wasserstein']:.2f} on held-out data"
+        if "accuracy_fake" in last:
+            outcome += f"; the critic names {last['heldout_accuracy_fake']:.0%} of samples right"
         if "modes" in last:
             outcome = f"{last['modes']} of 8 modes; {last['high_quality']:.0%} of samples within 3 sd of a mode"
         rows.append(
@@ -143,6 +146,6 @@ def render_origins(readme: str, results: Path) -> str:
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], float, list[dict[str, Any]]]:
-    """The last line of the log, the seconds of training, and the provenance of a run folder."""
+    """Return the last line of the log, the seconds of training, and the provenance."""
     seconds = read_timing(folder)[-1]["elapsed_s"]
     return read_metrics(folder / "metrics.jsonl")[-1], seconds, read_lines(folder / "provenance.jsonl")

@@ -43,7 +43,6 @@ class ShiftedSoftplus(nn.Module):
         return F.softplus(x + 1, beta=2, threshold=40) - 1  # from 2 x + 2 = 40 on it is linear in float64, too
 
 
-# Critics need activations with a cheap second derivative; generators are never differentiated twice.
 SMOOTH: dict[str, Callable[[], nn.Module]] = {"softplus": ShiftedSoftplus, "tanh": nn.Tanh}
 GENERATOR_ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), **SMOOTH}
 CRITIC_ACTIVATIONS = {"relu": ReLU, "leaky_relu": LeakyReLU, **SMOOTH}
