@@ -80,8 +80,9 @@ def test_evidence_has_medians_and_ranges_over_the_right_rows(tmp_path):
 
     text = render_evidence(README, tmp_path)
     assert "| WGAN-GP -10% (-10%) | gap +10% (-60%), corrected -5% (-5%), proved -50% (-50%) | 3 |" in text
-    assert "| one norm 950 (900 to 1000), over channels 500 (500); 7,000 updates | 4 |" in text
-    assert "| constant 1.50 to 1.90; mean slope 1.02; 1 + W1 / (2 lambda) is 1.04 | 2 |" in text
+    assert "| one norm 950 (900 to 1000), norms as in their code 500 (500) | 4 |" in text
+    assert "figure=stacked_mnist figure.steps=7000`" in text
+    assert "| constant 1.50 to 1.90; mean slope 1.02; 1 + W1 / 20: 1.04 | 2 |" in text
 
 
 def test_number_of_networks_with_counted_parameters_is_true():

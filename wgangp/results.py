@@ -35,12 +35,12 @@ def render_evidence(readme: str, results: Path) -> str:
             "published": f"parameters of {COUNTED_NETWORKS} networks",
             "here": f"{COUNTED_NETWORKS} of {COUNTED_NETWORKS} are equal; initial values and padding are tests",
             "seeds": "",
-            "command": "`python -m pytest tests/test_networks.py`",
+            "command": "`python -m pytest -k parameter_counts`",
         },
         {"question": "Is a known W1 estimated? Error, 12 pairs: median (worst)"}
         | _compare_distances(results / "korotin"),
         {"question": "Stacked MNIST: modes of 1,000"} | _compare_modes(results / "stacked_mnist"),
-        {"question": "How Lipschitz is the critic? lambda = 10, 3 data sets"}
+        {"question": "How Lipschitz is the critic? lambda 10, 3 data sets"}
         | _compare_constants(results / "lipschitz_table"),
     ]
     return replace_block(readme, BEGIN, END, markdown_table(rows))
@@ -59,7 +59,7 @@ def _compare_distances(folder: Path) -> dict[str, str]:
         "published": describe("WGAN-GP", theirs) if runs else "Korotin et al. 2022",
         "here": ", ".join(describe(name, values) for name, values in errors.items()) if runs else NOT_RUN,
         "seeds": _count(runs),
-        "command": "`scripts/reproduce.py figure=korotin`",
+        "command": "`scripts/reproduce.py figure=korotin figure.data_root=FOLDER`",
     }
 
 
@@ -68,15 +68,15 @@ def _compare_modes(folder: Path) -> dict[str, str]:
     runs, texts = read_records(folder), []
     for row, name in {
         "one norm per sample": "one norm",
-        "norms over the channels, eps per element": "over channels",
+        "norms over the channels, eps per element": "norms as in their code",
     }.items():
         if values := [run["modes_covered"][-1] for run in select(runs, row=row) if run["finite"]]:
             texts.append(f"{name} {statistics.mean(values):.0f} ({_range(values, '.0f')})")
     return {
-        "published": "WGAN-GP 959 (Kumar et al. 2019, norms over channels)",
-        "here": ", ".join(texts) + f"; {runs[0]['steps'][-1]:,} updates" if texts else NOT_RUN,
+        "published": "WGAN-GP 959 (Kumar et al. 2019)",
+        "here": ", ".join(texts) if texts else NOT_RUN,
         "seeds": _count(runs),
-        "command": "`scripts/reproduce.py figure=stacked_mnist`",
+        "command": f"`scripts/reproduce.py figure=stacked_mnist figure.steps={runs[0]['steps'][-1] if runs else ''}`",
     }
 
 
@@ -88,11 +88,11 @@ def _compare_constants(folder: Path) -> dict[str, str]:
     expected = [1 + statistics.mean(run["w1"]) / (2 * LAMBDA) for run in runs]
     return {
         "published": "no constant",
-        "here": f"constant {_range(constants)}; mean slope {_range(slopes)}; 1 + W1 / (2 lambda) is {_range(expected)}"
-        if runs
-        else NOT_RUN,
+        "here": NOT_RUN
+        if not runs
+        else f"constant {_range(constants)}; mean slope {_range(slopes)}; 1 + W1 / {2 * LAMBDA:g}: {_range(expected)}",
         "seeds": _count(runs),
-        "command": "`scripts/reproduce.py figure=lipschitz_table`",
+        "command": '`scripts/reproduce.py figure=lipschitz_table "seeds=[0,1,2,3,4]"`',
     }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wgangp.box import lipschitz_on_box
 from wgangp.certify import certified_lipschitz
 from wgangp.data.pairs import CUBE, korotin
-from wgangp.figures.common import describe_spread, format_spread, select, train_critic
+from wgangp.figures.common import describe_range, format_spread, select, train_critic
 from wgangp.lipschitz import corrected_wasserstein, cosine, slope_at
 from wgangp.networks.mlp import MLPCritic
 from wgangp.networks.orthogonal import OrthogonalCritic
@@ -124,7 +124,7 @@ class Korotin:
             figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
             figure.suptitle(
                 f"{self.iterations:,} critic updates ({self.sorted_iterations:,} by construction), batch"
-                f" {self.batch_size:,}; {describe_spread(records)}"
+                f" {self.batch_size:,}; {describe_range(records)}"
             )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -167,7 +167,7 @@ def summarize_cell(cell: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str
         "ours / W1 - 1": format_errors("gap"),
         "corrected / W1 - 1": format_errors("corrected") if cell["critic"] != "by construction" else "",
         "proved / W1 - 1": format_errors("proved"),
-        "Lipschitz constant": format_spread([run["constant"][1] for run in runs], ".2f"),
+        "Lipschitz constant, or a bound": format_spread([run["constant"][1] for run in runs], ".2f"),
         "mean slope where mass moves": format_spread([run["slope"] for run in runs]),
         "cosine": format_spread([run["cosine"] for run in runs]),
     }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from wgangp.checkpoint import write_atomic
 from wgangp.figures.common import count_seeds, select
@@ -114,7 +113,7 @@ class RandomArchitectures:
         overrides = [*self.list_overrides(**cell), f"seed={seed}"]
         folder.mkdir(parents=True, exist_ok=True)
         # A list of overrides, as Hydra writes them. The folder has no config.yaml: see wgangp/figures/__init__.py
-        write_atomic(folder / "overrides.yaml", OmegaConf.to_yaml(overrides))
+        write_atomic(folder / "overrides.yaml", "".join(f"- {json.dumps(text)}\n" for text in overrides))
         others = [*every, f"train.lipschitz_every={NEVER}", f"device={device}"]
         run = train_finite(folder, [*overrides, *others], partial(build_score, n=self.samples))
         if run is None:
