@@ -1,6 +1,7 @@
 """Figure 2: pairs of image networks, each cell a command; and what figures of image runs share."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -55,14 +56,18 @@ def test_every_cell_is_measured_drawn_and_in_the_table(figure, tmp_path):
     assert "+-" in rows[0]["LSGAN"]
     for cell in figure.cells():
         assert all(value in str(rows) for value in cell.values())
+    assert rows[-2]["networks"] == "no run: too few real images to compare"
+    for loss in figure.losses:
+        assert rows[-1][loss] == f"`scripts/train.py {shlex.join(figure.list_overrides(figure.pairs[0], loss))}`"
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_cell_of_figure_2_has_its_networks_its_loss_and_no_batch_norm_with_a_penalty(configure, pair, loss):
     figure = Architectures([pair], [loss], width=4, steps=1, rate_factor=1, batch_size=4, samples=12, data_root="x")
-    cfg = configure("experiment=architectures", "data.root=x", *figure.list_overrides(pair, loss))
-    networks = configure("experiment=architectures", "data.root=x", f"networks=zoo/{PAIRS[pair]}").networks
+    cfg = configure(*figure.list_overrides(pair, loss))
+    small = ("networks.generator.width=4", "networks.critic.width=4")
+    networks = configure("experiment=architectures", "data.root=x", f"networks=zoo/{PAIRS[pair]}", *small).networks
     assert cfg.networks.generator == networks.generator
     penalized = loss == "WGAN-GP"
     assert (cfg.penalty.weight, cfg.clip.weights) == (10 if penalized else 0, 0.01 if "clipping" in loss else None)

@@ -239,11 +239,11 @@ class TestFigure:
         with Image.open(tmp_path / "figure.png") as image:
             assert image.width > 700 and len(image.convert("L").getcolors()) > 20
         rows = figure.table(records)
-        assert len(rows) == len(random_architectures.THRESHOLDS) + 1
+        assert len(rows) == len(random_architectures.THRESHOLDS) + 2
         for method in METHODS:
             command = shlex.join(figure.list_overrides(0, method))
-            assert f"`scripts/train.py {command}`" in rows[-1]["command"]
-            assert "+-" in rows[-1][method]
+            assert f"`scripts/train.py {command}`" in rows[-2]["command"]
+            assert "+-" in rows[-2][method]
             assert f"data.root={figure.data_root}" in command and f"train.batch_size={figure.batch_size}" in command
         assert not (tmp_path / "00GAN" / "config.yaml").exists()
         overrides = OmegaConf.to_container(OmegaConf.load(tmp_path / "00GAN" / "overrides.yaml"))
@@ -283,7 +283,11 @@ class TestFigure:
             for score in [scores[cell["method"]][cell["draw"]]]
         ]
         rows = figure.table(records)
-        assert [(row["runs"], row["GAN"], row["WGAN-GP"], row["success"]) for row in rows] == [
+        published = [row["paper, Inception network, 200 draws"] for row in rows]
+        assert published[3] == "only GAN 0, only WGAN-GP 74, both 125, neither 1" and published[-1] == ""
+        assert all(sum(counts) == 200 for counts in random_architectures.THRESHOLDS.values())
+        shown = [(row["runs"], row["GAN"], row["WGAN-GP"], row["success"]) for row in rows]
+        assert shown[1:7] + shown[-4:] == [
             ("Inception score > 1.5", "2 of 3", "2 of 3", "only GAN 0, only WGAN-GP 0, both 2, neither 1"),
             ("Inception score > 2.0", "1 of 3", "2 of 3", "only GAN 0, only WGAN-GP 1, both 1, neither 1"),
             ("Inception score > 2.5", "0 of 3", "2 of 3", "only GAN 0, only WGAN-GP 2, both 0, neither 1"),
@@ -293,6 +297,7 @@ class TestFigure:
             ("draw 0", "not finite", "1.2", ""),
             ("draw 1", "2.5", "3.2", ""),
             ("draw 2", "1.6", "9", ""),
+            ("no run: real images have 5", "", "", ""),
         ]
         figure.draw(tmp_path / "figure.png", records)  # also with a run that was not finite
 

@@ -1,5 +1,6 @@
 """Figure 2: eight pairs of networks for 64 x 64 images, each trained with four losses."""
 
+import shlex
 import textwrap
 from dataclasses import dataclass
 from functools import partial
@@ -83,20 +84,22 @@ class Architectures:
         return [{"pair": pair, "loss": loss} for pair in self.pairs for loss in self.losses]
 
     def list_overrides(self, pair: str, loss: str) -> list[str]:
-        """Return what a cell adds to scripts/train.py experiment=architectures, without sizes, data and rate_factor."""
+        """Return what a cell adds to the command scripts/train.py."""
         own = [override for override in LOSSES[loss] if (pair, override) != ("no normalization", BATCH_NORM)]
-        return [f"networks=zoo/{PAIRS[pair]}", *own]
-
-    def measure(self, cell: dict[str, str], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
+        if self.rate_factor != 1:
+            own = [override for override in own if not override.startswith("optim.lr=")]
+            own.append(f"optim.lr={self.rate_factor * RATES[loss]:g}")
         widths = [f"networks.{network}.width={self.width}" for network in ("generator", "critic")]
         sizes = {"steps": self.steps, "batch_size": self.batch_size, "report_size": self.batch_size}
-        every = [f"train.{name}_every={max(1, self.steps // 4)}" for name in ("log", "sample", "checkpoint")]
         data = list_data_options("image_folder", self.data_root, 64)
-        rate = [f"optim.lr={self.rate_factor * RATES[cell['loss']]}"] if self.rate_factor != 1 else []
-        others = [*rate, *widths, *(f"train.{name}={size}" for name, size in sizes.items()), *every]
-        others += [f"train.lipschitz_every={NEVER}", f"seed={seed}", f"device={device}"]
+        others = [*data, *widths, *(f"train.{name}={size}" for name, size in sizes.items())]
+        return ["experiment=architectures", f"networks=zoo/{PAIRS[pair]}", *own, *others]
+
+    def measure(self, cell: dict[str, str], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
+        every = [f"train.{name}_every={max(1, self.steps // 4)}" for name in ("log", "sample", "checkpoint")]
+        others = [*every, f"train.lipschitz_every={NEVER}", f"seed={seed}", f"device={device}"]
         check = partial(build_score, n=self.samples)
-        run = train_finite(folder, ["experiment=architectures", *self.list_overrides(**cell), *data, *others], check)
+        run = train_finite(folder, [*self.list_overrides(**cell), *others], check)
         if run is None:
             return {"finite": False, "is": None, "fid": None, "pictures": None}
         pictures = show_samples(run, folder, SHOWN, COLUMNS)
@@ -129,5 +132,8 @@ class Architectures:
             }
             for pair in self.pairs
         ]
-        commands = {loss: f"`{' '.join(LOSSES[loss])}`" if LOSSES[loss] else "" for loss in self.losses}
-        return [*rows, {"networks": "added to `experiment=architectures`", **commands}]
+        first = self.pairs[0]
+        command = f"command of {first}. Other rows: another `networks=`; `zoo/no_norm` without `{BATCH_NORM}`"
+        commands = {loss: f"`scripts/train.py {shlex.join(self.list_overrides(first, loss))}`" for loss in self.losses}
+        real = {"networks": f"no run: {describe_real(records)}", **dict.fromkeys(self.losses, "")}
+        return [*rows, real, {"networks": command, **commands}]
