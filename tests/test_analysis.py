@@ -50,6 +50,11 @@ def test_analysis_of_points_has_every_number(toy, _whole):
     bounds, distances = report["lipschitz"], report["distances"]
     steepest = max(bounds["largest_quotient"], bounds["steepest"], *(s["max"] for s in report["slopes"].values()))
     assert steepest <= bounds["certified"]
+    assert 0 < bounds["low"] <= bounds["high"] <= 1.01 * bounds["low"] and bounds["high"] <= bounds["certified"]
+    (low, high), inside = bounds["box"], max(s["max"] for s in report["slopes"].values())
+    assert len(low) == len(high) == 2 and inside <= bounds["high"]  # all these points are on the box
+    assert distances["proved"]["bound"] == pytest.approx(distances["gap"] / bounds["high"])
+    assert distances["proved"]["bound"] <= distances["exact_w1"]
     assert distances["proved"]["low"] <= distances["proved"]["bound"] <= distances["proved"]["high"]
     assert distances["sampling_floor"] < distances["exact_w1"]
     assert report["step"] == 2 and report["n"] == 60 and report["commit"] and report["command"]

@@ -249,7 +249,10 @@ def test_points_are_connected_if_asked(tmp_path):
     assert read_pixels(tmp_path / "b.png").sum() < read_pixels(tmp_path / "a.png").sum()
 
 
-@pytest.mark.parametrize("certified", [{"certified": 30.0}, {"not_certified": "a layer has no rule"}])
+@pytest.mark.parametrize(
+    "certified",
+    [{"certified": 30.0}, {"not_certified": "a layer has no rule"}, {"certified": 30.0, "low": 1.5, "high": 1.6}],
+)
 def test_lipschitz_picture_shows_every_number_of_the_report(tmp_path, certified, monkeypatch):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
@@ -267,7 +270,9 @@ def test_lipschitz_picture_shows_every_number_of_the_report(tmp_path, certified,
     assert "real" in texts and "fake" in texts and any("-0.5" in t for t in texts) and any("0.1" in t for t in texts)
     assert figure._suptitle.get_text() == "7 updates"
     assert any(line.get_xdata()[0] == 1.05 for line in slope_axes.lines)
-    assert ("certified" in " ".join(texts)) == ("certified" in certified)
+    on_box = "high" in certified  # the interval replaces the product of norms
+    assert ("certified" in " ".join(texts)) == ("certified" in certified and not on_box)
+    assert sum("proved on the box of the points" in text for text in texts) == 2 * on_box
     assert constant_axes.get_xlim()[0] > 0 and distance_axes.get_xlim()[0] < -0.5
 
 

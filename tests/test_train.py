@@ -741,6 +741,10 @@ def test_lipschitz_report_comes_at_its_interval_and_at_the_end(train_tiny, tmp_p
     assert not any(r.keys() & names for r in records if r["step"] in (2, 4))
     for r in (r for r in records if "largest_quotient" in r):
         assert 0 < r["largest_quotient"] <= r["certified_lipschitz"] and -1 <= r["slope_coupled_cosine"] <= 1
+        assert ("lipschitz_low" in r) == ("lipschitz_high" in r) == (r["step"] > 0)
+        if r["step"] > 0:
+            assert r["largest_quotient"] <= r["lipschitz_high"] <= r["certified_lipschitz"]
+            assert 0 < r["lipschitz_low"] <= r["lipschitz_high"]
         if "expected_slope" in r:
             assert r["expected_slope"] == pytest.approx(1 + r["corrected_wasserstein"] / 20)
     assert any("expected_slope" in r for r in records)
