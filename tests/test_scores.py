@@ -28,6 +28,7 @@ from wgangp.metrics.classifier import load_classifier, train_classifier
 from wgangp.metrics.features import Features, FeatureSpace, compare_features, extract_features, to_bytes
 from wgangp.metrics.modes import count_modes
 from wgangp.metrics.scores import MAIN, NAMES, SAMPLES, build_scores, find_best, list_scores
+from wgangp.networks.layers import BatchNorm
 from wgangp.precision import product_precision
 from wgangp.report import evaluate
 from wgangp.seeds import draw_latent
@@ -175,6 +176,21 @@ def test_weights_are_downloaded_once_against_the_published_sha256(small_inceptio
     assert len(asked) == 1
     assert small_inception == [str(path)]
     assert space.facts["weights"] == inception.SHA256[:8]
+
+
+def test_features_of_inception_are_scored_as_the_definitions_say(small_inception, few, tmp_path, monkeypatch):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"weights")
+    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(b"weights").hexdigest())
+    space = inception.load_inception(str(file))
+    gray, color = (torch.randint(256, (12, channels, 4, 4), dtype=torch.uint8) for channels in (1, 3))
+    x, y = (extract_features(space, [pictures]) for pictures in (gray, color))
+    flat = gray.expand(-1, 3, -1, -1).float().flatten(1)
+    assert torch.equal(x.features, flat[:, :4]) and torch.equal(x.logits, flat[:, 4:7] / 99)
+    values = compare_features(x, y, space.name)
+    assert values["inception_is"] == pytest.approx(write_out_inception_score(x.logits, splits=10)[0], rel=1e-9)
+    assert values["inception_fid"] == pytest.approx(write_out_frechet(x.features, y.features), rel=1e-6)
+    assert values["inception_kid"] == pytest.approx(write_out_kernel(x.features, y.features), rel=1e-6)
 
 
 def test_failed_download_says_what_to_do(small_inception, tmp_path, monkeypatch):
@@ -519,7 +535,7 @@ def test_images_are_compared_with_the_reference_and_real_ones_with_the_same(stri
     chosen = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:40]
     real = compare_features(extract_features(space, [stripes.take("train", chosen)]), held_out, "classifier")
     assert values["real_classifier_fid"] == pytest.approx(real["classifier_fid"], rel=1e-4)
-    assert score.settings["reference"] == "the 60 images of heldout"
+    assert score.settings["reference"] == "the 60 images of heldout" and score.settings["splits"] == features.SPLITS
     with pytest.raises(ValueError, match=r"reference = test.*train, heldout"):
         build_scores(run, scores=["classifier"], n=40, reference="test")
 
@@ -557,6 +573,9 @@ def test_wrong_samples_are_refused_before_anything_is_loaded(stripes, configure,
 def test_score_of_the_critic_names_the_generator_that_it_was_trained_against(configure):
     run = build_run(configure(*TINY, "ema.decay=0.5"))
     points, critic = build_scores(run, n=20)
+    assert "batch norm" not in points.settings  # this generator has none
+    for layer, policy in ((BatchNorm(3), f"statistics of batches of {BATCH}"), (nn.BatchNorm2d(3), "running averages")):
+        assert scores._describe_samples(run, nn.Sequential(layer))["batch norm"] == policy
     assert points.settings["generator"] == "moving average of the weights"
     assert critic.settings["generator"] == "last weights"
 

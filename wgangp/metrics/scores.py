@@ -19,6 +19,7 @@ from wgangp.lipschitz import corrected_wasserstein
 from wgangp.metrics.classifier import classify, find_labeled, load_classifier
 from wgangp.metrics.efficientnet import load_efficientnet
 from wgangp.metrics.features import (
+    SPLITS,
     WIDTHS,
     Features,
     FeatureSpace,
@@ -145,7 +146,7 @@ def build_scores(
         if name in loaders:
             space = loaders[name]()
             measure = partial(_score_images, space=space, n=count, seed=seed, reference=split)
-            facts = {"reference": f"the {len(run.data.labels[split]):,} images of {split}", "splits": 10}
+            facts = {"reference": f"the {len(run.data.labels[split]):,} images of {split}", "splits": SPLITS}
             settings |= facts | space.facts
         elif name == "modes":
             space = load_classifier(run.data, classifier, device)
