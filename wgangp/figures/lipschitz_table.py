@@ -160,7 +160,7 @@ class LipschitzTable:
             for axes in panels[len(shown) :]:
                 axes.set_visible(False)
             if shown:
-                label = f"slope ||grad D(x)|| on {first}, seed {shown[0]['seed']}; x: the steepest point of the grid"
+                label = f"slope / Lipschitz constant, seed {shown[0]['seed']}; x: the steepest point of the grid"
                 above.colorbar(image, ax=panels, orientation="horizontal", shrink=0.6, aspect=40, label=label)
             for axes, (title, names) in zip(below.subplots(2, 2).flatten(), PANELS.items(), strict=True):
                 draw_constants(axes, records, names)
@@ -177,15 +177,15 @@ class LipschitzTable:
 
 
 def draw_slopes(axes: Any, record: dict[str, Any], data: Any, real: Tensor) -> Any:
-    """Draw the slope over the plane, the real points, and the steepest point. Returns the image."""
+    """Draw slope / constant over the plane, the real points, and the steepest point. Returns the image."""
     slope = torch.tensor(record["slope_grid"])
     square = {"extent": (*data.span, *data.span), "origin": "lower"}
-    image = axes.imshow(slope.numpy(), vmin=0, vmax=2, cmap="cividis", **square)
+    low, high = record["constant"]
+    image = axes.imshow(slope.numpy() / high, vmin=0, vmax=1, cmap="cividis", **square)
     draw_points(axes, real, size=1.2)
     row, column = divmod(int(slope.argmax()), RESOLUTION)
     ticks = torch.linspace(*data.span, RESOLUTION)
     axes.scatter(ticks[column], ticks[row], marker="x", s=60, color="red", linewidths=2, zorder=5)
-    low, high = record["constant"]
     axes.set(xticks=[], yticks=[], xlabel=f"constant {(low + high) / 2:.3g}")
     axes.set_title(record["constraint"].replace(", ", "\n").replace(" (", "\n("))
     return image
