@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from helpers import ROOT
@@ -75,7 +76,13 @@ def test_provenance_has_command_versions_device_and_commit(monkeypatch):
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=logs.Path(__file__).parent)
     assert record["commit"] == (head.stdout.strip() or None)
     assert record["version"] == wgangp.__version__
+    assert record["libraries"]["numpy"] == np.__version__ and "torch-fidelity" in record["libraries"]
     json.dumps(record)
+
+
+def test_libraries_that_are_not_installed_are_left_out(monkeypatch):
+    monkeypatch.setattr(logs, "LIBRARIES", ("numpy", "no-such-library"))
+    assert logs.collect_provenance(torch.device("cpu"))["libraries"] == {"numpy": np.__version__}
 
 
 def test_provenance_without_git_has_no_commit(monkeypatch):

