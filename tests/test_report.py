@@ -238,3 +238,20 @@ def test_lipschitz_report_of_labeled_critics_needs_a_score_without_labels(monkey
     fake = run.generator(draw_latent(run.generator, 4, run.seed, 0, "lipschitz")[0], y).detach()
     assert values["largest_quotient"] == largest_quotient(critic, torch.cat([real, fake]))
     assert values["certified_lipschitz"] == certified_lipschitz(critic, (3, 32, 32))
+
+
+class InPlace(nn.Module):
+    """A generator that doubles its noise, in place or not."""
+
+    def __init__(self, generator, in_place):
+        super().__init__()
+        self.generator, self.in_place, self.latent_dim = generator, in_place, generator.latent_dim
+
+    def forward(self, z):
+        return self.generator(z.mul_(2) if self.in_place else z * 2)
+
+
+def test_log_of_a_generator_that_changes_its_noise_in_place_is_that_of_one_that_does_not(toy_run):
+    run = toy_run()
+    first, second = (report(replace(run, generator=InPlace(run.generator, x)), 0, 16) for x in (True, False))
+    assert first == second

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wgangp import plots
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz
-from wgangp.checks import compute_scores, is_random
+from wgangp.checks import call_generator, compute_scores, is_random
 from wgangp.data.text import write_lines
 from wgangp.gradients import total_norm
 from wgangp.lipschitz import corrected_wasserstein, expected_slope, largest_quotient, slope_statistics
@@ -45,8 +45,7 @@ COVERAGE_SAMPLES, NGRAM_SAMPLES = 10_000, 640  # samples for the mode coverage; 
 def leave_unchanged(measure: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a function of a run: it sees the networks in eval mode, and they and random states stay as they were.
 
-    Layers that are random in eval mode, too, draw the same numbers at every call. Products are in fp32, as precise
-    during training as afterwards.
+    Layers that are random in eval mode, too, draw the same numbers at every call. Products are in fp32.
     """
 
     @wraps(measure)
@@ -77,7 +76,7 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
     for split, prefix in (("train", ""), ("heldout", "heldout_")):
         real, *labels = run.data.batch(step, size, run.seed, split, purpose="report")
         with torch.no_grad():
-            fake = run.generator(z, *labels)
+            fake = call_generator(run.generator, z, *labels)
         eps = run.penalty.draw(real, rng_for(run.seed, step, f"eps/{split}", device))
         terms = critic_objective(run.critic, real, fake, eps, *labels, loss=run.loss, penalty=run.penalty)
         values |= {prefix + name: term.item() for name, term in terms.items()}

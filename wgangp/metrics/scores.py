@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wgangp.checks import compute_scores
+from wgangp.checks import call_generator, compute_scores
 from wgangp.data.stacked import combine_digits
 from wgangp.generate import BATCH, generate_batches
 from wgangp.lipschitz import corrected_wasserstein
@@ -309,7 +309,7 @@ def _score_critic(run: Run, step: int, n: int, seed: int) -> dict[str, float]:
             real, *y = run.data.batch(k, size, seed, split, purpose="evaluate")
             z, *_ = draw_latent(run.generator, size, seed, k, "evaluate/critic", real.device)
             with torch.no_grad():
-                fake = run.generator(z, *y)
+                fake = call_generator(run.generator, z, *y)
                 parts.append(compute_scores(run.critic, real, *y) - compute_scores(run.critic, fake, *y))
         gaps[split] = torch.cat(parts)[:n].double().mean().item()
     values = {"critic_train_gap": gaps["train"], "critic_heldout_gap": gaps["heldout"]}
