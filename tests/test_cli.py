@@ -558,6 +558,9 @@ class TestOwnPackage:
             assert offer in command(name, f"run={folder}", *sizes, "device=cpu", status=1)
             path = command(name, f"run={folder}", *sizes, "device=cpu", "trust=[my_package]").strip()
             assert (command.folder / path).exists()
+        assert offer in command("evaluate", f"run={folder}", "scores=[critic]", "device=cpu", status=1)
+        table = command("evaluate", f"run={folder}", "scores=[critic]", "n=60", "device=cpu", "trust=[my_package]")
+        assert "| critic_heldout_gap |" in table
         with pytest.raises(ValueError, match=re.escape(offer)):
             load_run(command.folder / folder)
         run = load_run(command.folder / folder, trust=["my_package"])
