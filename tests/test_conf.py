@@ -82,7 +82,7 @@ def test_every_choice_trains(
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
     if choice.startswith("data="):
         kind = "txt" if choice == "data=text" else "png"
-        assert {p.name for p in (tmp_path / "samples").iterdir()} == {f"00000000.{kind}", f"00000001.{kind}"}
+        assert {p.name for p in (tmp_path / "samples").iterdir()} == {f"00000000.{kind}", f"00000002.{kind}"}
 
 
 @pytest.mark.parametrize("overrides", OVERRIDES, ids=" ".join)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from test_zoo import SMALL, conv, count, find, linear, norm, pool, randomize, require_uniform, std_of, upsample
+from helpers import require_uniform, std_of
+from test_zoo import SMALL, conv, count, find, linear, norm, pool, randomize, upsample
 from torch import nn
 
 from wgangp import GradientPenalty, check_per_sample, critic_step, generator_step
