@@ -86,7 +86,7 @@ def score_images(run: Run, n: int) -> dict[str, Any]:
 def format_score(records: list[dict[str, Any]], name: str) -> str:
     """Format a number of runs as mean +- standard deviation, or say that a run was not finite."""
     values = [record[name] for record in records if record["finite"]]
-    return format_spread(values, ".3g") if len(values) == len(records) else "not finite"
+    return format_spread(values, ".4g") if len(values) == len(records) else "not finite"
 
 
 def describe_real(records: list[dict[str, Any]], name: str = "fid") -> str:
