@@ -493,6 +493,11 @@ class TestReadme:
         assert f"- **To run it again**: `{expected}`" in text
         assert "at commit unknown\n" in text and "**Time**: 16 min" in text
 
+    def test_command_asks_for_the_data_where_no_place_is_the_default(self, configure):
+        cfg = configure("figure=korotin", "figure.data_root=elsewhere", name="reproduce")
+        command = study._format_command("korotin", config.build(cfg, "figure"), [0])
+        assert command == 'python scripts/reproduce.py figure=korotin figure.data_root=DATA "seeds=[0]" out=FOLDER'
+
     def test_text_written_by_hand_stays(self, reproduce):
         path = reproduce([0]) / "README.md"
         path.write_text(f"# By hand\n\nOne seed.\n\n{BEGIN}\nold numbers\n{END}\n\nThe end.\n")

@@ -66,6 +66,7 @@ def _compare_distances(folder: Path) -> dict[str, str]:
 def _compare_modes(folder: Path) -> dict[str, str]:
     """Return the row of the modes of Stacked MNIST, after the last update of each run."""
     runs, texts = read_records(folder), []
+    steps = runs[0]["steps"][-1] if runs else 14_000
     for row, name in {
         "one norm per sample": "one norm",
         "norms over the channels, eps per element": "norms as in their code",
@@ -76,7 +77,7 @@ def _compare_modes(folder: Path) -> dict[str, str]:
         "published": "WGAN-GP 959 (Kumar et al. 2019)",
         "here": ", ".join(texts) if texts else NOT_RUN,
         "seeds": _count(runs),
-        "command": f"`scripts/reproduce.py figure=stacked_mnist figure.steps={runs[0]['steps'][-1] if runs else ''}`",
+        "command": f"`scripts/reproduce.py figure=stacked_mnist figure.steps={steps}`",
     }
 
 
@@ -112,8 +113,8 @@ def render_summary(page: str, results: Path) -> str:
         last, seconds, _ = _read_run(results / name)
         slope = f"{last['slope_interpolates_mean']:.2f} +- {last['slope_interpolates_std']:.2f}"
         outcome = f"gap {last['wasserstein']:.2f} on training data, {last['heldout_wasserstein']:.2f} on held-out data"
-        if "accuracy_fake" in last:
-            outcome += f"; the critic names {last['heldout_accuracy_fake']:.0%} of samples right"
+        if "heldout_accuracy_fake" in last:
+            outcome += f"; the critic names {last['heldout_accuracy_fake']:.0%} of fake samples right"
         if "modes" in last:
             outcome = f"{last['modes']} of 8 modes; {last['high_quality']:.0%} of samples within 3 sd of a mode"
         rows.append(

@@ -303,6 +303,7 @@ def _format_command(name: str, figure: Any, seeds: list[int]) -> str:
         changed[budget] = [_format_override(key, v) for key, v in list_settings(figure).items() if v != usual[key]]
     budget = min(BUDGETS, key=lambda budget: len(changed[budget]))
     overrides = [*(["budget=paper"] if budget == "paper" else []), *changed[budget]]
+    overrides += ["figure.data_root=DATA"] * (usual.get("data_root") == "???")  # the place of the data is required
     return " ".join(["python scripts/reproduce.py", f"figure={name}", *overrides, f'"seeds={seeds}"', "out=FOLDER"])
 
 
