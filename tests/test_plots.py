@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from wgangp import config, plots
+from wgangp import plots
 from wgangp.config import CONF
+from wgangp.figures.study import load_figure
 from wgangp.logs import read_lines
 
 FIGURES = sorted(path.stem for path in (CONF / "figure").glob("*.yaml"))
@@ -45,7 +46,7 @@ def test_image_grid_has_the_released_layout_and_keeps_the_values(tmp_path):
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path, configure):
+def drawn(monkeypatch, tmp_path):
     """drawn(name) -> the matplotlib figure of a picture of the project, and the texts in it."""
     figures, texts, path, results = [], [], tmp_path / "x.png", ROOT / "results"
     draw_text = Text.draw
@@ -71,8 +72,7 @@ def drawn(monkeypatch, tmp_path, configure):
             slopes = {kind: 1 + torch.rand(50).double() for kind in report["slopes"]}  # the slope 1 is at the left
             plots.save_lipschitz(path, slopes, report, title="4000 generator updates")
         else:
-            figure = config.build(configure(f"figure={name}", name="reproduce"), "figure")
-            figure.draw(path, read_lines(results / name / "records.jsonl"))
+            load_figure(name, results / name).draw(path, read_lines(results / name / "records.jsonl"))
         return figures[-1], texts
 
     monkeypatch.setattr(Figure, "savefig", record)
