@@ -50,7 +50,8 @@ def evaluate(
     options |= {"weights": weights, "classifier": classifier}
     data: Any = None
     rows: list[dict[str, str]] = []
-    notes = {f"- {note}": None for note in [describe_budget(folder)] if note}  # in order, without repetitions
+    small = describe_budget(folder)
+    notes = {small: None} if small else {}  # in order, without repetitions
     for number, label in _list_checkpoints(folder, step):
         place = {"step": number, "read_data": True, "data_root": data_root, "trust": trust}
         trained, number = restore(folder, torch_device, **place)
@@ -70,8 +71,8 @@ def evaluate(
             append_line(folder / "scores.jsonl", record)
             rows += _list_rows(record)
             settings = ", ".join(f"{key} {value}" for key, value in score.settings.items())
-            notes[f"- {score.name}: {settings}"] = None
-    return "\n".join([markdown_table(rows), "", *notes])
+            notes[f"{score.name}: {settings}"] = None
+    return "\n".join([markdown_table(rows), "", *(f"- {note}" for note in notes)])
 
 
 def _list_checkpoints(folder: Path, step: int | None) -> list[tuple[int | None, str]]:

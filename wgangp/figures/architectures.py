@@ -38,12 +38,9 @@ PAIRS = {  # title in the picture -> networks=zoo/NAME. Paper: the rows of figur
 }
 BATCH_NORM = "networks.critic.norm=batch"  # of critics without a penalty. zoo/no_norm has none
 RATES = {"DCGAN": 2e-4, "LSGAN": 1e-4, "WGAN, clipping": 5e-5, "WGAN-GP": 1e-4}  # Paper: released gan_64x64.py
-LOSSES = {  # column -> overrides of experiment=architectures
+LOSSES = {  # column -> overrides of experiment=architectures, without the rate
     "DCGAN": ["loss=non_saturating", "optim=adam_dcgan", "train.critic_steps=1", "penalty.weight=0", BATCH_NORM],
-    "LSGAN": [
-        *("loss=least_squares", "optim=rmsprop", "optim.lr=1e-4", "train.critic_steps=1"),
-        *("penalty.weight=0", BATCH_NORM),
-    ],
+    "LSGAN": ["loss=least_squares", "optim=rmsprop", "train.critic_steps=1", "penalty.weight=0", BATCH_NORM],
     "WGAN, clipping": ["optim=rmsprop", "clip.weights=0.01", "penalty.weight=0", BATCH_NORM],
     "WGAN-GP": [],
 }
@@ -86,13 +83,11 @@ class Architectures:
     def list_overrides(self, pair: str, loss: str) -> list[str]:
         """Return what a cell adds to the command scripts/train.py."""
         own = [override for override in LOSSES[loss] if (pair, override) != ("no normalization", BATCH_NORM)]
-        if self.rate_factor != 1:
-            own = [override for override in own if not override.startswith("optim.lr=")]
-            own.append(f"optim.lr={self.rate_factor * RATES[loss]:g}")
+        rate = f"optim.lr={self.rate_factor * RATES[loss]:g}"
         widths = [f"networks.{network}.width={self.width}" for network in ("generator", "critic")]
         sizes = {"steps": self.steps, "batch_size": self.batch_size, "report_size": self.batch_size}
         data = list_data_options("image_folder", self.data_root, 64)
-        others = [*data, *widths, *(f"train.{name}={size}" for name, size in sizes.items())]
+        others = [rate, *data, *widths, *(f"train.{name}={size}" for name, size in sizes.items())]
         return ["experiment=architectures", f"networks=zoo/{PAIRS[pair]}", *own, *others]
 
     def measure(self, cell: dict[str, str], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
