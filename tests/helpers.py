@@ -15,7 +15,7 @@ from torch import nn
 from wgangp.certify import certified_lipschitz
 from wgangp.config import build_run, train_options
 from wgangp.logs import read_metrics
-from wgangp.runs import ADDED, MOVED
+from wgangp.runs import ADDED
 from wgangp.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -107,15 +107,12 @@ def use_quick_pictures(monkeypatch):
 
 
 def make_old(path):
-    """Rewrite a config.yaml as an early version wrote it: without the keys that were added, with the old names."""
+    """Rewrite a config.yaml as an early version wrote it: without the keys that were added."""
     cfg = OmegaConf.load(path)
     for key in ADDED:
         group, name = key.split(".")
         del cfg[group][name]
-    text = OmegaConf.to_yaml(cfg)
-    for old, new in MOVED.items():
-        text = text.replace(new, old)
-    path.write_text(text)
+    path.write_text(OmegaConf.to_yaml(cfg))
 
 
 def matrix(function, shape):

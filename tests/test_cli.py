@@ -117,6 +117,11 @@ class TestTrain:
         assert len([p for p in (command.folder / "runs").iterdir() if "one+seed-1" in p.name]) == 2
         assert {p.name for p in command.folder.iterdir()} == {"runs"}
 
+    def test_folder_of_sweeps_that_cannot_be_made_is_named(self, command):
+        (command.folder / "file").write_text("")
+        output = command("train", "-m", "hydra.sweep.dir=file/sweeps", "seed=10,11", status=1)
+        assert output.startswith("error: file/sweeps: Not a directory. A file is where") and "Traceback" not in output
+
     def test_cfg_job_prints_the_config_and_runs_nothing(self, command):
         assert "critic_steps: 5" in command("train", "experiment=mnist", "--cfg", "job")
         assert list(command.folder.iterdir()) == []
@@ -157,12 +162,12 @@ class TestTrain:
         assert [record["step"] for record in read_lines(command.folder / "custom" / "metrics.jsonl")] == [0, 9]
 
     def test_folder_of_an_earlier_version_is_continued(self, command, quick_pictures):
-        arguments = (*TINY, "optim=normalized", "run_dir=old")
+        arguments = (*TINY, "run_dir=old")
         command("train", *arguments, "train.steps=2")
         path = command.folder / "old" / "config.yaml"
         before = path.read_text()
         make_old(path)
-        assert "wgangp.gradients.NormalizedGradientDescent" in path.read_text() and "compile" not in path.read_text()
+        assert "compile" in before and "compile" not in path.read_text()
         assert "finished: 3 generator updates" in command("train", *arguments, "train.steps=3")
         assert path.read_text() == before.replace("steps: 2\n", "steps: 3\n")  # written anew
         command("train", *arguments, "train.steps=3", "run_dir=new")
@@ -279,6 +284,8 @@ class TestOverrides:
             ("hydra.output_subdir=elsewhere", "hydra.output_subdir = elsewhere: Hydra does not"),
             ("hydra.sweep.subdir=elsewhere", "hydra.sweep.subdir = elsewhere: Hydra does not"),
             ("hydra.foo=3", "the config has no key hydra.foo"),
+            ("run_dir=", "run_dir is empty: write a value, or null"),
+            ("penalty.sides=''", "penalty.sides is empty: write"),
             (
                 "+hydra.callbacks={x:{_target_:os.system,command:ls}}",
                 "hydra.callbacks.x._target_ = os.system: only names",
@@ -639,6 +646,7 @@ class TestSample:
             ("run=null", "run must be text"),
             ("run=???", "error: run: no value is given. Add run=VALUE"),
             ("n=abc", "n must be an integer"),
+            ("out=", "error: out is empty: write a value, or null"),
         ],
     )
     def test_wrong_input_is_an_error_with_the_remedy(self, command, trained, argument, message):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from foreign import BatchNormGenerator, BreakingCritic, CheckpointedCritic, Counter, Critic
+from foreign import BatchNormGenerator, BreakingCritic, CheckpointedCritic, Counter, Critic, PythonCounterCritic
 from labeled import WithClassifier, labeled_run
 from torch import nn
 from torch.utils._pytree import tree_map
@@ -402,6 +402,42 @@ def test_a_run_that_falls_back_is_the_eager_run(critic, quick_compile):
     require_equal_states(state, eager)
     assert set(problems) == {"critic", "generator"} and reason in problems["critic"]
     assert not torch.overrides._get_current_function_mode_stack() and torch.is_grad_enabled()
+
+
+def test_a_run_that_falls_back_later_is_the_eager_run(quick_compile):
+    eager, _ = train_foreign(PythonCounterCritic, 10.0, compile=False)
+    with torch._dynamo.config.patch(recompile_limit=2), pytest.warns(UserWarning, match="compiled too often"):
+        state, problems = train_foreign(PythonCounterCritic, 10.0, compile=True)
+    require_equal_states(state, eager)
+    assert set(problems) == {"critic", "generator"} and "keep it in a buffer" in problems["critic"]
+
+
+def verify_and_fail(error):
+    """Return a verified step whose compiled form raises the error from its third call on, and the compiled result."""
+    gradients, calls = [torch.ones(2)], []
+
+    def fast():
+        calls.append(None)
+        if len(calls) > 2:  # the first call is a comparison, the second is used
+            raise error
+        return {}, gradients
+
+    return verify("generator", fast, lambda: ({}, [gradients[0].clone()])), gradients
+
+
+def test_a_compiler_failure_at_a_later_batch_warns_and_the_run_continues():
+    step, gradients = verify_and_fail(torch._dynamo.exc.BackendCompilerFailed(len, RuntimeError("no space"), None))
+    assert step()[1] is gradients
+    with pytest.warns(UserWarning, match="generator step is not used: BackendCompilerFailed: .*The run continues in e"):
+        assert step()[1] is not gradients
+    assert step()[1] is not gradients  # without another warning, which would fail the test
+
+
+def test_an_error_that_is_not_of_the_compiler_is_raised():
+    step, gradients = verify_and_fail(ZeroDivisionError())
+    assert step()[1] is gradients
+    with pytest.raises(ZeroDivisionError):
+        step()
 
 
 def test_a_lost_penalty_is_noticed_in_spite_of_dropout():

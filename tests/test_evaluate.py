@@ -62,7 +62,7 @@ def test_averaged_generator_is_scored_and_named(trained):
 
 def test_real_samples_are_measured_once_for_both_checkpoints(scored, monkeypatch):
     seen = []
-    monkeypatch.setattr("wgangp.evaluate.build_scores", lambda run, **options: seen.append(run.data) or [])
+    monkeypatch.setattr("wgangp.evaluate.build_scores", lambda run, *options: seen.append(run.data) or [])
     with pytest.raises(ValueError, match="at least one row"):
         evaluate(str(scored), device="cpu")
     assert len(seen) == 2 and seen[0] is seen[1]

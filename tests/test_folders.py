@@ -11,7 +11,7 @@ from wgangp.evaluate import evaluate
 from wgangp.files import UNFINISHED, explain_error
 from wgangp.folders import claim_folder, find_folder, load_config, read_config
 from wgangp.records import read_folder
-from wgangp.runs import MOVED, NOT_COMPUTED, run_name, select_computed
+from wgangp.runs import NOT_COMPUTED, run_name, select_computed
 from wgangp.sample import sample
 from wgangp.train import train
 
@@ -40,30 +40,29 @@ DAMAGED = {
 
 class TestFindFolder:
     def test_is_the_folder_of_the_name_if_there_is_none_with_this_config(self, configure, tmp_path):
-        assert find_folder(tmp_path, "toy+seed-3", "toy", configure("seed=3")) == tmp_path / "toy+seed-3"
+        assert find_folder(tmp_path, "toy+seed-3", configure("seed=3")) == tmp_path / "toy+seed-3"
         claim(tmp_path / "toy", configure("optim.lr=0.01"))
-        assert find_folder(tmp_path, "toy+seed-3", "toy", configure("seed=3")) == tmp_path / "toy+seed-3"
+        assert find_folder(tmp_path, "toy+seed-3", configure("seed=3")) == tmp_path / "toy+seed-3"
 
     @pytest.mark.parametrize(
         "former", ["toy+++optim.lr-1e-3", "toy+optim.lr-1e-3", "toy+optim.lr-0.0010+seed-0", "toy"]
     )
     def test_is_the_folder_that_has_the_config_under_another_name(self, configure, tmp_path, former):
         claim(tmp_path / former, configure("optim.lr=1e-3"))
-        assert find_folder(tmp_path, "toy+optim.lr-0.001", "toy", configure("optim.lr=0.001")) == tmp_path / former
-        assert find_folder(tmp_path, "mine", "toy", configure()) == tmp_path / former  # --config-name mine
-        other = find_folder(tmp_path, "toy+optim.lr-0.002", "toy", configure("optim.lr=0.002"))
+        assert find_folder(tmp_path, "toy+optim.lr-0.001", configure("optim.lr=0.001")) == tmp_path / former
+        other = find_folder(tmp_path, "toy+optim.lr-0.002", configure("optim.lr=0.002"))
         assert other == tmp_path / "toy+optim.lr-0.002"
 
     def test_prefers_the_folder_of_the_name(self, configure, tmp_path):
         for name in ("toy", "toy+seed-0"):
             claim(tmp_path / name, configure())
-        assert find_folder(tmp_path, "toy+seed-0", "toy", configure()) == tmp_path / "toy+seed-0"
+        assert find_folder(tmp_path, "toy+seed-0", configure()) == tmp_path / "toy+seed-0"
 
     def test_leaves_copies_and_damaged_folders_alone(self, configure, tmp_path):
         claim(tmp_path / "toy_backup", configure())
         (tmp_path / "toy+damaged").mkdir()
         (tmp_path / "toy+damaged" / "config.yaml").write_text("seed: 0\n: {")
-        assert find_folder(tmp_path, "toy+seed-0", "toy", configure()) == tmp_path / "toy+seed-0"
+        assert find_folder(tmp_path, "toy+seed-0", configure()) == tmp_path / "toy+seed-0"
 
 
 def claim(folder, cfg):
@@ -169,22 +168,13 @@ class TestClaimFolder:
         claim(tmp_path, configure("penalty.weight=10"))
         claim(tmp_path, configure("penalty.weight=10.0"))
 
-    def test_accepts_the_old_name_of_a_class_that_was_moved(self, configure, tmp_path):
-        (old,) = MOVED
-        claim(tmp_path, configure("optim=normalized"))
-        text = (tmp_path / "config.yaml").read_text()
-        assert MOVED[old] in text
-        (tmp_path / "config.yaml").write_text(text.replace(MOVED[old], old))
-        claim(tmp_path, configure("optim=normalized"))
-
 
 class TestReadConfig:
-    def test_keys_are_flat_and_old_names_are_those_of_this_version(self, config_text, tmp_path):
-        (old,) = MOVED
-        text = config_text("optim=normalized")
-        (tmp_path / "config.yaml").write_text(text.replace(MOVED[old], old))
+    def test_keys_are_flat(self, config_text, tmp_path):
+        (tmp_path / "config.yaml").write_text(config_text("optim=normalized"))
         flat = read_config(tmp_path)
-        assert flat["optim._target_"] == MOVED[old] and flat["networks.critic.width"] == 128 and flat["seed"] == 0
+        assert flat["optim._target_"] == "wgangp.optim.NormalizedGradientDescent"
+        assert flat["networks.critic.width"] == 128 and flat["seed"] == 0
         assert set(flat) - set(select_computed(flat)) == {*NOT_COMPUTED, "budget"} & set(flat)
 
     def test_damaged_file_is_an_error_that_names_the_line(self, config_text, tmp_path):
@@ -206,7 +196,7 @@ class TestReadConfig:
         for read in (read_config, lambda folder: claim(folder, configure()), lambda f: load_config(f / "config.yaml")):
             with pytest.raises(ValueError, match=r"config\.yaml is not a file|has no config\.yaml"):
                 read(tmp_path)
-        assert find_folder(tmp_path.parent, "toy", "toy", configure()) == tmp_path.parent / "toy"
+        assert find_folder(tmp_path.parent, "toy", configure()) == tmp_path.parent / "toy"
 
 
 LINKS = ["config.yaml", "metrics.jsonl", "checkpoints", "samples", "made", "checkpoints/step_00000009.pt", ".lock"]

@@ -158,7 +158,7 @@ def bound_on_box(critic):
 
 MEASUREMENTS = {
     "slopes": lambda critic, x: slope_statistics(critic, x, x + 1, coupled=True),
-    "slopes in float64": lambda critic, x: slope_statistics(critic, x, x + 1, float64=True),
+    "slopes in float64": lambda critic, x: slope_statistics(critic, x, -x, float64=True),
     "largest quotient": largest_quotient,
     "steepest slope": lambda critic, x: steepest_slope(critic, x, steps=2),
     "certificate": lambda critic, x: certify(critic),
@@ -464,6 +464,53 @@ def test_report_of_a_random_critic_has_no_slopes_and_is_repeatable(configure):
     assert report(run, 3, 8) == values
     assert "penalty" in values and not any(name.startswith("slope") for name in values)
     assert lipschitz_report(run, 3, 8) == {}
+
+
+class ListCritic(nn.Module):
+    """A critic that keeps layers where torch does not look for modules: in a plain list, and a layer of a layer."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.first, self.plain, self.last = nn.Linear(2, 8), {"layers": list(layers)}, nn.Linear(8, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer in self.plain["layers"]:
+            x = layer(x)
+        return self.last(x).squeeze(1)
+
+
+class Holder(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = (layer,)
+
+    def forward(self, x):
+        return self.layer[0](x)
+
+
+def test_layers_in_a_plain_list_are_measured_in_eval_mode_and_left_as_they_were(configure):
+    norm, dropout = nn.BatchNorm1d(8), nn.Dropout(0.5)
+    critic = ListCritic(norm, Holder(dropout))
+    run = replace(config.build_run(configure(*TINY)), critic=critic)
+    before = copy_state(critic, norm)
+    values = report(run, 0, 8)
+    require_unchanged(before, critic, norm)
+    assert norm.training and dropout.training
+    norm.eval(), dropout.eval()
+    assert report(run, 0, 8) == values
+
+
+def test_layers_in_a_plain_list_are_converted_to_float64_and_back():
+    critic = ListCritic(nn.Linear(8, 8), Holder(nn.Tanh())).eval()
+    (inner, _), x = critic.plain["layers"], torch.randn(6, 2)
+    slopes = slope_statistics(critic, x, -x, float64=True, rng=torch.Generator().manual_seed(0))
+    assert inner.weight.dtype == torch.float32
+    critic.double(), inner.double()
+    eps = torch.rand(6, generator=torch.Generator().manual_seed(0)).double()
+    expected = slope_statistics(critic, x.double(), -x.double(), eps)
+    for kind in ("real", "fake"):
+        assert slopes[kind]["mean"] == pytest.approx(expected[kind]["mean"], rel=1e-12)
 
 
 def test_report_and_samples_are_those_of_eval_mode(configure):

@@ -432,6 +432,26 @@ def test_optimizer_of_another_model_is_refused():
         critic_step(critic, optimizer, real, fake)
 
 
+def test_optimizer_that_needs_a_closure_is_refused_and_changes_nothing():
+    critic = MLPCritic((2,), width=8)
+    before = copy.deepcopy(critic.state_dict())
+    with pytest.raises(ValueError, match="LBFGS computes gradients several times per step: use an optimizer that does"):
+        critic_step(critic, torch.optim.LBFGS(critic.parameters()), torch.randn(4, 2), torch.randn(4, 2))
+    assert all(torch.equal(value, before[name]) for name, value in critic.state_dict().items())
+    assert all(p.grad is None for p in critic.parameters())
+
+
+def test_error_of_an_optimizer_is_raised_as_it_is_and_leaves_no_gradients():
+    class Broken(torch.optim.SGD):
+        def step(self, closure=None):
+            raise TypeError("broken")
+
+    critic = MLPCritic((2,), width=8)
+    with pytest.raises(TypeError, match=r"^broken$"):
+        critic_step(critic, Broken(critic.parameters(), lr=0.1), torch.randn(4, 2), torch.randn(4, 2))
+    assert all(p.grad is None for p in critic.parameters())
+
+
 def test_one_optimizer_of_both_networks_updates_one_of_them():
     """Also with momentum, and with zeros in the .grad of the other network."""
     generator, critic = build_networks()

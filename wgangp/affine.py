@@ -15,6 +15,7 @@ from wgangp.linear import MIXED, NoRuleError
 
 __all__ = ["ROUNDING", "Cells", "Form"]
 
+COMPARISONS = 64  # of one operation, at most: each costs a pass over all cells
 # Rules: arguments by name (with "op", the name of the operation), the forms among them, the operation as a function.
 
 
@@ -196,15 +197,41 @@ def _clamp(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
 
 
 def _maximum(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
-    """max(x, y) and min(x, y) = (x + y) / 2 +- |x - y| / 2. Of one pair they share their kinks."""
-    x, y, sign = args["self"], args["other"], 1 if args["op"] == "maximum" else -1
-    pair = frozenset((id(x), id(y)))
-    shared = forms[0].cells.distances
+    """max(x, y) = x + max(y - x, 0), min(x, y) = y - max(y - x, 0). Of one pair they share their kinks."""
+    x, y = args["self"], args["other"]
+    pair, shared = frozenset((id(x), id(y))), forms[0].cells.distances
     if pair not in shared:
-        difference = _add({"self": x, "other": y, "op": "sub"}, forms)
-        shared[pair] = (_bend(difference, -0.5, 0.5), x, y)  # x and y are kept, so that their ids stay theirs
-    total = _add({"self": x, "other": y, "op": "add"}, forms).map(lambda v: v / 2)
-    return _add({"self": total, "other": shared[pair][0], "op": "add", "alpha": sign}, [total, shared[pair][0]])
+        shared[pair] = (x, y, _bend(_sum(y, x, -1), 0.0, 1.0))  # x and y are kept, so that their ids stay theirs
+    x, y, above = shared[pair]
+    return _sum(x, above) if args["op"] == "maximum" else _sum(y, above, -1)
+
+
+def _sum(x: Any, y: Any, factor: int = 1) -> Form:
+    """x + factor y, of forms or a form and a constant."""
+    return _add({"self": x, "other": y, "op": "add", "alpha": factor}, [v for v in (x, y) if isinstance(v, Form)])
+
+
+def _sort(args: dict[str, Any], forms: list[Form], call: Callable) -> Any:
+    """Entries along an axis in order, or the largest or smallest of them. Their places are not known: None."""
+    (form,), op, dims = forms, args["op"], tree_leaves(args.get("dim"))
+    if len(dims) != 1 or dims[0] is None or dims[0] % form.ndim == 0:
+        raise NoRuleError(f"{op}: {MIXED}")
+    dim, count = dims[0] % form.ndim, form.shape[dims[0]]
+    if (count * (count - 1) // 2 if op == "sort" else count - 1) > COMPARISONS:
+        raise NoRuleError(f"{op} of {count} entries takes more than {COMPARISONS} comparisons, and so")
+    first, *others = (form.map(lambda v, i=i: v.select(dim, i)) for i in range(count))
+    form.cells.operations += 4 * count
+    ordered = [first]
+    for x in others:  # each pair is compared once: a second kink at its place would loosen the bound
+        above = [_bend(_sum(x, y, -1), 0.0, 1.0) for y in ordered]
+        middle = [_sum(_sum(y, d), e, -1) for y, d, e in zip(ordered, above, above[1:], strict=False)]
+        ordered = [_sum(x, above[0], -1), *middle, _sum(ordered[-1], above[-1])]
+        if op != "sort":
+            ordered = ordered[:1] if op in ("amin", "min") else ordered[-1:]
+    if op == "sort":
+        return _combine(lambda x: torch.stack(x, dim), ordered[::-1] if args["descending"] else ordered), None
+    result = ordered[0].map(lambda v: v.unsqueeze(dim)) if args["keepdim"] else ordered[0]
+    return result if op in ("amax", "amin") else (result, None)
 
 
 NAMES = {
@@ -217,6 +244,7 @@ NAMES = {
     _normalize: "native_batch_norm",
     _clamp: "hardtanh clamp clamp_min clamp_max",
     _maximum: "maximum minimum",
+    _sort: "sort amax amin max min",
     lambda args, forms, call: forms[0].map(call, lambda x: x): "neg",
     lambda args, forms, call: _bend(forms[0], 0.0, 1.0): "relu",
     lambda args, forms, call: _bend(forms[0], args["negative_slope"], 1.0): "leaky_relu",

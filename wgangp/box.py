@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from wgangp.affine import ROUNDING, Cells, Form
 from wgangp.certify import SIZES, certified_lipschitz, check_batch_sizes, open_network
-from wgangp.checks import check_not_random
+from wgangp.checks import check_not_random, check_positive
 from wgangp.linear import NoRuleError
 from wgangp.networks.layers import LeakyReLU
 
@@ -54,8 +54,8 @@ def lipschitz_on_box(
 
     Args:
         critic: (B, d) -> (B,) or (B, 1), d = 1, 2 or 3, of linear layers and piecewise-linear functions: ReLU,
-            LeakyReLU, PReLU, abs, hardtanh, clamp, maximum, minimum, sums, concatenation, batch norm (in eval mode).
-            A copy in float64 on the CPU is used; the critic itself is not changed.
+            LeakyReLU, PReLU, abs, hardtanh, clamp, maximum, minimum, sort, sums, concatenation, batch norm in eval
+            mode. A copy in float64 on the CPU is used; the critic itself is not changed.
         low, high: the corners of the box, (d,) or one number for each dimension.
         tolerance: the search ends if upper <= (1 + tolerance) lower, or if upper <= 1e-9 certified_lipschitz.
         max_cells: the search also ends after this number of cells. The interval is proved then, too, but it is wider.
@@ -69,8 +69,7 @@ def lipschitz_on_box(
     low, high = (torch.as_tensor(x, dtype=torch.float64).detach().cpu().expand(d) for x in (low, high))
     if not (low.isfinite() & high.isfinite() & (low < high)).all():
         raise ValueError(f"low = {low.tolist()}, high = {high.tolist()}: low must be below high, and both finite")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance = {tolerance}: must be > 0")
+    check_positive("tolerance", tolerance)
     with open_network(critic, "lipschitz_on_box", "no interval") as network:
         try:
             check_not_random(network, torch.stack([low, high]))
@@ -81,9 +80,12 @@ def lipschitz_on_box(
         except ValueError:
             bound = torch.tensor([math.inf], dtype=torch.float64)
         network = _replace_activations(network)
-        _propagate(
-            network, torch.stack([low, high]), torch.zeros(2, d, dtype=torch.float64)
-        )  # an operation without a rule is named
+        try:  # an operation without a rule is named
+            _propagate(network, torch.stack([low, high]), torch.zeros(2, d, dtype=torch.float64))
+        except (AttributeError, TypeError) as error:  # of None, where places are used: see affine.py
+            raise ValueError(
+                f"the critic uses places (of sort, max or min) or values of its points: {error}"
+            ) from error
         share = torch.rand(SIZES[-1], d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         check_batch_sizes(network, low + share * (high - low), "no interval")
         return _search(network, low, high, bound, tolerance, max_cells)
@@ -152,36 +154,28 @@ def _divide(center: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
 def _bound_cells(network: nn.Module, center: Tensor, half: Tensor) -> tuple[float, Tensor]:
     """Return the largest slope at the centers, and an upper bound of the slope on each cell (C,)."""
     points = _propagate(network, center, torch.zeros_like(half))
-    slope = (
-        torch.where(points.cells.kinks == 0, _compute_norm(points.gradient) - points.bound_gradient_rounding(), 0.0)
-        .max()
-        .item()
-    )
+    slopes = points.gradient.norm(dim=1) - points.bound_gradient_rounding()
+    slope = torch.where(points.cells.kinks == 0, slopes, 0.0).max().item()
     form = _propagate(network, center, half, 0)
     kinks = form.cells.kinks
     rest = form.rest * (1 + form.cells.operations * ROUNDING)
-    bound = _compute_norm(form.gradients[:, 0]) + rest + form.bound_gradient_rounding()
+    bound = form.gradients[:, 0].norm(dim=1) + rest + form.bound_gradient_rounding()
     fewest = 0
     for k in [*range(1, CORNERS + 1), *range(2 * CORNERS, GENERATORS + 1, CORNERS)]:
         (chosen,) = torch.nonzero((kinks > fewest) & (kinks <= k), as_tuple=True)
         fewest = k
         for some in chosen.split(4 * BATCH // (2**k if k <= CORNERS else k)) if len(chosen) else ():
             form = _propagate(network, center[some], half[some], k)
-            better = _compute_norm(form.gradients).amax(1) if k <= CORNERS else _bound_zonotope(form)
+            better = form.gradients.norm(dim=2).amax(1) if k <= CORNERS else _bound_zonotope(form)
             better = torch.where(form.cells.kinks <= k, better + form.bound_gradient_rounding(), math.inf)
             bound[some] = torch.minimum(bound[some], better)
     return slope, bound
 
 
-def _compute_norm(gradients: Tensor) -> Tensor:
-    """Return the norms of gradients of the score, (C, *, d) or (C, *, d, 1) -> (C, *)."""
-    return gradients.norm(dim=-1)
-
-
 def _bound_zonotope(form: Form) -> Tensor:
     """Return an upper bound of ||middle + sum_j t_j generator_j|| + rest over |t_j| <= 1 (C,)."""
     if form.gradients.shape[2] != 2:
-        return _compute_norm(form.gradients).sum(1) + form.rest
+        return form.gradients.norm(dim=2).sum(1) + form.rest
     angle = torch.arange(DIRECTIONS).to(form.center) * (math.pi / DIRECTIONS)
     extent = (form.gradients @ torch.stack([angle.cos(), angle.sin()])).abs().sum(1).amax(1)  # the largest projection
     return extent / math.cos(math.pi / (2 * DIRECTIONS)) * (1 + ROUNDING) + form.rest

@@ -82,7 +82,7 @@ def run_train(cfg: DictConfig) -> float | None:
     own_config = [] if config_name == "config" else [config_name.removesuffix(".yaml")]
     prefix = "+".join([*own_config, *([experiment] if experiment else [])])
     name = run_name(prefix, normalize_overrides(OmegaConf.to_container(hydra_config.overrides.task), cfg))
-    folder = Path(cfg.run_dir) if cfg.run_dir else find_folder(Path("runs"), name, experiment or "toy", cfg)
+    folder = Path(cfg.run_dir) if cfg.run_dir else find_folder(Path("runs"), name, cfg)
     with join_ranks(config.find_device(local_device(cfg.device)), cfg.train.rank_timeout) as world:
         sizes = {name: cfg.train[name] for name in ("batch_size", "generator_batch_size")}
         compiled_norm = cfg.train.sync_batch_norm and cfg.train.compile
@@ -222,13 +222,13 @@ def main(command: str | None = None) -> None:
         with _set_environment("HYDRA_FULL_ERROR", "1"), check_hydra():
             _check_overrides(sys.argv[1:])
             task()
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         if show_traceback or (started and not failures):
             raise
         print(f"error: {_explain(error, config_name)}", file=sys.stderr)
         _suggest_keys(config_name, [argument for argument in sys.argv[1:] if "=" in argument])
         sys.exit(1)
-    except KeyboardInterrupt:  # before or after training, or a second time
+    except KeyboardInterrupt:  # not in training, or a second time
         rest = "; the same command continues from the newest checkpoint" * (command == "train")
         print(f"stopped at once{rest}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -284,6 +284,8 @@ def _check_overrides(overrides: list[str]) -> None:
 
 def _explain(error: Exception, config_name: str) -> str:
     """Say in our words what Hydra or OmegaConf refused."""
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # hydra.sweep.dir, for example
+        return explain_error(error)
     several = re.match("Ambiguous value for argument '(.*)'", str(error))
     if several or isinstance(error, OverrideParseException):
         override = several[1] if several else error.override

@@ -168,10 +168,26 @@ def verify(
                 problem = problem or f"its {key} differ from the eager ones by {errors[key]:.2g} {place}"
         return errors[quantity], problem
 
+    def give_up(problem: str) -> None:
+        chosen[:] = [eager]
+        if problems is not None:
+            problems[name] = problem
+        message = f"the compiled {name} step is not used: {problem}. The run continues in eager mode"
+        warnings.warn(message, stacklevel=3)
+
     def choose(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
         nonlocal batches
         if chosen:
-            return chosen[0](*batch)
+            try:
+                return chosen[0](*batch)
+            except torch._dynamo.exc.FailOnRecompileLimitHit:
+                give_up(
+                    "it was compiled too often. A Python attribute of a network changes in forward (keep it in a"
+                    " buffer), or batches have many sizes"
+                )
+            except torch._dynamo.exc.TorchDynamoException as failure:  # at a batch of another size
+                give_up(_summarize(failure))
+            return eager(*batch)
         batches += 1
         start = time.monotonic()
         expected = compute(eager, batch)
@@ -183,17 +199,14 @@ def verify(
             if not problem:
                 error, problem = compare(batch, expected)
         except Exception as failure:  # the compiler raises many types
-            problem = f"{type(failure).__name__}: {_summarize(str(failure))}"
+            problem = _summarize(failure)
         if problem:
-            if problems is not None:
-                problems[name] = problem
-            message = f"the compiled {name} step is not used: {problem}. The run continues in eager mode"
-            warnings.warn(message, stacklevel=2)
+            give_up(problem)
         elif batches == 1:
             seconds = time.monotonic() - start
             print(f"compiled the {name} step in {seconds:.0f} s; relative error of its {quantity}: {error:.2g}")
-        if problem or batches == VERIFIED.get(expected[quantity][0].device.type, 1):
-            chosen.append(eager if problem else fast)
+        if not problem and batches == VERIFIED.get(expected[quantity][0].device.type, 1):
+            chosen.append(fast)
         return (eager if problem else fast)(*batch)  # not the eager result if fast is used: resumed runs agree
 
     return choose
@@ -209,11 +222,11 @@ def _verify_samples(fast: Callable[..., Tensor], eager: Callable[..., Tensor], *
     return lambda *batch: choose(*batch)[1][0]
 
 
-def _summarize(error: str) -> str:
-    """Return the first two lines of an error, and the last error that it quotes: that of another process, perhaps."""
-    lines = error.splitlines()
+def _summarize(error: Exception) -> str:
+    """Return the type of an error, its first two lines, and the last error that it quotes: of another process, say."""
+    lines = str(error).splitlines()
     causes = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
-    return " ".join(dict.fromkeys(filter(None, lines[:2] + causes[-1:])))
+    return f"{type(error).__name__}: {' '.join(dict.fromkeys(filter(None, lines[:2] + causes[-1:])))}"
 
 
 def _largest_error(actual: list[Tensor], expected: list[Tensor], floor: float) -> tuple[float, int]:

@@ -23,7 +23,7 @@ from wgangp.match import load_state, require_owner
 from wgangp.metrics.scores import Score, build_scores
 from wgangp.optim import build_average
 from wgangp.precision import check_precision
-from wgangp.runs import MOVED, Run, flatten_config, match_parts, select_computed
+from wgangp.runs import Run, flatten_config, match_parts, select_computed
 from wgangp.schema import check_keys, read_types, register_schema
 from wgangp.seeds import initialize
 from wgangp.targets import call_target
@@ -228,13 +228,12 @@ def build(cfg: DictConfig, key: str, *arguments: Any, trust: Sequence[str] = (),
     if not OmegaConf.is_dict(node):
         raise ValueError(f"{key}: must be a group of keys with a _target_")
     node = OmegaConf.to_container(node, resolve=True)
-    node["_target_"] = MOVED.get(str(node.get("_target_")), node.get("_target_"))
     trusted = TRUSTED[key.split(".")[0]] + tuple(f"{package}." for package in _check_packages(trust))
     value = call_target(node, key, trusted, arguments, keywords)
     missing = [name for name in NEEDED.get(key, ()) if not hasattr(value, name)]
     if missing:
         raise ValueError(
-            f"{key}._target_ = {node['_target_']}: what it returns has no attribute {missing[0]}; needed are"
+            f"{key}._target_ = {node.get('_target_')}: what it returns has no attribute {missing[0]}; needed are"
             f" {', '.join(NEEDED[key])}"
         )
     return value

@@ -41,12 +41,8 @@ class World:
 
     def slice(self, *batch: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the rows of this rank, of tensors that all ranks have whole. None stays None."""
-        return tuple(x if x is None else self._rows(x) for x in batch)
-
-    def _rows(self, x: Tensor) -> Tensor:
-        assert len(x) % self.size == 0, "see check"
-        share = len(x) // self.size
-        return x[self.rank * share : (self.rank + 1) * share]
+        assert all(x is None or len(x) % self.size == 0 for x in batch), "see check"
+        return tuple(x if x is None else x.chunk(self.size)[self.rank] for x in batch)
 
     def average(self, computation: Computation) -> Computation:
         """Return a computation whose gradients and terms are averaged over the ranks."""
@@ -119,9 +115,8 @@ class World:
 
         Args:
             sizes: batch sizes by name; each must be a multiple of the number of ranks times that of parts.
-            regularize_gradient_norm: weight of the squared norm of the gradient. It must be 0 on several ranks.
-            compiled_norm: True if batch norm is synchronized and the steps are compiled. It must be False on several
-                ranks.
+            regularize_gradient_norm: as in `train`. It must be 0 on several ranks.
+            compiled_norm: batch norm is synchronized in compiled steps, which fails on several ranks.
             accumulate: parts in which each rank computes its slice of a batch.
         """
         for name, size in sizes.items():

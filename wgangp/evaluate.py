@@ -46,8 +46,6 @@ def evaluate(
             before are kept.
     """
     folder, torch_device = Path(run), find_device(device)
-    options = {"scores": scores, "n": n, "seed": seed, "reference": reference}
-    options |= {"weights": weights, "classifier": classifier}
     data: Any = None
     rows: list[dict[str, str]] = []
     small = describe_budget(folder)
@@ -57,7 +55,7 @@ def evaluate(
         trained, number = restore(folder, torch_device, **place)
         data = data or trained.data
         trained = replace(trained, data=data)  # the same object, so that real images are measured once
-        for score in build_scores(trained, **options):
+        for score in build_scores(trained, scores, n, seed, reference, weights, classifier):
             numbers = leave_unchanged(score.compute)(trained, number)
             record = {
                 "score": score.name,

@@ -21,16 +21,11 @@ LARGEST_CONFIG = 100_000  # bytes; those of this project have about 2,000
 PARTS = ("data", "networks.generator", "networks.critic", "loss", "penalty", "optim")  # what a run is built from
 
 
-def find_folder(root: Path, name: str, former_prefix: str, cfg: DictConfig) -> Path:
-    """Return the folder of a run: root / name, or one that exists under another name and has the same config.
-
-    Args:
-        former_prefix: the first part of the names that earlier versions gave to such runs. Names of other experiments
-            are not looked at.
-    """
+def find_folder(root: Path, name: str, cfg: DictConfig) -> Path:
+    """Return the folder of a run: root / name, or one of the same experiment that has the same config."""
     if not (root / name / "config.yaml").exists():
         for path in sorted(root.glob("*/config.yaml")):
-            same_prefix = path.parent.name.split("+")[0] in (name.split("+")[0], former_prefix)
+            same_prefix = path.parent.name.split("+")[0] == name.split("+")[0]
             with suppress(Exception):  # a damaged file is no reason not to train another run
                 # Reading YAML is slow, so the text is compared first.
                 own_seed = f"seed: {cfg.seed}\n".encode()

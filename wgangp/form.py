@@ -24,7 +24,7 @@ __all__ = ["ROUNDING", "RULES", "UNKNOWN", "Cells", "Form"]
 
 UNKNOWN = (
     "is neither linear nor a piecewise-linear function that is known here. Use Linear, ReLU, LeakyReLU, PReLU, abs,"
-    " clamp, maximum, minimum; or certified_lipschitz, which has more rules"
+    " clamp, maximum, minimum, sort; or certified_lipschitz, which has more rules"
 )
 RULES: dict[str, Callable[..., Any]] = {}  # name of an operation -> its rule; affine.py has all of them
 ROUNDING = 2.0**-50  # relative error of one operation in float64, with a margin
@@ -40,7 +40,7 @@ class Cells:
         corners: see Form.gradients.
         kinks: the number of kinks so far (C,).
         operations: a bound of the number of additions behind one value so far.
-        distances: |x - y| / 2 of pairs of forms.
+        distances: x, y and max(y - x, 0) of pairs, at least one of them a form.
     """
 
     def __init__(self, half: Tensor, k: int | None, corners: bool) -> None:

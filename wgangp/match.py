@@ -8,7 +8,6 @@ another seed or network is found, and moments of another shape, which a fused op
 import copy
 import json
 import math
-import sys
 from collections.abc import Collection, Iterator
 from functools import partial
 from reprlib import repr as shorten
@@ -33,17 +32,11 @@ class MisfitError(ValueError):
 
 
 def load_state(run: Run, state: Any, step: int) -> int:
-    """Load the state of a checkpoint into a run, and return the step in its file name. MisfitError: nothing is loaded.
-
-    A checkpoint of an earlier version does not say whose it is; it is loaded with a warning.
-    """
+    """Load the state of a checkpoint into a run, and return the step of its file. MisfitError: nothing is loaded."""
     expected, buffers = collect_state(run, step)
     if step > 0:
         expected |= {name: _state_after_a_step(getattr(run, name)) for name in OPTIMIZERS}
     require_match(state, expected, step, buffers)
-    if "identity" not in state:
-        problem = "was written by an earlier version, so that its seed, config and data are not compared"
-        print(f"warning: the checkpoint of step {step} {problem}", file=sys.stderr, flush=True)
     for name, part in collect_stateful(run).items():
         if name in OPTIMIZERS:  # another version of torch may have other options: those of the run are complete
             groups = zip(expected[name]["param_groups"], state[name]["param_groups"], strict=True)
@@ -68,14 +61,11 @@ def require_match(state: Any, expected: dict[str, Any], step: int, buffers: Coll
     if "identity" in expected:
         config = expected["identity"]["config"] or {}
         require_owner(state, step, **expected["identity"])
-        if "identity" not in state:  # of an earlier version, whose data has another sha256, too
-            expected, state = ({k: v for k, v in x.items() if k not in ("identity", "data")} for x in (expected, state))
-        elif state.get("data") != expected["data"]:
+        if state.get("data") != expected["data"]:
             raise MisfitError(
                 "the data is not the data that it was trained on (its sha256 differs): set data.root, data.path or"
                 " data_root= back"
             )
-    if "identity" in expected:
         expected["identity"] = lambda *_: ()  # keys of the config that are new have a default: see find_differing_keys
     expected |= {name: partial(_list_inequalities, expected[name]) for name in HEADER if name in expected}
     for name in (name for name in OPTIMIZERS if name in expected):
@@ -106,8 +96,6 @@ def require_owner(state: Any, step: int, seed: int, config: dict[str, Any] | Non
         raise MisfitError(f"its span is {shorten(span)}, which is no range (low, high)")
     if not _is_list(state.get("symbols", []), str) or type(state.get("data", "")) is not str:
         raise MisfitError("its symbols are no list of texts, or its fingerprint of the data is no text")
-    if "identity" not in state:
-        return
     try:
         identity = json.loads(json.dumps(state["identity"]))
         saved_seed, saved = identity["seed"], identity["config"] or {}

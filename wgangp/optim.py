@@ -27,7 +27,7 @@ def descend(
 
     Raises:
         ValueError: the optimizer does not have a trainable parameter of the network; it has one whose .grad is not 0
-            or None, and would be lost. Nothing is changed.
+            or None, and would be lost; its step needs a closure, as that of LBFGS. Nothing is changed.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     _check_optimizer(optimizer, network, parameters)
@@ -42,8 +42,15 @@ def descend(
         p.grad = gradient if has_its_strides else torch.empty_like(p).copy_(gradient)
     if clip_gradient_norm is not None:
         clip_by_norm_(parameters, clip_gradient_norm)
-    optimizer.step()
-    optimizer.zero_grad()  # frees the memory before the next gradients are computed
+    try:
+        optimizer.step()
+    except TypeError as error:
+        if "closure" not in str(error):
+            raise
+        name = type(optimizer).__name__
+        raise ValueError(f"{name} computes gradients several times per step: use an optimizer that does not") from error
+    finally:
+        optimizer.zero_grad()  # frees the memory before the next gradients are computed
 
 
 def build_average(generator: nn.Module, decay: float | None) -> AveragedModel | None:

@@ -203,7 +203,7 @@ def save_curves(path: Path, records: list[dict[str, Any]], target: float, title:
 
 
 def save_lipschitz(path: Path, slopes: dict[str, Tensor], report: dict[str, Any], title: str = "") -> None:
-    """Save the picture of scripts/lipschitz.py: slopes, bounds of the Lipschitz constant, and distances.
+    """Save the picture of scripts/lipschitz.py.
 
     Args:
         slopes: slopes (B,) by kind of points. Empty if the critic has no slopes (batch norm).
@@ -282,10 +282,8 @@ def _draw_constant(axes: Any, bounds: dict[str, Any]) -> None:
         "steepest": "largest slope that was found, anywhere",
     }
     if "high" in bounds:
-        labels |= {
-            "low": "proved on the box of the points: at least",
-            "high": "proved on the box of the points: at most",
-        }
+        ends = {"low": "least", "high": "most"}
+        labels |= {key: f"proved on the box of the points: at {end}" for key, end in ends.items()}
     else:
         labels |= {"certified": "certified upper bound"}
     values = {label: bounds[key] for key, label in labels.items() if key in bounds}
@@ -300,10 +298,8 @@ def _draw_constant(axes: Any, bounds: dict[str, Any]) -> None:
         axes.minorticks_off()
     rows = torch.arange(len(values))
     axes.vlines([1] * len(rows), rows - 0.24, rows + 0.14, colors="black", linestyles=":", linewidth=1)
-    certified = "slope, log scale; dotted: 1"
-    axes.set_xlabel(
-        certified if {"certified", "high"} & set(bounds) else "no certificate: lipschitz.json has the reason"
-    )
+    certified = {"certified", "high"} & set(bounds)
+    axes.set_xlabel("slope, log scale; dotted: 1" if certified else "no certificate: lipschitz.json has the reason")
 
 
 def _draw_distances(axes: Any, distances: dict[str, Any]) -> None:

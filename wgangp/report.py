@@ -105,10 +105,8 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
 def lipschitz_report(run: Run, step: int, size: int) -> dict[str, float]:
     """Compute what train.lipschitz_every adds to a line of the log, on held-out samples.
 
-    These are: bounds of the critic's Lipschitz constant; the slope that is expected of the critic; for piecewise-linear
-    critics in up to three dimensions, an interval for the constant on the smallest box that has all samples; on a line
-    and in the plane, the slopes on optimally coupled segments. Numbers that are not defined for the critic are left
-    out. scripts/lipschitz.py computes the same and more.
+    docs/metrics.md explains every name. Numbers that are not defined for the critic are left out. scripts/lipschitz.py
+    computes the same and more.
     """
     size = min(size, QUOTIENT_POINTS)
     device = next(run.critic.parameters()).device

@@ -47,7 +47,6 @@ def render_evidence(readme: str, results: Path) -> str:
 
 
 def _compare_distances(folder: Path) -> dict[str, str]:
-    """Return the row of the distances that are known."""
     runs = select(read_records(folder), critic="two-sided")
 
     def describe(name: str, values: list[float]) -> str:
@@ -82,7 +81,6 @@ def _compare_modes(folder: Path) -> dict[str, str]:
 
 
 def _compare_constants(folder: Path) -> dict[str, str]:
-    """Return the row of the exact Lipschitz constants."""
     runs = select(read_records(folder), constraint="two-sided")
     constants = [run["constant"][1] for run in runs]
     slopes = [run["slopes"]["interpolates"]["mean"] for run in runs]

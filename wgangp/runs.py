@@ -173,7 +173,6 @@ ADDED = {  # keys that older run folders do not have, with the value that change
     "train.precision": "fp32",
     "train.sync_batch_norm": False,
 }
-MOVED = {"wgangp.gradients.NormalizedGradientDescent": "wgangp.optim.NormalizedGradientDescent"}  # old name -> new name
 
 
 def run_name(experiment: str | None, overrides: list[str]) -> str:
@@ -243,11 +242,11 @@ def select_computed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten_config(cfg: DictConfig) -> dict[str, Any]:
-    """Return a config as flat keys, with the names of this version."""
+    """Return a config as flat keys."""
 
     def flatten(node: Any, prefix: str) -> dict[str, Any]:
         if isinstance(node, dict):
             return {k: v for name, child in node.items() for k, v in flatten(child, f"{prefix}.{name}").items()}
-        return {prefix.lstrip("."): MOVED.get(node, node) if isinstance(node, str) else node}
+        return {prefix.lstrip("."): node}
 
     return flatten(OmegaConf.to_container(cfg, resolve=True), "")

@@ -55,13 +55,13 @@ def register_schema(name: str, keys: dict[str, Any]) -> type:
 
 def check_keys(cfg: DictConfig, schema: type) -> None:
     """Raise ValueError for a key that the schema does not have (Hydra accepts every key after a +), for a key without
-    a value, and for a number that is not finite or too large.
+    a value, and for a value that is empty, not finite or too large.
     """
     try:
         missing = sorted(OmegaConf.missing_keys(cfg) | {f.name for f in fields(schema)} - set(cfg))
         if missing:
             raise ValueError(f"{', '.join(missing)}: no value is given. Add {missing[0]}=VALUE")
-        _check_numbers(OmegaConf.to_container(cfg, resolve=True))
+        _check_values(OmegaConf.to_container(cfg, resolve=True))
         OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(OmegaConf.to_container(cfg)))
     except InterpolationResolutionError as error:
         raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
@@ -122,9 +122,11 @@ def flatten_keys(node: object, prefix: str = "") -> list[str]:
     return [key for name, child in pairs for key in (name, *flatten_keys(child, f"{name}."))]
 
 
-def _check_numbers(node: Any, key: str = "") -> None:
+def _check_values(node: Any, key: str = "") -> None:
     for name, child in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-        _check_numbers(child, f"{key}.{name}".lstrip("."))
+        _check_values(child, f"{key}.{name}".lstrip("."))
+    if node == "":
+        raise ValueError(f"{key} is empty: write a value, or null")
     largest = LARGEST.get(type(node))
     if largest is not None and not abs(node) <= largest:
         raise ValueError(f"{key} = {node}: must be finite, and not larger than {largest}")

@@ -82,10 +82,9 @@ def preserve_state(*holders: Any) -> Iterator[None]:
 def use_eval_mode(*holders: Any) -> Iterator[None]:
     """Measure networks in eval mode: `preserve_state`, with module.eval() called at the beginning."""
     with preserve_state(*holders):
-        for holder in holders:
-            if isinstance(holder, nn.Module):
-                with suppress(NotImplementedError):  # a module from torch.export has one mode
-                    holder.eval()
+        for module in _list_modules(holders):
+            with suppress(NotImplementedError):  # a module from torch.export has one mode
+                module.eval()
         yield
 
 
@@ -173,9 +172,8 @@ def convert_to_float64(critic: Callable[..., Tensor], holders: Iterable[Any] = (
     before = future.get_overwrite_module_params_on_conversion()
     future.set_overwrite_module_params_on_conversion(True)  # new parameters, which preserve_state replaces by the old
     try:
-        for module in (critic, *holders):
-            if isinstance(module, nn.Module):
-                module.double()
+        for module in _list_modules((critic, *holders)):
+            module.double()
     finally:
         future.set_overwrite_module_params_on_conversion(before)
     return critic
@@ -192,7 +190,14 @@ def digest_random_state(*holders: Any) -> list[bytes]:
 
 
 def _list_modules(holders: Iterable[Any]) -> list[nn.Module]:
-    return list({id(m): m for holder in holders if isinstance(holder, nn.Module) for m in holder.modules()}.values())
+    """Return all modules, those in plain lists and dicts of modules among them, which module.modules() leaves out."""
+    modules, queue = {}, list(holders)
+    while queue:
+        item = queue.pop()
+        if isinstance(item, nn.Module) and id(item) not in modules:
+            modules[id(item)] = item
+            queue += [*item.children(), *tree_leaves(list(vars(item).values()))]
+    return list(modules.values())
 
 
 def _list_items(holders: Iterable[Any]) -> list[Any]:

@@ -107,7 +107,7 @@ def train(
     Paper: Algorithm 1. Differs: the first iteration of the released code has no generator update. Here every generator
     update comes after critic_steps critic updates, as printed in the paper.
     """
-    # Set up. Nothing is written before the arguments, the checkpoint and the data are known to fit.
+    # Nothing is written before the arguments, the checkpoint and the data are known to fit.
     check_not_wrapped(run.generator, run.critic)
     sizes = {"batch_size": batch_size, "generator_batch_size": generator_batch_size}
     world.check(sizes, regularize_gradient_norm, sync_batch_norm and compile, accumulate)

@@ -20,8 +20,7 @@ from wgangp.files import write_file
 __all__ = ["PADDING", "UNKNOWN", "Text", "decode", "text", "write_lines"]
 
 UNKNOWN, PADDING = "unk", "`"
-# 28 of the 255 bytes other than 0 are control bytes: about 11 % of random data. Text has tab, newline, form feed and
-# carriage return, and a few where a log has escape codes for colors. 5 % is between the two.
+# 28 of the 255 bytes other than 0 are control bytes: about 11 % of random data. Text has few, as in codes for colors.
 # The bytes 128 ... 159 are not counted: they are parts of characters in UTF-8, and characters in Windows-1252.
 CONTROL_BYTES = bytes(set(range(32)) - set(b"\t\n\f\r")) + b"\x7f"
 MAX_CONTROL_SHARE = 0.05
@@ -76,8 +75,8 @@ def text(
         strict: refuse a text with a line that would be cut, or with a symbol that would become "unk".
 
     Raises:
-        ValueError: an argument is not valid; the file cannot be read, is not text or has fewer than two lines; strict
-            is True and the text does not fit.
+        ValueError: the file cannot be read, is not text or has fewer than two lines; strict is True and the text does
+            not fit.
     """
     for name, value, least in (("length", length, 4), ("symbols", symbols, 2)):  # the log counts sequences of four
         if not least <= value <= LARGEST:

@@ -299,7 +299,7 @@ def _score_ngrams(run: Run, step: int, n: int, seed: int) -> dict[str, float]:
 
 
 def _score_critic(run: Run, step: int, n: int, seed: int) -> dict[str, float]:
-    """Compute the gap of the critic on training data and on held-out data. Their difference is its overfitting."""
+    """Compute the gap of the critic on training and on held-out data. Their difference is its overfitting."""
     gaps = {}
     for split in ("train", "heldout"):
         items = getattr(run.data, "ids", getattr(run.data, "labels", {})).get(split)

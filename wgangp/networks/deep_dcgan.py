@@ -21,7 +21,6 @@ from wgangp.networks.layers import (
     ReLU,
     build_norm,
     check_shape,
-    check_sizes,
     linear,
 )
 
@@ -52,15 +51,10 @@ class DeepGenerator(nn.Module):
     """z (B, latent_dim) -> images (B, 3, 32, 32) in [-1, 1].
 
     Args:
-        shape: must be (3, 32, 32).
-        latent_dim: dimension of the noise.
         width: number of channels at 16 x 16.
         depth: number of weight layers, 4 or more.
         activation: relu, leaky_relu (slope 0.2), softplus (`ShiftedSoftplus`) or tanh.
         norm: batch norm.
-
-    Raises:
-        ValueError: an argument is not valid.
     """
 
     def __init__(
@@ -73,8 +67,7 @@ class DeepGenerator(nn.Module):
         norm: bool = True,
     ) -> None:
         super().__init__()
-        check_shape("this generator", SHAPE, shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("this generator", SHAPE, shape, latent_dim=latent_dim, width=width)
         _check_options(depth, activation)
         self.latent_dim, self.width = latent_dim, width
 
@@ -97,14 +90,10 @@ class DeepCritic(nn.Module):
     """images (B, 3, 32, 32) -> scores (B,). The first layer has no norm.
 
     Args:
-        shape: must be (3, 32, 32).
         width: number of channels at 16 x 16.
         depth: number of weight layers, 4 or more.
         activation: as in `DeepGenerator`.
         norm: layer, none, or batch, which is allowed only without a penalty.
-
-    Raises:
-        ValueError: an argument is not valid.
     """
 
     def __init__(
@@ -116,8 +105,7 @@ class DeepCritic(nn.Module):
         norm: str = "none",
     ) -> None:
         super().__init__()
-        check_shape("this critic", SHAPE, shape)
-        check_sizes(width=width)
+        check_shape("this critic", SHAPE, shape, width=width)
         _check_options(depth, activation)
 
         def activate(features: int) -> list[nn.Module]:

@@ -288,8 +288,9 @@ def _four_shifts(kernel: Tensor) -> Tensor:
     return F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
 
 
-def check_shape(network: str, expected: tuple[int, ...], actual: tuple[int, ...]) -> None:
-    """Raise ValueError if the points do not have the shape that the network expects."""
+def check_shape(network: str, expected: tuple[int, ...], actual: tuple[int, ...], **sizes: int) -> None:
+    """Raise ValueError if the points do not have the shape that the network expects, or a size is not positive."""
+    check_sizes(**sizes)
     if tuple(expected) != tuple(actual):
         raise ValueError(
             f"{network} takes points of shape {tuple(expected)}, got {tuple(actual)}:"

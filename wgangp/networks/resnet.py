@@ -12,6 +12,7 @@ each of two devices uses its half, as with train.accumulate=2.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wgangp.networks.blocks import PoolBlock, Residual
 from wgangp.networks.layers import (
     BatchNorm,
     ConditionalBatchNorm,
@@ -22,7 +23,6 @@ from wgangp.networks.layers import (
     check_classes,
     check_labels,
     check_shape,
-    check_sizes,
     linear,
 )
 
@@ -40,8 +40,7 @@ class ResNetGenerator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 128, classes: int = 0) -> None:
         super().__init__()
-        check_shape("the CIFAR ResNet generator", SHAPE, shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("the CIFAR ResNet generator", SHAPE, shape, latent_dim=latent_dim, width=width)
         check_classes(classes)
         self.latent_dim, self.width, self.classes = latent_dim, width, classes
         self.input = linear(latent_dim, width * 4 * 4)
@@ -69,11 +68,10 @@ class ResNetCritic(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int = 128, classes: int = 0) -> None:
         super().__init__()
-        check_shape("the CIFAR ResNet critic", SHAPE, shape)
-        check_sizes(width=width)
+        check_shape("the CIFAR ResNet critic", SHAPE, shape, width=width)
         check_classes(classes)
         self.classes = classes
-        self.blocks = nn.Sequential(_First(width), _Down(width), _Same(width), _Same(width))  # 16, 8, 8, 8
+        self.blocks = nn.Sequential(_first(width), _down(width), _same(width), _same(width))  # 16, 8, 8, 8
         self.activation = ReLU()
         self.output = linear(width, 1)
         self.classifier = linear(width, classes) if classes else None
@@ -116,40 +114,21 @@ class _Up(nn.Module):
         return F.interpolate(self.shortcut(x), scale_factor=2) + main
 
 
-class _First(nn.Module):
+def _first(width: int) -> nn.Module:
     """x -> conv1(pool(x)) + pool(conv(relu(conv(x)))): there is no activation on the image itself.
 
     Differs: the paper has a residual block like the others here. This is the released code.
     """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.main = nn.Sequential(Conv2d(3, width, kernel=3), ReLU(), ConvMeanPool(width, width))
-        self.shortcut = Conv2d(3, width, kernel=1, gain=1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(F.avg_pool2d(x, 2)) + self.main(x)
+    main = Conv2d(3, width, kernel=3), ReLU(), ConvMeanPool(width, width)
+    return PoolBlock(*main, shortcut=Conv2d(3, width, kernel=1, gain=1.0))
 
 
-class _Down(nn.Module):
+def _down(width: int) -> nn.Module:
     """x -> conv1(pool(x)) + pool(conv(relu(conv(relu(x)))))."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.main = nn.Sequential(ReLU(), Conv2d(width, width, kernel=3), ReLU(), ConvMeanPool(width, width))
-        self.shortcut = Conv2d(width, width, kernel=1, gain=1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(F.avg_pool2d(x, 2)) + self.main(x)
+    main = ReLU(), Conv2d(width, width, kernel=3), ReLU(), ConvMeanPool(width, width)
+    return PoolBlock(*main, shortcut=Conv2d(width, width, kernel=1, gain=1.0))
 
 
-class _Same(nn.Module):
+def _same(width: int) -> nn.Module:
     """x -> x + conv(relu(conv(relu(x)))); the activation does not change the x of the skip connection."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        layers = [ReLU(), Conv2d(width, width, kernel=3), ReLU(), Conv2d(width, width, kernel=3)]
-        self.main = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.main(x)
+    return Residual(ReLU(), Conv2d(width, width, kernel=3), ReLU(), Conv2d(width, width, kernel=3))

@@ -7,9 +7,9 @@ neighbor upsampling and a convolution are computed as one transposed convolution
 resolution: the same function, in less arithmetic.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wgangp.networks.blocks import PoolBlock, Residual, UpsampleBlock
 from wgangp.networks.layers import (
     BatchNorm,
     Conv2d,
@@ -17,7 +17,6 @@ from wgangp.networks.layers import (
     ReLU,
     UpsampleConv,
     check_shape,
-    check_sizes,
     linear,
 )
 
@@ -37,15 +36,14 @@ class ResNet128Generator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64) -> None:
         super().__init__()
-        check_shape("the 128 x 128 generator", SHAPE, shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("the 128 x 128 generator", SHAPE, shape, latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = linear(latent_dim, 8 * width * 4 * 4)
         self.blocks = nn.Sequential(
-            _Up(8 * width, 8 * width),  # 8 x 8
-            _Up(8 * width, 4 * width),  # 16 x 16
-            _Up(4 * width, 2 * width),  # 32 x 32
-            _Up(2 * width, width),  # 64 x 64
+            _up(8 * width, 8 * width),  # 8 x 8
+            _up(8 * width, 4 * width),  # 16 x 16
+            _up(4 * width, 2 * width),  # 32 x 32
+            _up(2 * width, width),  # 64 x 64
         )
         last = UpsampleConv(width, 3, kernel=5, gain=UPSAMPLED)  # 128 x 128
         self.output = nn.Sequential(BatchNorm(width), nn.ReLU(), last, nn.Tanh())
@@ -63,15 +61,14 @@ class ResNet128Critic(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int = 128) -> None:
         super().__init__()
-        check_shape("the 128 x 128 critic", SHAPE, shape)
-        check_sizes(width=width)
+        check_shape("the 128 x 128 critic", SHAPE, shape, width=width)
         self.input = Conv2d(3, width, kernel=5, stride=2)  # 64 x 64
         self.blocks = nn.Sequential(
-            _Down(width, 2 * width),  # 32 x 32
-            _Down(2 * width, 4 * width),  # 16 x 16
-            _Down(4 * width, 8 * width),  # 8 x 8
-            _Same(8 * width),
-            _Same(8 * width),
+            _down(width, 2 * width),  # 32 x 32
+            _down(2 * width, 4 * width),  # 16 x 16
+            _down(4 * width, 8 * width),  # 8 x 8
+            _same(8 * width),
+            _same(8 * width),
         )
         self.output = linear(8 * width, 1)
 
@@ -80,45 +77,27 @@ class ResNet128Critic(nn.Module):
         return self.output(self.blocks(self.input(x)).mean(dim=(2, 3))).squeeze(1)
 
 
-class _Up(nn.Module):
+def _up(in_channels: int, out_channels: int) -> nn.Module:
     """x -> upsample(conv1(x)) + conv(relu(norm(conv(upsample(relu(norm(x))))))), with batch norm."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            *(BatchNorm(in_channels), nn.ReLU(), UpsampleConv(in_channels, out_channels, gain=2 * UPSAMPLED)),
-            *(BatchNorm(out_channels), nn.ReLU(), Conv2d(out_channels, out_channels, kernel=3)),
-        )
-        self.shortcut = Conv2d(in_channels, out_channels, kernel=1, gain=UPSAMPLED)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(self.shortcut(x), scale_factor=2) + self.main(x)
+    return UpsampleBlock(
+        *(BatchNorm(in_channels), nn.ReLU(), UpsampleConv(in_channels, out_channels, gain=2 * UPSAMPLED)),
+        *(BatchNorm(out_channels), nn.ReLU(), Conv2d(out_channels, out_channels, kernel=3)),
+        shortcut=Conv2d(in_channels, out_channels, kernel=1, gain=UPSAMPLED),
+    )
 
 
-class _Down(nn.Module):
+def _down(in_channels: int, out_channels: int) -> nn.Module:
     """x -> conv1(pool(x)) + conv(relu(norm(conv(relu(norm(x)))))), with layer norm. The second conv has stride 2."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            *(LayerNorm(in_channels), ReLU(), Conv2d(in_channels, in_channels, kernel=3)),
-            *(LayerNorm(in_channels), ReLU(), Conv2d(in_channels, out_channels, kernel=3, stride=2)),
-        )
-        self.shortcut = Conv2d(in_channels, out_channels, kernel=1, gain=1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(F.avg_pool2d(x, 2)) + self.main(x)
+    return PoolBlock(
+        *(LayerNorm(in_channels), ReLU(), Conv2d(in_channels, in_channels, kernel=3)),
+        *(LayerNorm(in_channels), ReLU(), Conv2d(in_channels, out_channels, kernel=3, stride=2)),
+        shortcut=Conv2d(in_channels, out_channels, kernel=1, gain=1.0),
+    )
 
 
-class _Same(nn.Module):
+def _same(channels: int) -> nn.Module:
     """x -> x + conv(relu(norm(conv(relu(norm(x)))))), with layer norm."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            *(LayerNorm(channels), ReLU(), Conv2d(channels, channels, kernel=3)),
-            *(LayerNorm(channels), ReLU(), Conv2d(channels, channels, kernel=3)),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.main(x)
+    return Residual(
+        *(LayerNorm(channels), ReLU(), Conv2d(channels, channels, kernel=3)),
+        *(LayerNorm(channels), ReLU(), Conv2d(channels, channels, kernel=3)),
+    )

@@ -10,7 +10,7 @@ averages.
 
 from torch import Tensor, nn
 
-from wgangp.networks.layers import BatchNorm, LeakyReLU, check_shape, check_sizes
+from wgangp.networks.layers import BatchNorm, LeakyReLU, check_shape
 
 __all__ = ["StackedCritic", "StackedGenerator"]
 
@@ -22,8 +22,7 @@ class StackedGenerator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64) -> None:
         super().__init__()
-        check_shape("the Stacked MNIST generator", SHAPE, shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("the Stacked MNIST generator", SHAPE, shape, latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = nn.Linear(latent_dim, 8 * width * 2 * 2)
         self.layers = nn.Sequential(
@@ -43,8 +42,7 @@ class StackedCritic(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int = 64) -> None:
         super().__init__()
-        check_shape("the Stacked MNIST critic", SHAPE, shape)
-        check_sizes(width=width)
+        check_shape("the Stacked MNIST critic", SHAPE, shape, width=width)
         self.layers = nn.Sequential(
             *(nn.Conv2d(3, width, 5, stride=2, padding=2), LeakyReLU()),  # 14 x 14
             *(nn.Conv2d(width, 2 * width, 5, stride=2, padding=2), LeakyReLU()),  # 7 x 7

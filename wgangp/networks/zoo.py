@@ -15,7 +15,6 @@ from wgangp.networks.layers import (
     LeakyReLU,
     build_norm,
     check_shape,
-    check_sizes,
     linear,
     set_std_,
 )
@@ -51,8 +50,7 @@ class DCGANGenerator(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        check_shape("the 64 x 64 DCGAN generator", SHAPE, shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("the 64 x 64 DCGAN generator", SHAPE, shape, latent_dim=latent_dim, width=width)
         activate, kind = _choose(activation, "relu", "tanh"), "batch" if norm else "none"
         self.latent_dim, self.width = latent_dim, width
         self.input = linear(latent_dim, 8 * width * 4 * 4)
@@ -81,8 +79,7 @@ class DCGANCritic(nn.Module):
         self, shape: tuple[int, ...], width: int = 64, norm: str = "layer", activation: str = "leaky_relu"
     ) -> None:
         super().__init__()
-        check_shape("the 64 x 64 DCGAN critic", SHAPE, shape)
-        check_sizes(width=width)
+        check_shape("the 64 x 64 DCGAN critic", SHAPE, shape, width=width)
         activate = _choose(activation, "leaky_relu", "tanh")
         self.layers = nn.Sequential(
             *(Conv2d(3, width, kernel=5, stride=2), activate()),  # 32 x 32
@@ -104,8 +101,7 @@ class ConstantFiltersGenerator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64) -> None:
         super().__init__()
-        check_shape("the generator with a constant number of filters", SHAPE, shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("the generator with a constant number of filters", SHAPE, shape, latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = nn.Sequential(linear(latent_dim, width * 4 * 4), nn.ReLU())
         self.layers = nn.Sequential(
@@ -127,8 +123,7 @@ class ImageMLPGenerator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64) -> None:
         super().__init__()
-        check_shape("the MLP generator of images", SHAPE, shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("the MLP generator of images", SHAPE, shape, latent_dim=latent_dim, width=width)
         self.latent_dim = latent_dim
         units = 8 * width
         self.layers = nn.Sequential(
@@ -151,8 +146,7 @@ class GatedGenerator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64) -> None:
         super().__init__()
-        check_shape("the gated generator", SHAPE, shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("the gated generator", SHAPE, shape, latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = linear(latent_dim, 16 * width * 4 * 4)
         self.layers = nn.Sequential(
@@ -176,8 +170,7 @@ class GatedCritic(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int = 64, norm: str = "layer") -> None:
         super().__init__()
-        check_shape("the gated critic", SHAPE, shape)
-        check_sizes(width=width)
+        check_shape("the gated critic", SHAPE, shape, width=width)
         self.layers = nn.Sequential(
             *(Conv2d(3, 2 * width, kernel=5, stride=2), Gate()),  # 32 x 32
             *(Conv2d(width, 4 * width, kernel=5, stride=2), *build_norm(norm, 4 * width), Gate()),  # 16 x 16

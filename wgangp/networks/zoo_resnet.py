@@ -3,12 +3,12 @@
 Paper: released gan_64x64.py, lines 123-218, 294-319, 354-366 and 395-417; figure 2, appendix E. "Good" is the code's
 default, which it recommends for decent samples. The norm of a generator is batch norm. The norm of a critic (lines
 84-90) is layer norm if the critic is penalized, and batch norm otherwise. Mean pooling and nearest-neighbor upsampling
-are computed as in wgangp/networks/resnet.py: the same function, in less arithmetic.
+are computed as in wgangp/networks/resnet.py, in less arithmetic.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wgangp.networks.blocks import PoolBlock, UpsampleBlock
 from wgangp.networks.layers import (
     Conv2d,
     ConvMeanPool,
@@ -18,7 +18,6 @@ from wgangp.networks.layers import (
     UpsampleConv,
     build_norm,
     check_shape,
-    check_sizes,
     linear,
 )
 
@@ -32,15 +31,14 @@ class GoodGenerator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64) -> None:
         super().__init__()
-        check_shape("the 64 x 64 residual generator", SHAPE, shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("the 64 x 64 residual generator", SHAPE, shape, latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = linear(latent_dim, 8 * width * 4 * 4)
         self.blocks = nn.Sequential(
-            _Up(8 * width, 8 * width),  # 8 x 8
-            _Up(8 * width, 4 * width),  # 16 x 16
-            _Up(4 * width, 2 * width),  # 32 x 32
-            _Up(2 * width, width),  # 64 x 64
+            _up(8 * width, 8 * width),  # 8 x 8
+            _up(8 * width, 4 * width),  # 16 x 16
+            _up(4 * width, 2 * width),  # 32 x 32
+            _up(2 * width, width),  # 64 x 64
         )
         self.output = nn.Sequential(*build_norm("batch", width), nn.ReLU(), Conv2d(width, 3, kernel=3), nn.Tanh())
 
@@ -57,14 +55,13 @@ class GoodCritic(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int = 64, norm: str = "layer") -> None:
         super().__init__()
-        check_shape("the 64 x 64 residual critic", SHAPE, shape)
-        check_sizes(width=width)
+        check_shape("the 64 x 64 residual critic", SHAPE, shape, width=width)
         self.input = Conv2d(3, width, kernel=3, gain=1.0)
         self.blocks = nn.Sequential(
-            _Down(width, 2 * width, norm),  # 32 x 32
-            _Down(2 * width, 4 * width, norm),  # 16 x 16
-            _Down(4 * width, 8 * width, norm),  # 8 x 8
-            _Down(8 * width, 8 * width, norm),  # 4 x 4
+            _down(width, 2 * width, norm),  # 32 x 32
+            _down(2 * width, 4 * width, norm),  # 16 x 16
+            _down(4 * width, 8 * width, norm),  # 8 x 8
+            _down(8 * width, 8 * width, norm),  # 4 x 4
         )
         self.output = nn.Sequential(nn.Flatten(), linear(8 * width * 4 * 4, 1))
 
@@ -81,8 +78,7 @@ class ResNet101Generator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64) -> None:
         super().__init__()
-        check_shape("the 101-layer generator", SHAPE, shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("the 101-layer generator", SHAPE, shape, latent_dim=latent_dim, width=width)
         _check_multiple(width)
         self.latent_dim, self.width = latent_dim, width
         self.input = linear(latent_dim, 8 * width * 4 * 4)
@@ -110,8 +106,7 @@ class ResNet101Critic(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int = 64, norm: str = "layer") -> None:
         super().__init__()
-        check_shape("the 101-layer critic", SHAPE, shape)
-        check_sizes(width=width)
+        check_shape("the 101-layer critic", SHAPE, shape, width=width)
         _check_multiple(width)
         channels = width // 2
         self.input = Conv2d(3, channels, kernel=1, gain=1.0)
@@ -129,34 +124,22 @@ class ResNet101Critic(nn.Module):
         return self.output(self.blocks(self.input(x))).squeeze(1) / 5
 
 
-class _Up(nn.Module):
+def _up(in_channels: int, out_channels: int) -> nn.Module:
     """x -> upsample(conv1(x)) + conv(relu(norm(conv(upsample(relu(norm(x))))))), with batch norm."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            *(*build_norm("batch", in_channels), nn.ReLU(), UpsampleConv(in_channels, out_channels, bias=False)),
-            *(*build_norm("batch", out_channels), nn.ReLU(), Conv2d(out_channels, out_channels, kernel=3)),
-        )
-        self.shortcut = Conv2d(in_channels, out_channels, kernel=1, gain=1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(self.shortcut(x), scale_factor=2) + self.main(x)
+    return UpsampleBlock(
+        *(*build_norm("batch", in_channels), nn.ReLU(), UpsampleConv(in_channels, out_channels, bias=False)),
+        *(*build_norm("batch", out_channels), nn.ReLU(), Conv2d(out_channels, out_channels, kernel=3)),
+        shortcut=Conv2d(in_channels, out_channels, kernel=1, gain=1.0),
+    )
 
 
-class _Down(nn.Module):
+def _down(in_channels: int, out_channels: int, norm: str) -> nn.Module:
     """x -> conv1(pool(x)) + pool(conv(relu(norm(conv(relu(norm(x)))))))."""
-
-    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            *(*build_norm(norm, in_channels), ReLU(), Conv2d(in_channels, in_channels, kernel=3, bias=False)),
-            *(*build_norm(norm, in_channels), ReLU(), ConvMeanPool(in_channels, out_channels)),
-        )
-        self.shortcut = Conv2d(in_channels, out_channels, kernel=1, gain=1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(F.avg_pool2d(x, 2)) + self.main(x)
+    return PoolBlock(
+        *(*build_norm(norm, in_channels), ReLU(), Conv2d(in_channels, in_channels, kernel=3, bias=False)),
+        *(*build_norm(norm, in_channels), ReLU(), ConvMeanPool(in_channels, out_channels)),
+        shortcut=Conv2d(in_channels, out_channels, kernel=1, gain=1.0),
+    )
 
 
 class _Bottleneck(nn.Module):
