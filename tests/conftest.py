@@ -20,7 +20,6 @@ from PIL import Image
 
 import wgangp.cli  # noqa: F401 - registers the schemas
 from wgangp.config import CONF, train_options
-from wgangp.figures import image_runs
 from wgangp.metrics import features, scores
 from wgangp.metrics.features import FeatureSpace
 from wgangp.networks import mlp
@@ -208,7 +207,6 @@ def small_features(monkeypatch):
     monkeypatch.setattr(scores, "BATCH", 16)
     monkeypatch.setattr("wgangp.generate.BATCH", 16)
     monkeypatch.setattr(features, "SUBSET_SIZE", 12)
-    monkeypatch.setattr(image_runs, "ENOUGH", 12)
 
 
 @pytest.fixture(scope="session")

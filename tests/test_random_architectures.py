@@ -301,9 +301,19 @@ class TestFigure:
         ]
         figure.draw(tmp_path / "figure.png", records)  # also with a run that was not finite
 
-    def test_too_few_samples_are_refused_before_training(self):
-        with pytest.raises(ValueError, match=r"figure\.samples = 1280: must be >= 1,281"):
-            RandomArchitectures(draws=1, widths=[2], steps=1, samples=1_280)
+    @pytest.mark.parametrize("score, most", [("efficientnet", 1_280), ("inception", 2_048)])
+    def test_too_few_samples_are_refused_before_training(self, score, most):
+        with pytest.raises(ValueError, match=rf"figure\.samples = {most}: must be >= {most + 1:,}, more than the"):
+            RandomArchitectures(draws=1, widths=[2], steps=1, samples=most, score=score)
+
+    def test_unknown_score_is_refused(self):
+        with pytest.raises(ValueError, match=r"figure\.score = classifier: must be one of efficientnet, inception"):
+            RandomArchitectures(draws=1, widths=[2], steps=1, score="classifier")
+
+    def test_score_chooses_the_features(self, figure, tmp_path):
+        for score in ("efficientnet", "inception"):
+            numbers = replace(figure, score=score).measure(figure.cells()[0], 0, tmp_path / score, CPU)
+            assert numbers["facts"]["weights"] == f"pixels for {score}" and numbers["fid"] > 0
 
     def test_sizes_of_the_paper_are_one_override_away(self, configure):
         figures = [
@@ -313,6 +323,7 @@ class TestFigure:
         assert (figures[1].draws, figures[1].widths, figures[1].steps) == (200, [32, 64, 128], 100_000)
         assert figures[0].draws < 20 and max(figures[0].widths) <= 16 and figures[0].steps < 1_000
         assert len(figures[1].cells()) == 400
+        assert [(one.score, one.samples) for one in figures] == [("efficientnet", 2_000), ("inception", 50_000)]
 
 
 def test_softplus_is_near_to_the_elu():

@@ -15,6 +15,7 @@ from wgangp.data.text import decode
 from wgangp.figures.common import format_spread
 from wgangp.figures.study import train_command
 from wgangp.generate import generate
+from wgangp.metrics.features import WIDTHS
 from wgangp.metrics.scores import Score, build_scores
 from wgangp.plots import save_image_grid
 from wgangp.report import leave_unchanged
@@ -23,6 +24,7 @@ from wgangp.seeds import arrange_classes, draw_latent
 
 __all__ = [
     "NEVER",
+    "SCORES",
     "build_score",
     "check_samples",
     "describe_real",
@@ -38,7 +40,7 @@ __all__ = [
 
 NEVER = 10**9
 LINES = 32  # of text per panel, in two columns
-ENOUGH = 1_281  # samples or reference images, for the distance in 1,280 features
+SCORES = {"efficientnet": "EfficientNet", "inception": "the Inception network"}  # score -> whose features it uses
 
 
 def list_data_options(data: str, data_root: str | None, size: int) -> list[str]:
@@ -47,10 +49,13 @@ def list_data_options(data: str, data_root: str | None, size: int) -> list[str]:
     return options + ([] if data_root is None else [f"data.root={data_root}"])
 
 
-def check_samples(samples: int) -> None:
-    """Raise ValueError if there are too few samples for `score_images`."""
-    if samples < ENOUGH:
-        raise ValueError(f"figure.samples = {samples}: must be >= {ENOUGH:,}, more than the features of EfficientNet")
+def check_samples(samples: int, score: str = "efficientnet") -> None:
+    """Raise ValueError if there is no such score, or if there are too few samples for it."""
+    if score not in SCORES:
+        raise ValueError(f"figure.score = {score}: must be one of {', '.join(SCORES)}")
+    if samples <= WIDTHS[score]:
+        features = f"more than the features of {SCORES[score]}"
+        raise ValueError(f"figure.samples = {samples}: must be >= {WIDTHS[score] + 1:,}, {features}")
 
 
 def train_finite(folder: Path, overrides: list[str], check: Callable[[Run], Any] | None = None) -> Run | None:
@@ -66,21 +71,22 @@ def train_finite(folder: Path, overrides: list[str], check: Callable[[Run], Any]
         return None
 
 
-def build_score(run: Run, n: int) -> Score:
-    """Build the score of `score_images`. ValueError if there are too few images, or if a library is missing.
+def build_score(run: Run, n: int, name: str = "efficientnet") -> Score:
+    """Build the score of `score_images`. ValueError if there are too few images, or if something cannot be loaded.
 
-    The reference is the held-out images, or the training images if fewer than 1,281 are held out.
+    The reference is the held-out images, or the training images if fewer are held out than the score needs.
     """
-    split = "heldout" if len(run.data.labels["heldout"]) >= ENOUGH else "train"
-    return build_scores(run, ["efficientnet"], n, reference=split)[0]
+    split = "heldout" if len(run.data.labels["heldout"]) > WIDTHS[name] else "train"
+    return build_scores(run, [name], n, reference=split)[0]
 
 
-def score_images(run: Run, n: int) -> dict[str, Any]:
-    """Compute Inception score and FID of n samples in features of EfficientNet, and those of real images."""
-    score = build_score(run, n)
+def score_images(run: Run, n: int, name: str = "efficientnet") -> dict[str, Any]:
+    """Compute Inception score and FID of n samples in the features of SCORES[name], and those of real images."""
+    score = build_score(run, n, name)
     numbers = leave_unchanged(score.compute)(run, 0)
-    names = [f"{kind}efficientnet_{name}" for kind in ("", "real_") for name in ("is", "fid")]
-    return {name.replace("efficientnet_", ""): numbers.get(name) for name in names} | {"facts": score.settings}
+    keys = [(kind, number) for kind in ("", "real_") for number in ("is", "fid")]
+    values = {kind + number: numbers.get(f"{kind}{name}_{number}") for kind, number in keys}
+    return values | {"facts": score.settings}
 
 
 def format_score(records: list[dict[str, Any]], name: str) -> str:

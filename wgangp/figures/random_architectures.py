@@ -13,6 +13,7 @@ from wgangp.checkpoint import write_atomic
 from wgangp.figures.common import count_seeds, select
 from wgangp.figures.image_runs import (
     NEVER,
+    SCORES,
     build_score,
     check_samples,
     describe_real,
@@ -86,16 +87,18 @@ class RandomArchitectures:
     """Random architectures for 32 x 32 images. Draw k is the architecture `draw_architecture(k)`.
 
     Paper: section 5.1, appendix B: 200 draws, ImageNet at 32 x 32, 100,000 generator updates; a run succeeds if its
-    Inception score is above a threshold. Differs: CIFAR-10, unless figure.data=image_folder; the score is in features
-    of EfficientNet, so that thresholds mean something else; all batches have 64 samples, where the authors' working
-    repository (see networks/deep_dcgan.py) updates the generator of WGAN-GP with 128 (GEN_BS_MULTIPLE 2).
+    Inception score is above a threshold. Differs: CIFAR-10, unless figure.data=image_folder; all batches have 64
+    samples, where the authors' working repository (see networks/deep_dcgan.py) updates the generator of WGAN-GP with
+    128 (GEN_BS_MULTIPLE 2).
 
     Args:
         draws: number of architectures.
         widths: the numbers of channels to choose from.
         steps: generator updates.
         batch_size: samples of each kind per update.
-        samples: samples for the scores, 1,281 or more.
+        samples: samples for the scores: 1,281 or more, for inception 2,049 or more.
+        score: inception, that of the paper, or efficientnet, which needs no download. Its features are other ones, so
+            that a threshold means something else.
         data: cifar10 or image_folder, whose images are resized to 32 x 32.
     """
 
@@ -104,11 +107,12 @@ class RandomArchitectures:
     steps: int
     batch_size: int = 64
     samples: int = 2_000
+    score: str = "efficientnet"
     data: str = "cifar10"
     data_root: str | None = None
 
     def __post_init__(self) -> None:
-        check_samples(self.samples)
+        check_samples(self.samples, self.score)
         if self.draws < 1 or not self.widths or min(self.widths) < 1:
             raise ValueError(f"figure.draws = {self.draws}, figure.widths = {[*self.widths]}: all must be > 0")
 
@@ -129,10 +133,11 @@ class RandomArchitectures:
         # A list of overrides, as Hydra writes them. The folder has no config.yaml: see wgangp/figures/__init__.py
         write_atomic(folder / "overrides.yaml", "".join(f"- {json.dumps(text)}\n" for text in overrides))
         others = [*every, f"train.lipschitz_every={NEVER}", f"device={device}"]
-        run = train_finite(folder, [*overrides, *others], partial(build_score, n=self.samples))
+        check = partial(build_score, n=self.samples, name=self.score)
+        run = train_finite(folder, [*overrides, *others], check)
         if run is None:
             return {"finite": False, "is": 1.0, "fid": None}  # 1 is the smallest Inception score
-        return {"finite": True} | score_images(run, self.samples)
+        return {"finite": True} | score_images(run, self.samples, self.score)
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
         with open_figure(path, 3.4) as figure:
@@ -149,10 +154,11 @@ class RandomArchitectures:
             for axes in (curves, points):
                 axes.grid(alpha=0.3)
                 axes.legend()
+            features = f"features of {SCORES[self.score]}"
             figure.suptitle(
                 f"{self.draws} random architectures, width {min(self.widths)} to {max(self.widths)}, {self.steps:,}"
                 f" generator updates, {count_seeds(records)}"
-                f"\nInception score of {self.samples:,} samples, EfficientNet features; {describe_real(records, 'is')}"
+                f"\nInception score of {self.samples:,} samples, {features}; {describe_real(records, 'is')}"
             )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
