@@ -412,6 +412,25 @@ def test_a_run_that_falls_back_later_is_the_eager_run(quick_compile):
     assert set(problems) == {"critic", "generator"} and "keep it in a buffer" in problems["critic"]
 
 
+def test_a_network_that_cannot_be_compiled_for_another_batch_trains_on_in_eager_mode(quick_compile):
+    """Saved-tensor hooks, with which torch.utils.checkpoint works, are not left disabled."""
+
+    class Late(CheckpointedCritic):
+        def forward(self, x):
+            return super().forward(x) if len(x) > 16 else Critic.forward(self, x)
+
+    critic = Late()
+    step = build_computation(BatchNormGenerator(), critic, Wasserstein(), GradientPenalty(), compile=True)
+    small, large = ((torch.randn(n, 1, 8, 8), torch.randn(n, 1, 8, 8), torch.rand(n)) for n in (8, 16))
+    step.critic_gradients(*small)  # real and fake samples go through the critic together: 16
+    with pytest.warns(UserWarning, match=r"critic step is not used: .*saved tensor hooks"):
+        step.critic_gradients(*large)
+    for batch in (large, small):
+        expected = critic_gradients(critic, *batch, penalty=GradientPenalty())[1]
+        assert all(torch.equal(a, b) for a, b in zip(step.critic_gradients(*batch)[1], expected, strict=True))
+    assert "critic" in step.problems
+
+
 def verify_and_fail(error):
     """Return a verified step whose compiled form raises the error from its third call on, and the compiled result."""
     gradients, calls = [torch.ones(2)], []

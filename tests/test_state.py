@@ -501,6 +501,28 @@ def test_layers_in_a_plain_list_are_measured_in_eval_mode_and_left_as_they_were(
     assert report(run, 0, 8) == values
 
 
+def test_a_layer_that_a_network_keeps_in_training_mode_stays_in_it():
+    class Keeper(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[1].train()
+            return self
+
+    critic = Keeper(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    with use_eval_mode(critic):
+        assert critic[1].training and not critic[0].training
+    with pytest.raises(ValueError, match="draws random numbers in eval mode"):
+        largest_quotient(critic, torch.randn(8, 2))
+
+
+def test_a_list_that_holds_itself_is_measured():
+    critic = nn.Linear(2, 1)
+    critic.plain = [1]
+    critic.plain.append(critic.plain)
+    with preserve_state(critic):
+        pass
+
+
 def test_layers_in_a_plain_list_are_converted_to_float64_and_back():
     critic = ListCritic(nn.Linear(8, 8), Holder(nn.Tanh())).eval()
     (inner, _), x = critic.plain["layers"], torch.randn(6, 2)

@@ -42,9 +42,8 @@ def split_batch(parts: int, *batch: Tensor | None) -> list[tuple[Tensor | None, 
     if parts < 1 or len(sizes) != 1 or sizes[0] % parts:
         rows = " and ".join(str(size) for size in sizes)
         raise ValueError(f"a batch with {rows} rows cannot be split into {parts} equal parts: choose another number")
-    share = sizes[0] // parts
-    rows = (slice(i * share, (i + 1) * share) for i in range(parts))
-    return [tuple(x if x is None else x[row] for x in batch) for row in rows]
+    columns = ((None,) * parts if x is None else x.chunk(parts) for x in batch)
+    return list(zip(*columns, strict=True))
 
 
 def check_parts(parts: int, regularize_gradient_norm: float) -> None:

@@ -160,6 +160,9 @@ def _bend(form: Form, below: Tensor | float, above: Tensor | float) -> Form:
     slope = torch.where(kink, (above * high - below * low) / torch.where(high > low, high - low, 1.0), certain)
     gap = torch.where(kink, (above - slope) * high / 2, 0.0)
     error = slope.abs() * (form.error + 2 * form.bound_rounding()) + gap.abs() + 4 * ROUNDING * (gap.abs() + reach)
+    # An argument that is constant on the cell has no kink, as where two dead units are compared.
+    moving = (form.gradient != 0).any(1) if form.gradients is None else (form.gradients != 0).flatten(1, 2).any(1)
+    kink &= moving if form.rest is None else moving | (form.rest > 0)
     number = cells.kinks.unsqueeze(1) + kink.flatten(1).long().cumsum(1) - 1  # the number of each kink in its cell
     number = number.view(kink.shape)
     cells.kinks = cells.kinks + kink.flatten(1).sum(1)
@@ -199,7 +202,7 @@ def _clamp(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
 def _maximum(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
     """max(x, y) = x + max(y - x, 0), min(x, y) = y - max(y - x, 0). Of one pair they share their kinks."""
     x, y = args["self"], args["other"]
-    pair, shared = frozenset((id(x), id(y))), forms[0].cells.distances
+    pair, shared = frozenset((id(v), v._version) for v in (x, y)), forms[0].cells.distances
     if pair not in shared:
         shared[pair] = (x, y, _bend(_sum(y, x, -1), 0.0, 1.0))  # x and y are kept, so that their ids stay theirs
     x, y, above = shared[pair]
@@ -211,14 +214,22 @@ def _sum(x: Any, y: Any, factor: int = 1) -> Form:
     return _add({"self": x, "other": y, "op": "add", "alpha": factor}, [v for v in (x, y) if isinstance(v, Form)])
 
 
+class _Places(Tensor):
+    """Where the sorted entries were: a tensor that no operation takes."""
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any, **__: Any) -> Any:
+        raise NoRuleError("the places that sort, max and min return have no rule")
+
+
 def _sort(args: dict[str, Any], forms: list[Form], call: Callable) -> Any:
-    """Entries along an axis in order, or the largest or smallest of them. Their places are not known: None."""
+    """Entries along an axis in order, or the largest or smallest of them."""
     (form,), op, dims = forms, args["op"], tree_leaves(args.get("dim"))
     if len(dims) != 1 or dims[0] is None or dims[0] % form.ndim == 0:
-        raise NoRuleError(f"{op}: {MIXED}")
+        raise NoRuleError(f"{op}: give it one axis, and not that of the samples")
     dim, count = dims[0] % form.ndim, form.shape[dims[0]]
     if (count * (count - 1) // 2 if op == "sort" else count - 1) > COMPARISONS:
-        raise NoRuleError(f"{op} of {count} entries takes more than {COMPARISONS} comparisons, and so")
+        raise NoRuleError(f"{op} of {count} entries takes more than {COMPARISONS} comparisons: use smaller groups")
     first, *others = (form.map(lambda v, i=i: v.select(dim, i)) for i in range(count))
     form.cells.operations += 4 * count
     ordered = [first]
@@ -229,9 +240,11 @@ def _sort(args: dict[str, Any], forms: list[Form], call: Callable) -> Any:
         if op != "sort":
             ordered = ordered[:1] if op in ("amin", "min") else ordered[-1:]
     if op == "sort":
-        return _combine(lambda x: torch.stack(x, dim), ordered[::-1] if args["descending"] else ordered), None
-    result = ordered[0].map(lambda v: v.unsqueeze(dim)) if args["keepdim"] else ordered[0]
-    return result if op in ("amax", "amin") else (result, None)
+        result = _combine(lambda x: torch.stack(x, dim), ordered[::-1] if args["descending"] else ordered)
+    else:
+        result = ordered[0].map(lambda v: v.unsqueeze(dim)) if args["keepdim"] else ordered[0]
+    places = Tensor._make_wrapper_subclass(_Places, result.shape, dtype=torch.long)
+    return result if op in ("amax", "amin") else (result, places)
 
 
 NAMES = {

@@ -116,21 +116,6 @@ def run_train(cfg: DictConfig) -> float | None:
     return last[cfg.objective]
 
 
-def run_sample(cfg: DictConfig) -> None:
-    """Draw samples from a trained generator: scripts/sample.py. Prints the path of what was made."""
-    print(sample(**to_arguments(cfg, SAMPLE)))
-
-
-def run_lipschitz(cfg: DictConfig) -> None:
-    """Analyze the slopes of a trained critic: scripts/lipschitz.py. Prints the folder with the results."""
-    print(analyze(**to_arguments(cfg, LIPSCHITZ)))
-
-
-def run_evaluate(cfg: DictConfig) -> None:
-    """Score a trained generator: scripts/evaluate.py. Prints a table."""
-    print(evaluate(**to_arguments(cfg, EVALUATE)))
-
-
 def run_compare(cfg: DictConfig) -> None:
     """Compare run folders: scripts/compare.py. Prints the page with the tables, and its folder."""
     folder = compare(**to_arguments(cfg, COMPARE))
@@ -149,9 +134,10 @@ def run_reproduce(cfg: DictConfig) -> None:
 
 COMMANDS = {  # name -> its config in conf/, its function
     "train": ("config", run_train),
-    "sample": ("sample", run_sample),
-    "lipschitz": ("lipschitz", run_lipschitz),
-    "evaluate": ("evaluate", run_evaluate),
+    # These print a path or a table.
+    "sample": ("sample", lambda cfg: print(sample(**to_arguments(cfg, SAMPLE)))),
+    "lipschitz": ("lipschitz", lambda cfg: print(analyze(**to_arguments(cfg, LIPSCHITZ)))),
+    "evaluate": ("evaluate", lambda cfg: print(evaluate(**to_arguments(cfg, EVALUATE)))),
     "compare": ("compare", run_compare),
     "reproduce": ("reproduce", run_reproduce),
 }

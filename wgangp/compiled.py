@@ -46,7 +46,7 @@ class Computation:
         critic_gradients: (real, fake, eps, *y) -> the terms by name, each (), and one gradient per trainable parameter
             of the critic.
         generator_gradients: (z, *y) -> the same for the generator.
-        problems: name of a step -> why its compiled form is not used; filled at the first batches.
+        problems: name of a step -> why its compiled form is not used, or not any more.
     """
 
     sample: Callable[..., Tensor]
@@ -71,8 +71,8 @@ def build_computation(
         precision: fp32, tf32 or bf16, for the forward passes and their derivatives. The penalty is computed in fp32
             unless penalty.autocast is set. tf32 has to be switched on by the caller (`precision.product_precision`).
         compile: compile each computation into one graph at the first batch. It is compared with the eager result
-            there (see `verify`). A batch of another size is compiled again, without a comparison. On CUDA the graphs
-            are recorded and replayed (CUDA graphs).
+            there (see `verify`). A batch of another size is compiled again, without a comparison, or is computed
+            eagerly if this fails. On CUDA the graphs are recorded and replayed (CUDA graphs).
 
     Raises:
         ValueError: the precision is unknown, or not available on the device of the critic.
@@ -177,9 +177,12 @@ def verify(
 
     def choose(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
         nonlocal batches
+        if chosen == [eager]:
+            return eager(*batch)
         if chosen:
             try:
-                return chosen[0](*batch)
+                with _preserve_modes():
+                    return fast(*batch)
             except torch._dynamo.exc.FailOnRecompileLimitHit:
                 give_up(
                     "it was compiled too often. A Python attribute of a network changes in forward (keep it in a"

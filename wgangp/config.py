@@ -116,29 +116,32 @@ def build_run(
     """
     device = find_device(local_device(cfg.device))
     check_precision(cfg.train.precision, device)
-    loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))
+    for key in ("loss", "penalty"):
+        build(cfg, key, trust=trust)
     _check_rates(cfg)
     trial = build(cfg, "optim", [nn.Parameter(torch.zeros(1))], trust=trust)  # errors come before the data is read
-    if not isinstance(trial, torch.optim.Optimizer) or isinstance(trial, torch.optim.LBFGS):
-        raise ValueError(
-            f"optim._target_ = {cfg.optim._target_}: optimizers that need a closure are not supported. Use optim=adam"
-        )
+    if not isinstance(trial, torch.optim.Optimizer):
+        raise ValueError(f"optim._target_ = {cfg.optim._target_}: is not an optimizer. Use optim=adam")
     build_average(nn.Identity(), cfg.ema.decay)
     data = build(cfg, "data", trust=trust, device=device)
-
-    def assemble() -> Run:
-        generator, critic = build_networks(cfg, data.shape, device, trust)
-        match_parts(generator, critic, loss, data)
-        if channels_last:
-            for network in (generator, critic):
-                network.to(memory_format=torch.channels_last)
-        optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in (generator, critic)]
-        average = build_average(generator, cfg.ema.decay)
-        config = select_computed(flatten_config(cfg))
-        return Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed, average, config)
-
+    assemble = partial(_assemble, cfg, data, device, trust, torch.channels_last if channels_last else None)
     try_run(assemble(), cfg, objective, world)
     return assemble()
+
+
+def _assemble(
+    cfg: DictConfig, data: Any, device: torch.device, trust: Sequence[str], layout: torch.memory_format | None = None
+) -> Run:
+    """Build a run on its data. layout: of the weights of convolutions in memory."""
+    loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))
+    networks = build_networks(cfg, data.shape, device, trust)
+    match_parts(*networks, loss, data)
+    for network in networks if layout else ():
+        network.to(memory_format=layout)
+    optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in networks]
+    average = build_average(networks[0], OmegaConf.select(cfg, "ema.decay"))
+    config = select_computed(flatten_config(cfg))
+    return Run(*networks, *optimizers, data, loss, penalty, cfg.seed, average, config)
 
 
 def _check_rates(cfg: DictConfig) -> None:
@@ -187,13 +190,7 @@ def restore(
 
     def fit(state: Any, step: int) -> tuple[Run, int]:
         require_owner(state, step, cfg.seed, config)
-        loss, penalty = (build(cfg, key, trust=trust) for key in ("loss", "penalty"))
-        data = Unread(state) if place is not None and not read_data else read()
-        generator, critic = build_networks(cfg, data.shape, device, trust)
-        match_parts(generator, critic, loss, data)
-        optimizers = [build(cfg, "optim", network.parameters(), trust=trust) for network in (generator, critic)]
-        average = build_average(generator, OmegaConf.select(cfg, "ema.decay"))
-        run = Run(generator, critic, *optimizers, data, loss, penalty, cfg.seed, average, config)
+        run = _assemble(cfg, Unread(state) if place is not None and not read_data else read(), device, trust)
         return run, load_state(run, state, step)
 
     place_of, options = folder / "checkpoints", {"device": device, "fit": fit}

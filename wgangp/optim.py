@@ -45,7 +45,7 @@ def descend(
     try:
         optimizer.step()
     except TypeError as error:
-        if "closure" not in str(error):
+        if "argument: 'closure'" not in str(error):
             raise
         name = type(optimizer).__name__
         raise ValueError(f"{name} computes gradients several times per step: use an optimizer that does not") from error

@@ -133,7 +133,7 @@ def save_value_surface(
         critic: (B, 2) -> (B,) or (B, 1).
         resolution: the critic is evaluated on a grid of resolution x resolution points.
 
-    Paper: figure 1a. Its released plot was transposed at first; here x_1 goes to the right and x_2 goes up.
+    Paper: figure 1a.
     """
     ticks = torch.linspace(*span, resolution, device=real.device, dtype=real.dtype)
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")

@@ -82,9 +82,12 @@ def preserve_state(*holders: Any) -> Iterator[None]:
 def use_eval_mode(*holders: Any) -> Iterator[None]:
     """Measure networks in eval mode: `preserve_state`, with module.eval() called at the beginning."""
     with preserve_state(*holders):
+        known: set[int] = set()
         for module in _list_modules(holders):
-            with suppress(NotImplementedError):  # a module from torch.export has one mode
-                module.eval()
+            if id(module) not in known:
+                known |= set(map(id, module.modules()))  # what its eval() sets, or leaves in training mode
+                with suppress(NotImplementedError):  # a module from torch.export has one mode
+                    module.eval()
         yield
 
 
@@ -191,13 +194,17 @@ def digest_random_state(*holders: Any) -> list[bytes]:
 
 def _list_modules(holders: Iterable[Any]) -> list[nn.Module]:
     """Return all modules, those in plain lists and dicts of modules among them, which module.modules() leaves out."""
-    modules, queue = {}, list(holders)
+    seen, queue = {}, deque(holders)
     while queue:
-        item = queue.pop()
-        if isinstance(item, nn.Module) and id(item) not in modules:
-            modules[id(item)] = item
-            queue += [*item.children(), *tree_leaves(list(vars(item).values()))]
-    return list(modules.values())
+        item = queue.popleft()
+        if id(item) in seen or not isinstance(item, (nn.Module, dict, list, tuple)):
+            continue
+        seen[id(item)] = item
+        if isinstance(item, nn.Module):
+            queue += [*item.children(), *vars(item).values()]
+        else:
+            queue += item.values() if isinstance(item, dict) else item
+    return [item for item in seen.values() if isinstance(item, nn.Module)]
 
 
 def _list_items(holders: Iterable[Any]) -> list[Any]:

@@ -311,9 +311,8 @@ def _restore(run: Run, folder: Path, device: torch.device) -> tuple[int, dict[st
             " another run_dir="
         )
     lines = sum(record["step"] <= (step or 0) for record in log)
-    least = max(counts["reports"], int(bool(step)))  # checkpoints of earlier versions do not have the number
-    if lines < least:
-        text = f"{lines} lines up to step {step}, and at least {least} were written. The others are lost"
+    if lines < counts["reports"]:
+        text = f"{lines} lines up to step {step}, and {counts['reports']} were written. The others are lost"
         print(f"warning: {folder / 'metrics.jsonl'} has {text}", file=sys.stderr, flush=True)
     return step or 0, counts
 

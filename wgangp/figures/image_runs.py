@@ -1,4 +1,4 @@
-"""What figures of trained runs share: a command per cell, scores that need no download, samples in the picture."""
+"""What figures of trained runs share: a command per cell, scores, samples in the picture."""
 
 import base64
 import io
@@ -72,7 +72,7 @@ def train_finite(folder: Path, overrides: list[str], check: Callable[[Run], Any]
 
 
 def build_score(run: Run, n: int, name: str = "efficientnet") -> Score:
-    """Build the score of `score_images`. ValueError if there are too few images, or if something cannot be loaded.
+    """Build the score of `score_images`. ValueError if there are too few images, or no library or weights for it.
 
     The reference is the held-out images, or the training images if fewer are held out than the score needs.
     """

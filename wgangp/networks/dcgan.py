@@ -9,7 +9,7 @@ batch norm. The CIFAR generator has batch norm in every mode, the MNIST generato
 
 from torch import Tensor, nn
 
-from wgangp.networks.layers import BatchNorm, Conv2d, ConvTranspose2d, LeakyReLU, check_shape, check_sizes, linear
+from wgangp.networks.layers import BatchNorm, Conv2d, ConvTranspose2d, LeakyReLU, check_shape, linear
 
 __all__ = ["CIFARCritic", "CIFARGenerator", "MNISTCritic", "MNISTGenerator"]
 
@@ -23,8 +23,7 @@ class MNISTGenerator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 64, norm: bool = False) -> None:
         super().__init__()
-        check_shape("the MNIST generator", _expect_digits(shape), shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("the MNIST generator", _expect_digits(shape), shape, latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = nn.Sequential(linear(latent_dim, 4 * width * 4 * 4), *_norm(norm, 4 * width * 4 * 4), nn.ReLU())
         self.to_8 = nn.Sequential(ConvTranspose2d(4 * width, 2 * width), *_norm(norm, 2 * width), nn.ReLU())
@@ -42,8 +41,7 @@ class CIFARGenerator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 128, norm: bool = True) -> None:
         super().__init__()
-        check_shape("the CIFAR generator", CIFAR, shape)
-        check_sizes(latent_dim=latent_dim, width=width)
+        check_shape("the CIFAR generator", CIFAR, shape, latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = nn.Sequential(linear(latent_dim, 4 * width * 4 * 4), *_norm(norm, 4 * width * 4 * 4), nn.ReLU())
         self.layers = nn.Sequential(
@@ -63,8 +61,7 @@ class _Critic(nn.Module):
 
     def __init__(self, expected: tuple[int, ...], shape: tuple[int, ...], width: int, norm: bool) -> None:
         super().__init__()
-        check_shape(self.NAME, expected, shape)
-        check_sizes(width=width)
+        check_shape(self.NAME, expected, shape, width=width)
         self.shape = expected
         self.layers = nn.Sequential(
             *(Conv2d(shape[0], width, kernel=5, stride=2), LeakyReLU()),  # 14 x 14 or 16 x 16
