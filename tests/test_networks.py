@@ -1,6 +1,8 @@
 import importlib
+import inspect
 import math
 import pkgutil
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from helpers import require_released_weights
 from torch import nn
 
-from wgangp import networks
+from wgangp import check_per_sample, networks
 from wgangp.networks import layers
 from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
 from wgangp.networks.language import LanguageCritic, LanguageGenerator
@@ -437,13 +439,20 @@ def build_any(network):
             return network(shape, width=4).double(), shape
         except ValueError:
             continue
-    raise AssertionError(f"no shape fits {network.__name__}: add its shape to SHAPES")
+    raise AssertionError(f"no shape fits {network}: add its shape to SHAPES")
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
-def test_no_module_of_a_network_changes_its_input_in_place(network):
+WITH_CLASSES = [network for network in NETWORKS if "classes" in inspect.signature(network).parameters]
+
+
+@pytest.mark.parametrize(
+    "network, options",
+    [*((network, {}) for network in NETWORKS), *((network, {"classes": 3}) for network in WITH_CLASSES)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_no_module_of_a_network_changes_its_input_in_place(network, options):
     """An activation in place would overwrite the skip of a residual block."""
-    module, shape = build_any(network)
+    module, shape = build_any(partial(network, **options))
     before, changed = {}, []
 
     def remember(part, inputs):
@@ -460,3 +469,9 @@ def test_no_module_of_a_network_changes_its_input_in_place(network):
     y = [torch.arange(3)] * bool(getattr(module, "classes", 0))
     module(x.double(), *y)
     assert len(before) > 3 and not changed
+
+
+def test_scores_and_logits_of_a_critic_with_classes_belong_to_their_samples():
+    critic, x = ResNetCritic(COLOR, width=4, classes=3).double(), torch.randn(4, *COLOR).double()
+    check_per_sample(critic, x, y=(torch.tensor([0, 1, 2, 0]),))
+    check_per_sample(lambda x: critic(x, logits=True)[1][:, 1], x)

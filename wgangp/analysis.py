@@ -51,8 +51,7 @@ def analyze(
         seed: of the random draws.
         out: a new folder; None: a name in run/made that tells step, seed and sizes.
         data_root: the folder where the data is now; None: where it was during training.
-        device: auto, cpu, cuda, ...
-        trust: as in `config.load_run`.
+        device, trust: as in `config.load_run`.
 
     Raises:
         ValueError: an argument is not valid, or the data is not the data of the run. Nothing is written.

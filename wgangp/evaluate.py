@@ -38,8 +38,7 @@ def evaluate(
         step: of the checkpoint. None: the newest, and, if the run was evaluated during training, the one with the best
             score, too. They are two rows: the best of many evaluations is better than a run is on average.
         data_root: the folder (for text, the file) where the data is now; None: where it was during training.
-        device: auto, cpu, cuda, ...
-        trust: as in `config.load_run`.
+        device, trust: as in `config.load_run`.
 
     Raises:
         ValueError: as in `config.restore` and `build_scores`; a score cannot be computed. Scores that were computed

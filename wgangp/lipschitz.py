@@ -59,16 +59,12 @@ def slope_statistics(
 ) -> dict[str, dict[str, float]]:
     """Summarize the critic's slope ||grad D|| at four kinds of points. A 1-Lipschitz critic has no slope above 1.
 
-    Args:
-        critic, real, fake, eps, y, rng, coupled, float64: as in `critic_slopes`.
+    The arguments and the errors are those of `critic_slopes`.
 
     Returns:
         {"real": ..., "fake": ..., "interpolates": ..., "perturbed": ...}, each with mean, std, the quantiles q05, q50
         and q95, max, and above_1 (the share of points with a slope above 1). With coupled also "coupled", which has
         cosine too: the mean cosine between the critic's gradient and the direction in which mass moves.
-
-    Raises:
-        ValueError: as in `critic_slopes`.
 
     Paper: Corollary 1: the optimal 1-Lipschitz critic has slope 1 almost everywhere under both distributions.
     """

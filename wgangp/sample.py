@@ -53,8 +53,7 @@ def sample(
             samples have random labels.
         out: the file to write, or the folder for images. None: a file in the folder `made` of the run folder, with
             step, seed and n in its name.
-        device: auto, cpu, cuda, ...
-        trust: as in `config.load_run`.
+        device, trust: as in `config.load_run`.
 
     Raises:
         ValueError: an argument is not valid, there is no such checkpoint, the data cannot be shown in this way, or a
