@@ -312,7 +312,7 @@ def _restore(run: Run, folder: Path, device: torch.device) -> tuple[int, dict[st
         )
     lines = sum(record["step"] <= (step or 0) for record in log)
     if lines < counts["reports"]:
-        text = f"{lines} lines up to step {step}, and {counts['reports']} were written. The others are lost"
+        text = f"{lines} lines up to step {step}, and at least {counts['reports']} were written. The others are lost"
         print(f"warning: {folder / 'metrics.jsonl'} has {text}", file=sys.stderr, flush=True)
     return step or 0, counts
 
