@@ -202,7 +202,7 @@ def _clamp(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
 def _maximum(args: dict[str, Any], forms: list[Form], call: Callable) -> Form:
     """max(x, y) = x + max(y - x, 0), min(x, y) = y - max(y - x, 0). Of one pair they share their kinks."""
     x, y = args["self"], args["other"]
-    pair, shared = frozenset((id(v), v._version) for v in (x, y)), forms[0].cells.distances
+    pair, shared = frozenset((id(v), v._version) for v in (x, y)), forms[0].cells.excess
     if pair not in shared:
         shared[pair] = (x, y, _bend(_sum(y, x, -1), 0.0, 1.0))  # x and y are kept, so that their ids stay theirs
     x, y, above = shared[pair]

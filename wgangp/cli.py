@@ -134,7 +134,6 @@ def run_reproduce(cfg: DictConfig) -> None:
 
 COMMANDS = {  # name -> its config in conf/, its function
     "train": ("config", run_train),
-    # These print a path or a table.
     "sample": ("sample", lambda cfg: print(sample(**to_arguments(cfg, SAMPLE)))),
     "lipschitz": ("lipschitz", lambda cfg: print(analyze(**to_arguments(cfg, LIPSCHITZ)))),
     "evaluate": ("evaluate", lambda cfg: print(evaluate(**to_arguments(cfg, EVALUATE)))),

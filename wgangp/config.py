@@ -120,8 +120,8 @@ def build_run(
         build(cfg, key, trust=trust)
     _check_rates(cfg)
     trial = build(cfg, "optim", [nn.Parameter(torch.zeros(1))], trust=trust)  # errors come before the data is read
-    if not isinstance(trial, torch.optim.Optimizer):
-        raise ValueError(f"optim._target_ = {cfg.optim._target_}: is not an optimizer. Use optim=adam")
+    if not isinstance(trial, torch.optim.Optimizer) or isinstance(trial, torch.optim.LBFGS):
+        raise ValueError(f"optim._target_ = {cfg.optim._target_}: is no optimizer, or needs a closure. Use optim=adam")
     build_average(nn.Identity(), cfg.ema.decay)
     data = build(cfg, "data", trust=trust, device=device)
     assemble = partial(_assemble, cfg, data, device, trust, torch.channels_last if channels_last else None)

@@ -40,13 +40,13 @@ class Cells:
         corners: see Form.gradients.
         kinks: the number of kinks so far (C,).
         operations: a bound of the number of additions behind one value so far.
-        distances: x, y and max(y - x, 0) of pairs, at least one of them a form.
+        excess: x, y and max(y - x, 0) of pairs, at least one of them a form.
     """
 
     def __init__(self, half: Tensor, k: int | None, corners: bool) -> None:
         self.half, self.k, self.corners, self.operations = half, k, corners, 4
         self.kinks = torch.zeros(len(half), dtype=torch.long, device=half.device)
-        self.distances: dict[frozenset[int], Any] = {}
+        self.excess: dict[frozenset[int], Any] = {}
 
 
 class Form(Tensor):
@@ -132,7 +132,7 @@ class Form(Tensor):
         result = rule(by_name, forms, lambda x: func(*_replace(args, forms[0], x), **_replace(kwargs, forms[0], x)))
         if in_place:
             vars(args[0]).update(vars(result))
-            args[0].cells.distances.clear()  # one of them may be of the value before
+            args[0].cells.excess.clear()  # one of them may be of the value before
             return args[0]
         if func.is_view:
             for form in (forms[0], *tree_leaves(result)):
