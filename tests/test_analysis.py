@@ -64,6 +64,17 @@ def test_analysis_of_points_has_every_number(toy, _whole):
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # no unfinished files
 
 
+def test_picture_of_a_small_version_says_so(toy, monkeypatch):
+    notes = []
+    monkeypatch.setattr("wgangp.analysis.add_note", lambda path, note: notes.append((path.name, note)))
+    for seed, budget in enumerate(("paper", "cpu")):
+        path = toy / "config.yaml"
+        path.write_text(path.read_text().replace("budget: paper", f"budget: {budget}"))
+        analyze(str(toy), **SIZES, seed=seed)
+    small = "budget=cpu: smaller and shorter than in the paper"
+    assert notes == [("lipschitz.png", ""), ("lipschitz.png", small)]
+
+
 def test_expected_slope_follows_from_the_exact_distance(trained):
     report = read(analyze(str(trained(*TINY, "train.steps=20", "optim.lr=0.01")), **SIZES))
     assert report["distances"]["gap"] > 0 and report["expected_from"] == "exact W1"

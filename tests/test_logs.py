@@ -29,28 +29,6 @@ def test_resumed_log_drops_lines_from_the_start_step_and_continues_the_time(tmp_
     assert elapsed[0] == 5.0 and 9.0 <= elapsed[1] < 12.0  # the first process reported step 10, and saved it
 
 
-OLD_RECORD = {"step": 0, "critic_gradient_norm": 2.0, "generator_gradient_norm": 3.0, "penalty": 4.0}
-NEW_RECORD = {"step": 0, "critic_param_grad_norm": 2.0, "generator_param_grad_norm": 3.0, "penalty": 4.0}
-
-
-def test_metrics_of_an_old_log_are_read_with_their_new_names(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps(OLD_RECORD) + "\n" + json.dumps({**NEW_RECORD, "step": 10}) + "\n")
-    assert logs.read_metrics(path) == [NEW_RECORD, {**NEW_RECORD, "step": 10}]
-    assert logs.read_lines(path)[0] == OLD_RECORD  # reading changes no file
-
-
-def test_resume_rewrites_the_metrics_of_an_old_log_with_their_new_names(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps(OLD_RECORD) + "\n" + json.dumps({**OLD_RECORD, "step": 10}) + "\n")
-    (tmp_path / "timing.jsonl").write_text('{"step": 0, "elapsed_s": 5.0}\n')
-    log = logs.Log(tmp_path, 10)
-    log.close()
-    assert logs.read_lines(path) == [NEW_RECORD]
-    assert list(logs.read_lines(path)[0]) == list(NEW_RECORD)  # in the same order
-    assert logs.read_lines(tmp_path / "timing.jsonl") == [{"step": 0, "elapsed_s": 5.0}]
-
-
 def test_incomplete_last_line_is_ignored(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1')
     assert logs.read_lines(tmp_path / "metrics.jsonl") == [{"step": 0}]

@@ -46,6 +46,11 @@ def test_parameter_counts_are_those_of_the_released_code(network, parameters):
     assert count(network()) == parameters
 
 
+def test_variants_of_the_paper_have_as_many_parameters_but_for_the_three_channels_of_the_first_block():
+    assert count(ResNetGenerator(COLOR, upsample_second=True)) == 1_204_483
+    assert count(ResNetCritic(COLOR, plain_first=True)) == 1_053_825 - 128 * (128 * 9 + 1) + 3 * (3 * 9 + 1)
+
+
 @pytest.mark.parametrize("width", [4, 64])
 def test_three_digits_are_the_channels_of_the_first_and_last_convolution_alone(width):
     """25 weights per filter and channel, and a bias per channel of the generator, are what three channels add."""
@@ -98,24 +103,28 @@ def test_score_of_a_sample_does_not_depend_on_other_samples(make, width, shape):
     assert jacobian[~own].eq(0).all() and jacobian[own].abs().amax(1).gt(0).all()
 
 
-def reference_critic(critic, x):
+def reference_critic(critic, x, plain_first=False):
     """The ResNet critic with the operations of the released code, one by one: convolution first, pooling second."""
 
     def conv(layer, x):
         return F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
 
-    first, down, *same = critic.blocks
-    main = F.avg_pool2d(conv(first.main[2], conv(first.main[0], x).relu()), 2)
-    x = main + conv(first.shortcut, F.avg_pool2d(x, 2))
-    main = F.avg_pool2d(conv(down.main[3], conv(down.main[1], x.relu()).relu()), 2)
-    x = main + F.avg_pool2d(conv(down.shortcut, x), 2)
-    for block in same:
+    first, *down, third, fourth = critic.blocks
+    if plain_first:
+        down = first, *down
+    else:
+        main = F.avg_pool2d(conv(first.main[2], conv(first.main[0], x).relu()), 2)
+        x = main + conv(first.shortcut, F.avg_pool2d(x, 2))
+    for block in down:
+        main = F.avg_pool2d(conv(block.main[3], conv(block.main[1], x.relu()).relu()), 2)
+        x = main + F.avg_pool2d(conv(block.shortcut, x), 2)
+    for block in (third, fourth):
         x = x + conv(block.main[3], conv(block.main[1], x.relu()).relu())
     return critic.output(x.relu().mean(dim=(2, 3))).squeeze(1)
 
 
-def reference_generator(generator, z):
-    """The ResNet generator with the operations of the released code: upsampling first, convolution second."""
+def reference_generator(generator, z, upsample_second=False):
+    """The ResNet generator with the operations of the released code: a block upsamples, then it convolves."""
 
     def norm(layer, x):
         mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
@@ -129,20 +138,23 @@ def reference_generator(generator, z):
 
     x = generator.input(z).view(len(z), -1, 4, 4)
     for block in generator.blocks:
-        main = conv(block.main[2], upsample(norm(block.main[0], x).relu()))
-        x = conv(block.shortcut, upsample(x)) + conv(block.main[5], norm(block.main[3], main).relu())
+        first, second = (lambda x: x, upsample) if upsample_second else (upsample, lambda x: x)
+        main = conv(block.main[2], first(norm(block.main[0], x).relu()))
+        x = conv(block.shortcut, upsample(x)) + conv(block.main[5], second(norm(block.main[3], main).relu()))
     return conv(generator.output[2], norm(generator.output[0], x).relu()).tanh()
 
 
-def test_resnet_pair_equals_the_released_operations():
-    generator, critic = ResNetGenerator(COLOR, width=6).double(), ResNetCritic(COLOR, width=6).double()
+@pytest.mark.parametrize("paper", [False, True])
+def test_resnet_pair_equals_the_operations_of_the_released_code_or_of_the_paper(paper):
+    generator = ResNetGenerator(COLOR, width=6, upsample_second=paper).double()
+    critic = ResNetCritic(COLOR, width=6, plain_first=paper).double()
     for p in (*generator.parameters(), *critic.parameters()):
         nn.init.normal_(p, std=0.3)  # also biases and norms
     z, x = torch.randn(3, 128).double(), torch.randn(3, *COLOR).double()
-    torch.testing.assert_close(generator(z), reference_generator(generator, z), atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(critic(x), reference_critic(critic, x), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(generator(z), reference_generator(generator, z, paper), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(critic(x), reference_critic(critic, x, paper), atol=1e-12, rtol=1e-12)
     ours = torch.autograd.grad(critic(x).square().sum(), list(critic.parameters()))
-    reference = torch.autograd.grad(reference_critic(critic, x).square().sum(), list(critic.parameters()))
+    reference = torch.autograd.grad(reference_critic(critic, x, paper).square().sum(), list(critic.parameters()))
     for a, b in zip(ours, reference, strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 

@@ -32,11 +32,6 @@ def test_curves_and_numbers_of_real_samples_are_read_by_step(write):
     assert read_folder(write("b")).seconds is None
 
 
-def test_old_names_of_metrics_are_read(write):
-    content = read_folder(write("a", log=[{"step": 0, "critic_gradient_norm": 2.0}]))
-    assert content.curves[Measure("critic_param_grad_norm")] == {0: 2.0}
-
-
 def test_last_record_of_a_score_at_a_step_counts(write):
     scores = [{**SCORE, "values": {"fid": value}, "real": {"fid": 1.0}} for value in (9.0, 8.0)]
     scores += [{**SCORE, "step": 20, "values": {"fid": 7.0}}]  # real can be missing

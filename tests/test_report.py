@@ -21,7 +21,7 @@ from wgangp.losses import ACGAN, LeastSquares, NonSaturating, Wasserstein
 from wgangp.networks import layers
 from wgangp.networks.resnet import ResNetCritic
 from wgangp.optim import build_average
-from wgangp.report import draw_curves, lipschitz_report, picture, report
+from wgangp.report import add_note, draw_curves, lipschitz_report, picture, report
 from wgangp.runs import expects_slope
 from wgangp.seeds import draw_latent, rng_for
 from wgangp.step import critic_objective, generator_objective
@@ -201,18 +201,6 @@ def test_curves_of_a_log_without_wasserstein_have_the_penalty_alone(tmp_path, mo
     assert labels[2:4] == ["penalty", "real"] and picture_size(tmp_path / "without.png")[0] > 1000
 
 
-def test_curves_continue_a_log_with_old_metric_names(toy_run, tmp_path, monkeypatch):
-    run, drawn = toy_run(), []
-    monkeypatch.setattr("wgangp.plots.save_curves", lambda path, records, target, title: drawn.extend(records))
-    values = report(run, 0, 8)
-    old = {name.replace("_param_grad_norm", "_gradient_norm"): value for name, value in values.items()}
-    assert old.keys() != values.keys()
-    for record in (old, values):
-        append_line(tmp_path / "metrics.jsonl", {"step": 0, **record})
-    draw_curves(tmp_path, run)
-    assert drawn == [{"step": 0, **values}] * 2
-
-
 def test_picture_of_labeled_points_in_the_plane_shows_the_points(tmp_path):
     picture(tmp_path, labeled_run((2,)), 0)
     assert (tmp_path / "samples" / "00000000.png").exists()
@@ -226,6 +214,30 @@ def test_curves_of_a_small_version_say_so(tmp_path, monkeypatch, budget):
     append_line(tmp_path / "metrics.jsonl", {"step": 0})
     draw_curves(tmp_path, labeled_run(IMAGE))
     assert ("budget=cpu: smaller" in titles[0]) == (budget == "cpu")
+
+
+def test_picture_of_a_small_version_says_so_below_the_samples(tmp_path):
+    run, drawn = labeled_run(IMAGE), {}
+    for budget in ("paper", "cpu"):
+        (tmp_path / budget).mkdir()
+        (tmp_path / budget / "config.yaml").write_text(f"seed: 0\nbudget: {budget}\nloss: 0\n")
+        picture(tmp_path / budget, run, 1)
+        with Image.open(tmp_path / budget / "samples" / "00000001.png") as grid:
+            drawn[budget] = np.asarray(grid.convert("L"))
+    height, width = drawn["paper"].shape
+    assert drawn["cpu"].shape == (height + 13, max(width, 240))
+    np.testing.assert_array_equal(drawn["cpu"][:height, :width], drawn["paper"])
+    strip = drawn["cpu"][height:]
+    assert strip.max() > 200 and (strip > 100).any(0).nonzero()[0].max() in range(220, 240)  # all of the text
+
+
+def test_note_is_a_line_above_a_text_and_an_empty_one_is_not_written(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("to be\nor not\n")
+    add_note(path, "")
+    assert path.read_text() == "to be\nor not\n"
+    add_note(path, "budget=cpu")
+    assert path.read_text() == "budget=cpu\nto be\nor not\n"
 
 
 def test_lipschitz_report_of_labeled_critics_needs_a_score_without_labels(monkeypatch):

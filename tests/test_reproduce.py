@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from helpers import ROOT
 
 from wgangp import config
-from wgangp.cli import REPRODUCE
+from wgangp.cli import SCHEMAS
 from wgangp.config import CONF
 from wgangp.figures import known_distance, study
 from wgangp.figures.digest import read_records, stamp
@@ -149,7 +149,7 @@ class TestFolder:
 
     def test_is_not_created_for_an_unknown_key(self, configure, out):
         with pytest.raises(ValueError, match="foo"):
-            to_arguments(configure(*TINY, f"out={out}", "+foo=1", name="reproduce"), REPRODUCE)
+            to_arguments(configure(*TINY, f"out={out}", "+foo=1", name="reproduce"), SCHEMAS["reproduce"])
         assert not out.exists()
 
 

@@ -52,6 +52,18 @@ def test_numbers_are_the_samples_of_the_newest_checkpoint(toy):
     np.testing.assert_array_equal(x, expected.numpy())
 
 
+@pytest.mark.parametrize(("what", "noted"), [("grid", True), ("interpolation", True), ("images", False)])
+def test_pictures_of_a_small_version_say_so_and_single_images_do_not(mnist, what, noted):
+    sizes = []
+    for n, budget in enumerate(("paper", "cpu")):
+        path = mnist / "config.yaml"
+        path.write_text(path.read_text().replace("budget: paper", f"budget: {budget}"))
+        path = sample(str(mnist), what, n=16, seed=n, device="cpu")
+        with Image.open(path if path.is_file() else path / "000000.png") as image:
+            sizes.append(image.height)
+    assert sizes[1] - sizes[0] == (13 if noted else 0)
+
+
 def test_samples_are_of_the_average_if_the_run_has_one(trained):
     folder = trained(*TOY, "ema.decay=0.5")
     run = load_run(folder)

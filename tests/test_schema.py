@@ -152,7 +152,7 @@ class TestConfigs:
     def test_types_are_those_of_the_signature(self):
         types = read_types(train)
         assert types["steps"] is int and types["decay_steps"] == int | None
-        for schema, values in ((config.SCHEMA, {"train": {"steps": "abc"}}), (cli.SAMPLE, {"n": "abc"})):
+        for schema, values in ((config.SCHEMA, {"train": {"steps": "abc"}}), (cli.SCHEMAS["sample"], {"n": "abc"})):
             with pytest.raises(Exception, match="could not be converted to Integer"):
                 OmegaConf.merge(OmegaConf.structured(schema), values)
 

@@ -814,16 +814,6 @@ def test_signatures_are_short():
         assert len(inspect.signature(function).parameters) <= limit, function.__name__
 
 
-def test_log_with_old_metric_names_is_continued_with_the_new_ones(train_tiny, tmp_path):
-    train_tiny(tmp_path / "whole", "train.steps=4")
-    train_tiny(tmp_path / "parts", "train.steps=2")
-    log = tmp_path / "parts" / "metrics.jsonl"
-    log.write_text(log.read_text().replace("_param_grad_norm", "_gradient_norm"))
-    assert all(r.keys() >= {"critic_gradient_norm", "generator_gradient_norm"} for r in read_lines(log))
-    train_tiny(tmp_path / "parts", "train.steps=4")
-    assert log.read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
-
-
 def test_run_without_a_terminal_prints_its_first_and_last_report(train_tiny, tmp_path, quick_pictures, capsys):
     train_tiny(tmp_path, "train.steps=4", "train.log_every=1")
     first, last = capsys.readouterr().err.splitlines()

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,14 @@ from wgangp.train import train
 __all__ = ["COMMANDS", "main"]
 
 
-def _read_keys(function: Callable[..., Path], **replaced: Any) -> dict[str, Any]:
+def _read_keys(function: Callable[..., Path]) -> dict[str, Any]:
     """Return the keys and types of a command, without the name of a figure: it is the choice figure=NAME."""
-    return {key: kind for key, kind in (read_types(function) | replaced).items() if key != "name"}
+    special = {"trust": list[str], "figure": dict[str, Any]}
+    return {key: special.get(key, kind) for key, kind in read_types(function).items() if key != "name"}
 
 
-SAMPLE = register_schema("sample", _read_keys(sample, trust=list[str]))
-COMPARE = register_schema("compare", _read_keys(compare))
-LIPSCHITZ = register_schema("lipschitz", _read_keys(analyze, trust=list[str]))
-EVALUATE = register_schema("evaluate", _read_keys(evaluate, trust=list[str]))
-REPRODUCE = register_schema("reproduce", _read_keys(reproduce, figure=dict[str, Any]))
-SCHEMAS = {"config": config.SCHEMA, "sample": SAMPLE, "lipschitz": LIPSCHITZ, "evaluate": EVALUATE}
-SCHEMAS |= {"compare": COMPARE, "reproduce": REPRODUCE}
+CALLED = {"sample": sample, "lipschitz": analyze, "evaluate": evaluate, "compare": compare, "reproduce": reproduce}
+SCHEMAS = {"config": config.SCHEMA, **{key: register_schema(key, _read_keys(called)) for key, called in CALLED.items()}}
 OPTIMIZERS = ("ax", "nevergrad", "optuna")  # choices of hydra/sweeper that need a number from every job
 NONE = {  # what to write in place of null or ~
     "clip": "clip.weights=null clip.gradient_norm=null",
@@ -116,15 +113,20 @@ def run_train(cfg: DictConfig) -> float | None:
     return last[cfg.objective]
 
 
+def call(name: str, cfg: DictConfig) -> None:
+    """Call the function of scripts/NAME.py, and print its result."""
+    print(CALLED[name](**to_arguments(cfg, SCHEMAS[name])))
+
+
 def run_compare(cfg: DictConfig) -> None:
     """Compare run folders: scripts/compare.py. Prints the page with the tables, and its folder."""
-    folder = compare(**to_arguments(cfg, COMPARE))
+    folder = compare(**to_arguments(cfg, SCHEMAS["compare"]))
     print(f"{(folder / 'README.md').read_text()}\n{folder}")
 
 
 def run_reproduce(cfg: DictConfig) -> None:
     """Reproduce a figure: scripts/reproduce.py. Prints the folder with the results."""
-    arguments = to_arguments(cfg, REPRODUCE) | {"figure": config.build(cfg, "figure")}
+    arguments = to_arguments(cfg, SCHEMAS["reproduce"]) | {"figure": config.build(cfg, "figure")}
     try:
         print(reproduce(name=HydraConfig.get().runtime.choices["figure"], **arguments))
     except KeyboardInterrupt:
@@ -134,9 +136,7 @@ def run_reproduce(cfg: DictConfig) -> None:
 
 COMMANDS = {  # name -> its config in conf/, its function
     "train": ("config", run_train),
-    "sample": ("sample", lambda cfg: print(sample(**to_arguments(cfg, SAMPLE)))),
-    "lipschitz": ("lipschitz", lambda cfg: print(analyze(**to_arguments(cfg, LIPSCHITZ)))),
-    "evaluate": ("evaluate", lambda cfg: print(evaluate(**to_arguments(cfg, EVALUATE)))),
+    **{name: (name, partial(call, name)) for name in ("sample", "lipschitz", "evaluate")},
     "compare": ("compare", run_compare),
     "reproduce": ("reproduce", run_reproduce),
 }

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wgangp.files import UNFINISHED, name_file, read_file, refuse_links, remove_unfinished
-from wgangp.runs import ADDED, find_differing_keys, flatten_config, select_computed
+from wgangp.runs import find_differing_keys, flatten_config, select_computed
 
 __all__ = ["claim_folder", "find_folder", "load_config", "load_run_config", "read_config"]
 
@@ -67,31 +67,23 @@ def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir", timeout: f
     except Timeout as error:
         raise ValueError(f"{folder} is in use by another process: wait for it, or choose another {key}=") from error
     try:
-        _check_same(config_path, cfg, key)
+        if config_path.exists() and (differing := _compare(config_path, cfg)):
+            raise ValueError(
+                f"{folder} belongs to another config:{''.join(differing)}"
+                f"\nChoose another {key}=, or set these keys back"
+            )
         remove_unfinished(folder, *(folder / name for name in ("checkpoints", "samples", "nonfinite")))
         yield
     finally:
         lock.release()
 
 
-def _check_same(config_path: Path, cfg: DictConfig, key: str) -> None:
-    """Raise ValueError, with the keys that differ, if the saved config computes something else."""
-    if config_path.exists() and (differing := _compare(config_path, cfg)):
-        raise ValueError(
-            f"{config_path.parent} belongs to another config:{''.join(differing)}"
-            f"\nChoose another {key}=, or set these keys back"
-        )
-
-
 def _compare(config_path: Path, cfg: DictConfig) -> list[str]:
     """Return a line per key whose value changes a number and is not that of the saved config."""
     old, new = (select_computed(flatten_config(node)) for node in (load_config(config_path), cfg))
-
-    def show(config: dict[str, Any], name: str) -> Any:
-        return config.get(name, ADDED.get(name, "(no such key)"))
-
+    absent = "(no such key)"
     return [
-        f"\n  {name}: {show(old, name)} in the folder, {show(new, name)} now"
+        f"\n  {name}: {old.get(name, absent)} in the folder, {new.get(name, absent)} now"
         for name in find_differing_keys([old, new])
     ]
 

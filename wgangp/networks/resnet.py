@@ -3,16 +3,14 @@
 Paper: released gan_cifar_resnet.py lines 66-179 with NORMALIZATION_D False; appendix F. classes=0 is the pair with
 CONDITIONAL False. With labels the generator has conditional batch norm in its blocks, and the critic has a classifier
 on the features of the score (AC-GAN).
-Differs: the paper upsamples before a block's second convolution, the code (followed here) before its first. A 1x1
-convolution commutes with mean pooling and with nearest-neighbor upsampling, so the shortcuts are computed at the lower
-resolution: the same function, in a quarter of the arithmetic. Batch norm uses the whole batch; in the released code
-each of two devices uses its half, as with train.accumulate=2.
+Differs: a 1x1 convolution commutes with mean pooling and with nearest-neighbor upsampling, so the shortcuts have the
+lower resolution: the same function, in a quarter of the arithmetic. Batch norm uses the whole batch; in the released
+code each of two devices uses its half, as with train.accumulate=2.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wgangp.networks.blocks import PoolBlock, Residual
+from wgangp.networks.blocks import PoolBlock, Residual, UpsampleBlock
 from wgangp.networks.layers import (
     BatchNorm,
     ConditionalBatchNorm,
@@ -36,15 +34,25 @@ class ResNetGenerator(nn.Module):
 
     Args:
         classes: number of classes; y is (labels (B,),). 0: there are no labels.
+        upsample_second: a block upsamples before its second convolution, as in the paper; else before its first.
     """
 
-    def __init__(self, shape: tuple[int, ...], latent_dim: int = 128, width: int = 128, classes: int = 0) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        latent_dim: int = 128,
+        width: int = 128,
+        classes: int = 0,
+        upsample_second: bool = False,
+    ) -> None:
         super().__init__()
         check_shape("the CIFAR ResNet generator", SHAPE, shape, latent_dim=latent_dim, width=width)
         check_classes(classes)
         self.latent_dim, self.width, self.classes = latent_dim, width, classes
         self.input = linear(latent_dim, width * 4 * 4)
-        self.blocks = nn.Sequential(*(_Up(width, classes) for _ in range(3)))  # 8 x 8, 16 x 16, 32 x 32
+        self.blocks = nn.Sequential(
+            *(_up(width, classes, upsample_second) for _ in range(3))
+        )  # 8 x 8, 16 x 16, 32 x 32
         self.output = nn.Sequential(BatchNorm(width), nn.ReLU(), Conv2d(width, 3, kernel=3, gain=1.0), nn.Tanh())
 
     def forward(self, z: Tensor, *y: Tensor) -> Tensor:
@@ -62,16 +70,19 @@ class ResNetCritic(nn.Module):
 
     Args:
         classes: number of classes; y is (labels (B,),). 0: there are no labels and no classifier.
+        plain_first: the first block is one like the second (paper), with 3 channels inside, which the paper does not
+            give (released code: ResidualBlock); else it has no activation on the image itself.
     """
 
     score_takes_labels = False  # so that its slopes and its Lipschitz constant are those of a function of x
 
-    def __init__(self, shape: tuple[int, ...], width: int = 128, classes: int = 0) -> None:
+    def __init__(self, shape: tuple[int, ...], width: int = 128, classes: int = 0, plain_first: bool = False) -> None:
         super().__init__()
         check_shape("the CIFAR ResNet critic", SHAPE, shape, width=width)
         check_classes(classes)
         self.classes = classes
-        self.blocks = nn.Sequential(_first(width), _down(width), _same(width), _same(width))  # 16, 8, 8, 8
+        first = _down(3, width) if plain_first else _first(width)
+        self.blocks = nn.Sequential(first, _down(width, width), _same(width), _same(width))  # 16, 8, 8, 8
         self.activation = ReLU()
         self.output = linear(width, 1)
         self.classifier = linear(width, classes) if classes else None
@@ -92,41 +103,28 @@ class ResNetCritic(nn.Module):
         return scores, self.classifier(features)
 
 
-class _Up(nn.Module):
-    """x -> upsample(conv1(x)) + conv(relu(norm(conv(upsample(relu(norm(x))))))).
+def _up(width: int, classes: int, upsample_second: bool) -> nn.Module:
+    """x -> upsample(conv1(x)) + conv(relu(norm(conv(relu(norm(x)))))), where one of the two conv upsamples first.
 
-    With classes its norms are conditional: they take labels, too.
+    With classes its norms are conditional.
     """
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        norms = [ConditionalBatchNorm(width, classes) if classes else BatchNorm(width) for _ in range(2)]
-        self.main = nn.Sequential(
-            *(norms[0], nn.ReLU(), UpsampleConv(width, width)),
-            *(norms[1], nn.ReLU(), Conv2d(width, width, kernel=3)),
-        )
-        self.shortcut = Conv2d(width, width, kernel=1, gain=1.0)
-
-    def forward(self, x: Tensor, *y: Tensor) -> Tensor:
-        main = x
-        for layer in self.main:
-            main = layer(main, *y) if isinstance(layer, ConditionalBatchNorm) else layer(main)
-        return F.interpolate(self.shortcut(x), scale_factor=2) + main
+    norms = [ConditionalBatchNorm(width, classes) if classes else BatchNorm(width) for _ in range(2)]
+    convs = UpsampleConv(width, width), Conv2d(width, width, kernel=3)
+    first, second = reversed(convs) if upsample_second else convs
+    main = norms[0], nn.ReLU(), first, norms[1], nn.ReLU(), second
+    return UpsampleBlock(*main, shortcut=Conv2d(width, width, kernel=1, gain=1.0))
 
 
 def _first(width: int) -> nn.Module:
-    """x -> conv1(pool(x)) + pool(conv(relu(conv(x)))): there is no activation on the image itself.
-
-    Differs: the paper has a residual block like the others here. This is the released code.
-    """
+    """x -> conv1(pool(x)) + pool(conv(relu(conv(x)))): there is no activation on the image itself."""
     main = Conv2d(3, width, kernel=3), ReLU(), ConvMeanPool(width, width)
     return PoolBlock(*main, shortcut=Conv2d(3, width, kernel=1, gain=1.0))
 
 
-def _down(width: int) -> nn.Module:
+def _down(in_channels: int, out_channels: int) -> nn.Module:
     """x -> conv1(pool(x)) + pool(conv(relu(conv(relu(x)))))."""
-    main = ReLU(), Conv2d(width, width, kernel=3), ReLU(), ConvMeanPool(width, width)
-    return PoolBlock(*main, shortcut=Conv2d(width, width, kernel=1, gain=1.0))
+    main = ReLU(), Conv2d(in_channels, in_channels, kernel=3), ReLU(), ConvMeanPool(in_channels, out_channels)
+    return PoolBlock(*main, shortcut=Conv2d(in_channels, out_channels, kernel=1, gain=1.0))
 
 
 def _same(width: int) -> nn.Module:

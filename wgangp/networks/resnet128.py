@@ -9,16 +9,8 @@ resolution: the same function, in less arithmetic.
 
 from torch import Tensor, nn
 
-from wgangp.networks.blocks import PoolBlock, Residual, UpsampleBlock
-from wgangp.networks.layers import (
-    BatchNorm,
-    Conv2d,
-    LayerNorm,
-    ReLU,
-    UpsampleConv,
-    check_shape,
-    linear,
-)
+from wgangp.networks.blocks import PoolBlock, Residual, build_upsample_blocks
+from wgangp.networks.layers import BatchNorm, Conv2d, LayerNorm, ReLU, UpsampleConv, check_shape, linear
 
 __all__ = ["ResNet128Critic", "ResNet128Generator"]
 
@@ -39,12 +31,7 @@ class ResNet128Generator(nn.Module):
         check_shape("the 128 x 128 generator", SHAPE, shape, latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = linear(latent_dim, 8 * width * 4 * 4)
-        self.blocks = nn.Sequential(
-            _up(8 * width, 8 * width),  # 8 x 8
-            _up(8 * width, 4 * width),  # 16 x 16
-            _up(4 * width, 2 * width),  # 32 x 32
-            _up(2 * width, width),  # 64 x 64
-        )
+        self.blocks = build_upsample_blocks(width, gain=2 * UPSAMPLED, shortcut_gain=UPSAMPLED)
         last = UpsampleConv(width, 3, kernel=5, gain=UPSAMPLED)  # 128 x 128
         self.output = nn.Sequential(BatchNorm(width), nn.ReLU(), last, nn.Tanh())
 
@@ -75,15 +62,6 @@ class ResNet128Critic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_shape("the 128 x 128 critic", SHAPE, x.shape[1:])
         return self.output(self.blocks(self.input(x)).mean(dim=(2, 3))).squeeze(1)
-
-
-def _up(in_channels: int, out_channels: int) -> nn.Module:
-    """x -> upsample(conv1(x)) + conv(relu(norm(conv(upsample(relu(norm(x))))))), with batch norm."""
-    return UpsampleBlock(
-        *(BatchNorm(in_channels), nn.ReLU(), UpsampleConv(in_channels, out_channels, gain=2 * UPSAMPLED)),
-        *(BatchNorm(out_channels), nn.ReLU(), Conv2d(out_channels, out_channels, kernel=3)),
-        shortcut=Conv2d(in_channels, out_channels, kernel=1, gain=UPSAMPLED),
-    )
 
 
 def _down(in_channels: int, out_channels: int) -> nn.Module:

@@ -8,16 +8,7 @@ in every layer (lines 235-237, 431-433), uniform, not normal. The others have th
 
 from torch import Tensor, nn
 
-from wgangp.networks.layers import (
-    Conv2d,
-    ConvTranspose2d,
-    Gate,
-    LeakyReLU,
-    build_norm,
-    check_shape,
-    linear,
-    set_std_,
-)
+from wgangp.networks.layers import Conv2d, ConvTranspose2d, Gate, LeakyReLU, build_norm, check_shape, linear, set_std_
 
 __all__ = [
     "ConstantFiltersGenerator",

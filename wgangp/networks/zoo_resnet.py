@@ -8,14 +8,13 @@ are computed as in wgangp/networks/resnet.py, in less arithmetic.
 
 from torch import Tensor, nn
 
-from wgangp.networks.blocks import PoolBlock, UpsampleBlock
+from wgangp.networks.blocks import PoolBlock, build_upsample_blocks
 from wgangp.networks.layers import (
     Conv2d,
     ConvMeanPool,
     ConvTranspose2d,
     ReLU,
     SubpixelConv,
-    UpsampleConv,
     build_norm,
     check_shape,
     linear,
@@ -34,12 +33,7 @@ class GoodGenerator(nn.Module):
         check_shape("the 64 x 64 residual generator", SHAPE, shape, latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = linear(latent_dim, 8 * width * 4 * 4)
-        self.blocks = nn.Sequential(
-            _up(8 * width, 8 * width),  # 8 x 8
-            _up(8 * width, 4 * width),  # 16 x 16
-            _up(4 * width, 2 * width),  # 32 x 32
-            _up(2 * width, width),  # 64 x 64
-        )
+        self.blocks = build_upsample_blocks(width, bias=False)
         self.output = nn.Sequential(*build_norm("batch", width), nn.ReLU(), Conv2d(width, 3, kernel=3), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
@@ -122,15 +116,6 @@ class ResNet101Critic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_shape("the 101-layer critic", SHAPE, x.shape[1:])
         return self.output(self.blocks(self.input(x))).squeeze(1) / 5
-
-
-def _up(in_channels: int, out_channels: int) -> nn.Module:
-    """x -> upsample(conv1(x)) + conv(relu(norm(conv(upsample(relu(norm(x))))))), with batch norm."""
-    return UpsampleBlock(
-        *(*build_norm("batch", in_channels), nn.ReLU(), UpsampleConv(in_channels, out_channels, bias=False)),
-        *(*build_norm("batch", out_channels), nn.ReLU(), Conv2d(out_channels, out_channels, kernel=3)),
-        shortcut=Conv2d(in_channels, out_channels, kernel=1, gain=1.0),
-    )
 
 
 def _down(in_channels: int, out_channels: int, norm: str) -> nn.Module:
