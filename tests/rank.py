@@ -16,7 +16,8 @@ from wgangp.optim import build_average
 from wgangp.penalty import GradientPenalty
 from wgangp.runs import Run
 from wgangp.seeds import initialize
-from wgangp.train import Clip, _digest, train
+from wgangp.state import digest_weights
+from wgangp.train import Clip, train
 
 
 class SlowData(type(gaussians8())):
@@ -83,7 +84,7 @@ def main():
         )
         print(f"rank {world.rank} of {world.size} reached {step}", flush=True)
         if average:
-            print(f"average: {_digest(average)}", flush=True)
+            print(f"average: {digest_weights(average)}", flush=True)
 
 
 if __name__ == "__main__":

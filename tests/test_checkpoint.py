@@ -127,7 +127,7 @@ def test_buffer_may_have_inf_and_no_nan(tmp_path, number):
 def test_checkpoint_with_other_objects_than_plain_data_raises(tmp_path):
     path = tmp_path / "step_00000001.pt"
     torch.save({"step": 1, "evil": torch.nn.Linear(1, 1)}, path)
-    checkpoint.write_atomic(path.with_suffix(".pt.sha256"), checkpoint._sha256(path) + "  x\n")
+    checkpoint.write_atomic(path.with_suffix(".pt.sha256"), checkpoint.digest_file(path) + "  x\n")
     with pytest.raises(ValueError, match=r"step_00000001\.pt is damaged \(UnpicklingError: Weights only load failed"):
         checkpoint.load_latest(tmp_path)
 
@@ -219,6 +219,6 @@ def test_compressed_checkpoint_is_refused_before_it_is_read(tmp_path, capsys):
     with zipfile.ZipFile(newest, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in contents.items():
             archive.writestr(name, content + bytes(10**6))
-    checkpoint.write_atomic(newest.with_suffix(".pt.sha256"), checkpoint._sha256(newest))
+    checkpoint.write_atomic(newest.with_suffix(".pt.sha256"), checkpoint.digest_file(newest))
     assert checkpoint.load_latest(tmp_path)["step"] == 1
     assert "step_00000002.pt is damaged (torch.save does not compress" in capsys.readouterr().err

@@ -13,11 +13,13 @@ from PIL import Image
 
 from wgangp import config
 from wgangp.config import CONF, build_run, train_options
-from wgangp.figures import image_runs
+from wgangp.figures import image_runs, scored_runs
 from wgangp.figures.scored_runs import NUMBERS, STUDIES, ScoredRuns
 from wgangp.figures.study import reproduce, train_command
+from wgangp.generate import generate
 from wgangp.logs import read_lines, read_metrics
 from wgangp.metrics import scores
+from wgangp.seeds import draw_latent
 from wgangp.tables import markdown_table
 
 CPU = torch.device("cpu")
@@ -60,6 +62,7 @@ def build_small(small_mnist, pictures, text_file):
     folders = {"options": ["data=image_folder", f"data.heldout_root={pictures}/heldout"]}
     folders["data_root"] = str(pictures / "train")
     own = {
+        "toy_released": {"score": "points", "options": [], "data_root": None, "rows": ["width 128"]},
         "stacked_mnist": {"score": "modes", "options": ["networks=mnist", "data.count=60"]},
         "mnist": {"score": "classifier", "options": []},
         "language": {"score": "ngrams", "options": [], "data_root": str(text_file)},
@@ -114,6 +117,8 @@ def test_command_of_every_row_is_a_config_that_can_be_trained(configure, study, 
 @pytest.mark.parametrize(
     ("study", "row", "penalty", "weight", "optimizer", "loss", "clip"),
     [
+        ("toy_released", "width 512", "GradientPenalty", 0.1, "Adam", "Wasserstein", None),
+        ("toy_released", "width 128", "GradientPenalty", 0.1, "Adam", "Wasserstein", None),
         ("stacked_mnist", "one norm per sample", "GradientPenalty", 10, "Adam", "Wasserstein", None),
         (
             "stacked_mnist",
@@ -143,7 +148,8 @@ def test_every_row_is_what_its_name_says(configure, study, row, penalty, weight,
     assert cfg.optim._target_.rpartition(".")[2] == optimizer
     assert cfg.loss._target_.rpartition(".")[2] == loss
     assert cfg.clip.weights == clip
-    data = {"stacked_mnist": "stacked_mnist", "mnist": "mnist", "language": "text"}.get(study, "cifar10")
+    data = {"stacked_mnist": "stacked_mnist", "mnist": "mnist", "language": "text"}
+    data = (data | {"toy_released": "gaussians8"}).get(study, "cifar10")
     assert cfg.data._target_.rpartition(".")[2] == data
     batch_norm = row in ("weight clipping", "DCGAN")
     assert cfg.networks.critic.get("norm", False) == batch_norm
@@ -160,6 +166,7 @@ def test_every_row_is_in_the_test_above():
 @pytest.mark.parametrize(
     ("study", "steps", "n", "score", "widths"),
     [
+        ("toy_released", 100_000, 2_500, "points", 512),
         ("stacked_mnist", 100_000, 26_000, "modes", 64),
         ("mnist", 50_000, 100_000, "classifier", 64),
         ("language", 200_000, 640, "ngrams", 512),
@@ -177,7 +184,7 @@ def test_sizes_of_the_paper_are_one_override_away(configure, study, steps, n, sc
     assert small.steps <= 2_000
     assert small.points <= 10
     assert small.score != "inception"  # which is downloaded
-    assert configure(*small.list_overrides(row), *root).networks.critic.width <= 64
+    assert configure(*small.list_overrides(small.cells()[0]["row"]), *root).networks.critic.width <= widths / 2
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -189,7 +196,7 @@ def test_every_setting_is_in_the_file_of_the_figure(study):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"study": "cifar"}, "figure.study = cifar: must be one of stacked_mnist"),
+        ({"study": "cifar"}, "figure.study = cifar: must be one of toy_released, stacked_mnist"),
         ({"score": "inception"}, "figure.score = inception: must be one of modes"),
         ({"steps": 5, "points": 2}, "figure.steps = 5: must be a multiple of figure.points = 2"),
         ({"points": 0}, "must be a multiple"),
@@ -212,6 +219,7 @@ def test_command_is_quoted_for_the_shell():
 # Published numbers.
 
 PRINTED = {
+    "toy_released": "",
     "stacked_mnist": """
         DCGAN 99.0 3.40 | ALI 16.0 5.40 | Unrolled GAN 48.7 4.32 | VEEGAN 150.0 2.95 | PacDCGAN2 1000.0 +- 0 .06
         WGAN-GP 959.0 .7276 | MEG 1000 .0313""",
@@ -294,6 +302,21 @@ def test_every_cell_is_measured_drawn_and_in_the_table(build_small, study, tmp_p
         assert all("+-" in row[label] for label in NUMBERS[figure.score].values())
         assert "+-" in row["slope at interpolates"]
         assert "+-" in row["held-out critic loss"]
+
+
+def test_data_without_modes_has_the_distance_alone(build_small, tmp_path, monkeypatch):
+    runs, show = [], image_runs.show_samples
+    monkeypatch.setattr(scored_runs, "show_samples", lambda run, *rest: runs.append(run) or show(run, *rest))
+    figure = build_small("toy_released", options=["data=swiss_roll"])
+    record = {"seed": 0, **figure.cells()[0], **figure.measure(figure.cells()[0], 0, tmp_path / "run", CPU)}
+    assert record["points_modes"] == [None] * 3 and all(w1 > 0 for w1 in record["points_w1"])
+    figure.draw(tmp_path / "figure.png", [record])
+    drawn, real = figure.table([record])
+    assert drawn["modes"] == real["modes"] == "" and real["exact W1 to held-out points"]
+    (run,), points = runs, record["samples"]
+    assert {kind: len(part) for kind, part in points.items()} == {"real": 500, "generated": 500}
+    generated = generate(run.generator, 500, lambda k: draw_latent(run.generator, 500, 0, k, "figure"))
+    torch.testing.assert_close(torch.tensor(points["generated"]), generated, atol=1e-3, rtol=0)
 
 
 def make_records(figure, **changed):

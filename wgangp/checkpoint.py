@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from wgangp.files import read_file, write_file
+from wgangp.files import digest_file, read_file, write_file
 from wgangp.match import MisfitError, list_differences, require_match, require_owner
 
 __all__ = ["check_finite", "list_checkpoints", "load_latest", "load_step", "remove_older", "save", "write_atomic"]
@@ -155,7 +155,7 @@ def write_atomic(path: Path, text: str) -> None:
 def _load(path: Path, device: torch.device | str, fit: Fit | None, mmap: bool = False) -> Any:
     """Return fit(state, step) of a checkpoint. MisfitError if it is damaged or does not fit."""
     try:
-        expected, actual = read_file(_digest_of(path), 1_000), _sha256(path)
+        expected, actual = read_file(_digest_of(path), 1_000), digest_file(path)
     except (OSError, ValueError) as error:
         raise MisfitError(f"is damaged ({error})") from error
     if not expected.startswith(actual.encode()):
@@ -198,11 +198,6 @@ def _step_of(path: Path) -> int:
 
 def _digest_of(path: Path) -> Path:
     return path.with_suffix(".pt.sha256")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Files: written completely or not at all, read with care, and errors that name the file and say what to do."""
 
 import errno
+import hashlib
 import os
 import secrets
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 __all__ = [
     "UNFINISHED",
     "complete",
+    "digest_file",
     "explain_error",
     "name_file",
     "read_file",
@@ -126,3 +128,9 @@ def refuse_links(folder: Path) -> None:
                 f"{path} is a link that leads out of the folder: nothing is written there. Replace it by what it leads"
                 " to; the run folder itself may be a link"
             )
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,6 +5,7 @@ the random number generators. If they were not restored, the result of a run wou
 """
 
 import copy
+import hashlib
 import inspect
 import itertools
 import random
@@ -24,7 +25,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["convert_to_float64", "digest_random_state", "find_state", "preserve_state", "use_eval_mode"]
+__all__ = [
+    "convert_to_float64",
+    "digest_random_state",
+    "digest_weights",
+    "find_state",
+    "preserve_state",
+    "use_eval_mode",
+]
 
 CLOSED = (Tensor, nn.Module, type, FunctionType, ModuleType)  # objects whose attributes are not looked at
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)  # of random numbers
@@ -190,6 +198,12 @@ def digest_random_state(*holders: Any) -> list[bytes]:
         (_random_state(), own), is_leaf=lambda x: isinstance(x, tuple) and x and isinstance(x[-1], int)
     )
     return [np.asarray(x).tobytes() if isinstance(x, (Tensor, np.ndarray)) else repr(x).encode() for x in leaves]
+
+
+def digest_weights(*networks: nn.Module) -> str:
+    """Return the sha256 of the parameters and buffers of networks."""
+    arrays = (x.cpu().contiguous().numpy().tobytes() for network in networks for x in network.state_dict().values())
+    return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
 def _list_modules(holders: Iterable[Any]) -> list[nn.Module]:

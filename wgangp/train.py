@@ -1,6 +1,5 @@
 """The training loop: report, picture, checkpoint, done?, update. A step itself is in step.py."""
 
-import hashlib
 import math
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -33,6 +32,7 @@ from wgangp.report import draw_curves, evaluate, lipschitz_report, picture, repo
 from wgangp.runs import Run, collect_state, collect_stateful
 from wgangp.seeds import seed_layers
 from wgangp.signals import Interrupted, catch_stop_signals, interruptible
+from wgangp.state import digest_weights
 from wgangp.step import descend
 
 __all__ = ["Clip", "compute_in_parts", "train", "update"]
@@ -326,14 +326,9 @@ def _require_equal_ranks(world: World, run: Run, folder: Path, step: int, option
             f"the newest checkpoint in {folder}": str(step),
             "the data": f"{getattr(run.data, 'fingerprint', '')} {run.data.shape}",
             "the options": str(options),
-            "the weights of the networks": _digest(*networks) if world.size > 1 else "",
+            "the weights of the networks": digest_weights(*networks) if world.size > 1 else "",
         }
     )
-
-
-def _digest(*networks: nn.Module) -> str:
-    arrays = (x.cpu().contiguous().numpy().tobytes() for network in networks for x in network.state_dict().values())
-    return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
 def _list_best(records: list[dict[str, Any]]) -> Collection[int] | None:

@@ -11,7 +11,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from wgangp.files import write_file
+from wgangp.files import digest_file, write_file
 
 __all__ = ["download", "download_cifar10", "download_mnist", "extract_members", "write_unpacked"]
 
@@ -76,10 +76,8 @@ def download(url: str, path: Path, sha256: str) -> None:
         OSError: there is no connection, the server has no such file, or the connection ends early: the message is one
             line with the address; path cannot be written.
     """
-    if path.is_file():
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-                return
+    if path.is_file() and digest_file(path) == sha256:
+        return
     _require_https(url)
     content, request = bytearray(), Request(url, headers={"User-Agent": "wgangp"})
     bar = tqdm(desc=path.name, unit="B", unit_scale=True, leave=False, disable=None)

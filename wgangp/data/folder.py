@@ -16,6 +16,8 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from wgangp.files import digest_file
+
 __all__ = [
     "SUFFIXES",
     "Picture",
@@ -236,8 +238,8 @@ def digest_files(paths: dict[str, list[Path]], labels: dict[str, Tensor], worker
 
 
 def _digest_file(path: Path) -> str:
-    with name_file_in_errors(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with name_file_in_errors(path):
+        return digest_file(path)
 
 
 def count_reasons(reasons: dict[str, Collection[Path | str]]) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "describe_range",
     "describe_spread",
     "format_spread",
+    "list_points",
     "make_run",
     "score_samples",
     "select",
@@ -158,8 +159,13 @@ def score_samples(generator: nn.Module, data: Any, seed: int, device: torch.devi
         "w1": wasserstein1(held_out[0], samples[:POINTS]),
         "floor": wasserstein1(*held_out),
         **mode_coverage(samples, data.centers, data.sd),
-        "samples": [[round(v, 3) for v in point] for point in samples[:DRAWN].tolist()],
+        "samples": list_points(samples),
     }
+
+
+def list_points(x: Tensor) -> list[list[float]]:
+    """Return the first points (N, P) of a batch as numbers, for a picture."""
+    return [[round(v, 3) for v in point] for point in x[:DRAWN].tolist()]
 
 
 def check_names(figure: Any, **known: Any) -> None:

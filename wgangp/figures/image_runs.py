@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from wgangp.data.text import decode
-from wgangp.figures.common import format_spread
+from wgangp.figures.common import DRAWN, format_spread, list_points
 from wgangp.figures.study import train_command
 from wgangp.generate import generate
 from wgangp.metrics.features import WIDTHS
 from wgangp.metrics.scores import Score, build_scores
-from wgangp.plots import save_image_grid
+from wgangp.plots import draw_points, save_image_grid
 from wgangp.report import leave_unchanged
 from wgangp.runs import Run, choose_generator
 from wgangp.seeds import arrange_classes, draw_latent
@@ -101,8 +102,13 @@ def describe_real(records: list[dict[str, Any]], name: str = "fid") -> str:
     return f"real images have {known[0]:.3g}" if known else "too few real images to compare"
 
 
-def show_samples(run: Run, folder: Path, count: int, columns: int) -> str | list[str]:
-    """Return samples of a run: a picture as text, with one row per class if there are classes; or lines of text."""
+def show_samples(run: Run, folder: Path, count: int, columns: int) -> str | list[str] | dict[str, list[list[float]]]:
+    """Return samples of a run: a picture as text, with one row per class if there are classes; or lines of text.
+
+    For data in the plane: real and generated points.
+    """
+    in_plane = tuple(run.data.shape) == (2,)
+    count = DRAWN if in_plane else count
     generator = choose_generator(run)
     device = next(generator.parameters()).device
     classes = getattr(generator, "classes", 0)
@@ -115,16 +121,23 @@ def show_samples(run: Run, folder: Path, count: int, columns: int) -> str | list
         return (z, *y) if labels is None else (z[:count], labels)
 
     x = generate(generator, count, draw)
+    if in_plane:
+        real, *_ = run.data.batch(0, count, run.seed, "heldout", purpose="figure")
+        return {"real": list_points(real), "generated": list_points(x)}
     if hasattr(run.data, "symbols"):
         return decode(x.argmax(1)[:LINES], run.data.symbols)
     return encode_pictures(folder, x, run.data.span, columns)
 
 
-def draw_samples(axes: Any, samples: str | list[str] | None) -> None:
+def draw_samples(axes: Any, samples: str | list[str] | dict[str, list[list[float]]] | None) -> None:
     """Show what `show_samples` returned; None: the run was not finite."""
     axes.set(xticks=[], yticks=[])
     if samples is None:
         axes.text(0.5, 0.5, "not finite", ha="center", va="center")
+    elif isinstance(samples, dict):
+        draw_points(axes, *(torch.tensor(samples[kind]) for kind in ("real", "generated")), size=2)
+        axes.set(aspect="equal")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
     elif isinstance(samples, list):
         half, width = -(-len(samples) // 2), max(map(len, samples))
         columns = zip_longest(samples[:half], samples[half:], fillvalue="")

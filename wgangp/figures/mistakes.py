@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wgangp.box import lipschitz_on_box
 from wgangp.data.images import Images, mnist
 from wgangp.data.toy import Toy, gaussians8
-from wgangp.figures.common import DEPTH, count_seeds, select, train_critic
+from wgangp.figures.common import DEPTH, count_seeds, list_points, select, train_critic
 from wgangp.figures.image_runs import draw_pictures, encode_pictures
 from wgangp.figures.textbook import LAMBDA, VERSIONS, Version, insert_batch_norm, penalize, to_pictures, train_pair
 from wgangp.lipschitz import corrected_wasserstein, slope_statistics
@@ -79,7 +79,7 @@ class Mistakes:
         if in_plane:
             record["distance"] = wasserstein1(real, fake)
             record["constant"] = find_constant(critic[1], torch.cat([real, fake]))
-            record["samples"] = [[round(v, 3) for v in point] for point in fake[:DRAWN].flatten(1).tolist()]
+            record["samples"] = list_points(fake[:DRAWN].flatten(1))
         else:
             new_critic = initialize(lambda: build_critic(data, width), seed, "new critic").to(device)
             record["distance"] = measure_distance(new_critic, generator, data, real, fake, self.lr, size, seed)

@@ -21,12 +21,18 @@ SHOWN, COLUMNS = 64, 8  # samples per panel, and per row of it
 FEATURES = {"is": "Inception score", "fid": "FID", "kid": "KID"}
 NUMBERS = {  # score -> its numbers, and what they are called. The first two are drawn
     "modes": {"covered": "modes of 1,000", "reverse_kl": "reverse KL (nats)"},
+    "points": {  # data without modes has W1 alone
+        "w1": "exact W1 to held-out points",
+        "modes": "modes",
+        "high_quality": "share within 3 sd of a mode",
+        "reverse_kl": "reverse KL (nats)",
+    },
     "ngrams": {f"js{n}": f"JS divergence of {n}-grams (bits)" for n in (4, 3, 2, 1)},
     "classifier": FEATURES,
     "efficientnet": FEATURES,
     "inception": FEATURES,
 }
-LARGE = ("covered", "is")  # numbers of which a larger one is better
+LARGE = ("covered", "is", "modes")  # numbers of which a larger one is better
 LOGGED = {"slope_interpolates_mean": "slope at interpolates", "heldout_critic_loss": "held-out critic loss"}
 
 
@@ -55,6 +61,12 @@ PACGAN, KUMAR, BINKOWSKI = (
 )
 UNKNOWN = "whether this run did is not known"
 STUDIES = {
+    "toy_released": Study(
+        "The toy runs of the released code",
+        ["experiment=toy_released"],
+        {f"width {n}": [f"networks.generator.width={n}", f"networks.critic.width={n}"] for n in (512, 128)},
+        {"points": []},
+    ),
     "stacked_mnist": Study(
         "Stacked MNIST",
         ["experiment=stacked_mnist"],
@@ -202,7 +214,7 @@ class ScoredRuns:
         overrides = [*self.list_overrides(cell["row"]), *every, *scores, *data, f"seed={seed}", f"device={device}"]
         run = train_finite(folder, overrides)
         names = self._list_names()
-        lines = [line for line in read_metrics(folder / "metrics.jsonl") if names.keys() <= line.keys()]
+        lines = [line for line in read_metrics(folder / "metrics.jsonl") if next(iter(names)) in line]
         steps = [line["step"] for line in lines]
         missing = sorted({*range(0, self.steps + 1, interval)} - {*steps})
         if run is not None and missing:
@@ -212,7 +224,7 @@ class ScoredRuns:
             )
         seconds = {line["step"]: line["elapsed_s"] for line in read_timing(folder)}
         record = {"finite": run is not None, "steps": steps, "elapsed_s": [seconds[step] for step in steps]}
-        record |= {name: [line[name] for line in lines] for name in names}
+        record |= {name: [line.get(name) for line in lines] for name in names}
         record |= {f"real_{name}": lines[-1].get(f"real_{name}") if lines else None for name in names}
         record |= {name: lines[-1].get(name) if run is not None else None for name in LOGGED}
         record["real_n"] = lines[-1].get(f"real_{self.score}_n") if lines else None
@@ -222,7 +234,9 @@ class ScoredRuns:
         return record | {"facts": facts, "samples": show_samples(run, folder, SHOWN, COLUMNS)}
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
-        rows, names = [cell["row"] for cell in self.cells()], dict([*self._list_names().items()][:2])
+        rows = [cell["row"] for cell in self.cells()]
+        known = [item for item in self._list_names().items() if all(None not in run[item[0]] for run in records)]
+        names = dict(known[:2])
         text = any(isinstance(run["samples"], list) for run in records)
         heights = 3.1, 3.0 if text else min(3.0, PAGE / len(rows)) + 0.4
         with open_figure(path, sum(heights)) as figure:
@@ -276,8 +290,9 @@ class ScoredRuns:
             runs = select(records, row=cell["row"])
             finite = [run for run in runs if run["finite"]]
             last = {label: [run[name][-1] for run in finite] for name, label in names.items()}
-            last |= {label: [run[name] for run in finite if run[name] is not None] for name, label in LOGGED.items()}
-            row = {label: format_spread(values, ".4g") if values else "" for label, values in last.items()}
+            last |= {label: [run[name] for run in finite] for name, label in LOGGED.items()}
+            known = {label: [value for value in values if value is not None] for label, values in last.items()}
+            row = {label: format_spread(values, ".4g") if values else "" for label, values in known.items()}
             row |= {} if finite else dict.fromkeys(names.values(), "not finite")
             if finite and cell["row"] in printed:
                 values, (number, *_) = next(iter(last.values())), printed[cell["row"]]

@@ -4,7 +4,6 @@ Its accuracy stands beside every score. Two classifiers give different numbers, 
 beside real images.
 """
 
-import hashlib
 import io
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 from wgangp.files import write_file
 from wgangp.metrics.features import WIDTHS, FeatureSpace, cache_per_data
 from wgangp.seeds import initialize, rng_for
+from wgangp.state import digest_weights
 
 __all__ = ["Classifier", "classify", "find_labeled", "load_classifier", "train_classifier"]
 
@@ -103,7 +103,7 @@ def load_classifier(data: Any, path: str | None = None, device: torch.device | s
     def extract(x: Tensor) -> tuple[Tensor, Tensor]:
         return network(_scale(x.to(device)))
 
-    facts = {"weights": _digest(network)[:8], "classifier": "LeNet", "accuracy": state["accuracy"]}
+    facts = {"weights": digest_weights(network)[:8], "classifier": "LeNet", "accuracy": state["accuracy"]}
     return FeatureSpace("classifier", WIDTH, extract, facts)
 
 
@@ -139,11 +139,6 @@ def train_classifier(data: Any, device: torch.device | str = "cpu", steps: int =
 
 def _scale(x: Tensor) -> Tensor:
     return x.float() / 255 - 0.5
-
-
-def _digest(network: nn.Module) -> str:
-    arrays = (value.cpu().contiguous().numpy().tobytes() for value in network.state_dict().values())
-    return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
 def _require_writable(file: Path) -> None:

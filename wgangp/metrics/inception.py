@@ -1,6 +1,5 @@
 """The feature space of the literature: Inception v3 with the weights of TensorFlow 1, through torch-fidelity."""
 
-import hashlib
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wgangp.data.download import download
+from wgangp.files import digest_file
 from wgangp.metrics.features import WIDTHS, FeatureSpace, require_library
 
 __all__ = ["load_inception"]
@@ -61,8 +61,7 @@ def _find_weights(weights: str | None) -> Path:
     if path.exists() and not path.is_file():  # reading a pipe would never end
         raise ValueError(f"weights = {path}: is not a file")
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = digest_file(path)
     except OSError as error:
         raise ValueError(f"weights = {path}: cannot be read ({error.strerror})") from error
     if digest != SHA256:
