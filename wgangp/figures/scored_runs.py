@@ -12,7 +12,9 @@ import torch
 from wgangp.figures.common import check_names, describe_range, format_spread, select
 from wgangp.figures.image_runs import NEVER, draw_samples, show_samples, train_finite
 from wgangp.logs import read_lines, read_metrics, read_timing
+from wgangp.metrics.scores import build_scores
 from wgangp.plots import PAGE, open_figure
+from wgangp.report import leave_unchanged
 
 __all__ = ["STUDIES", "ScoredRuns", "Study"]
 
@@ -162,6 +164,9 @@ STUDIES = {
 class ScoredRuns:
     """The rows of a study, each trained for `steps` generator updates and scored at `points` equal intervals.
 
+    A score that fails during the training is left out. At the last update it is computed again, and an error of it ends
+    the measurement; the next one does not train again.
+
     The numbers are those of the last update, never of the best one. Times begin after the first score, and include the
     reports and the other scores. The learning rates are those of the experiment: steps does not change when they reach
     0 (train.decay_steps).
@@ -214,14 +219,15 @@ class ScoredRuns:
         overrides = [*self.list_overrides(cell["row"]), *every, *scores, *data, f"seed={seed}", f"device={device}"]
         run = train_finite(folder, overrides)
         names = self._list_names()
-        lines = [line for line in read_metrics(folder / "metrics.jsonl") if next(iter(names)) in line]
-        steps = [line["step"] for line in lines]
-        missing = sorted({*range(0, self.steps + 1, interval)} - {*steps})
-        if run is not None and missing:
-            raise ValueError(
-                f"the score {self.score} failed after the updates {', '.join(map(str, missing))}: the warnings above"
-                f" say why. Delete {folder} to train this run again"
+        log = read_metrics(folder / "metrics.jsonl")
+        lines = [line for line in log if next(iter(names)) in line]
+        if run is not None and next(iter(names)) not in log[-1]:  # the score of the last update failed: once more
+            keys, given = ("reference", "weights", "classifier"), [o.partition("=") for o in self.options]
+            (score,) = build_scores(
+                run, [self.score], self.n, **{k: v for k in keys for o, _, v in given if o == f"evaluate.{k}"}
             )
+            lines.append(log[-1] | leave_unchanged(score.compute)(run, self.steps))
+        steps = [line["step"] for line in lines]
         seconds = {line["step"]: line["elapsed_s"] for line in read_timing(folder)}
         record = {"finite": run is not None, "steps": steps, "elapsed_s": [seconds[step] for step in steps]}
         record |= {name: [line.get(name) for line in lines] for name in names}
@@ -252,8 +258,13 @@ class ScoredRuns:
                     if not finite:
                         panel.plot([], [], label=f"{row}: not finite")
                         continue
-                    y = torch.tensor([run[name] for run in finite], dtype=torch.float64)
-                    mean_x = torch.tensor([run[x] for run in finite], dtype=torch.float64).mean(0) / unit
+                    steps = set.intersection(*({*run["steps"]} for run in finite))  # a score may have failed
+                    xs, ys = (
+                        [[v for v, step in zip(run[key], run["steps"], strict=True) if step in steps] for run in finite]
+                        for key in (x, name)
+                    )
+                    y = torch.tensor(ys, dtype=torch.float64)
+                    mean_x = torch.tensor(xs, dtype=torch.float64).mean(0) / unit
                     mean_x = mean_x - mean_x[0]
                     (line,) = panel.plot(mean_x, y.mean(0), label=row, marker=".", markersize=4)
                     panel.fill_between(mean_x, y.amin(0), y.amax(0), alpha=0.2, color=line.get_color())
