@@ -15,6 +15,7 @@ from torch import nn
 from wgangp.certify import certified_lipschitz
 from wgangp.config import build_run, train_options
 from wgangp.logs import read_metrics
+from wgangp.runs import ADDED
 from wgangp.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -106,10 +107,9 @@ def use_quick_pictures(monkeypatch):
 
 
 def make_old(path):
-    """Rewrite a config.yaml as an early version wrote it: without keys that were added, which are null or false."""
+    """Rewrite a config.yaml as an early version wrote it: without the keys that were added."""
     cfg = OmegaConf.load(path)
-    for key in ("ema.decay", "penalty.autocast", "train.channels_last", "train.compile", "train.sync_batch_norm"):
-        group, name = key.split(".")
+    for group, name in [key.split(".") for key in ("ema.decay", *ADDED) if not key.startswith("networks.")]:
         del cfg[group][name]
     path.write_text(OmegaConf.to_yaml(cfg))
 

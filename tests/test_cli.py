@@ -142,7 +142,7 @@ class TestTrain:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(cli.config, "build_run", interrupt)
-        monkeypatch.setitem(cli.CALLED, "evaluate", interrupt)
+        monkeypatch.setitem(cli.FUNCTIONS, "evaluate", interrupt)
         output = command(name, *(TINY if name == "train" else ("run=x",)), status=130)
         assert "stopped at once" in output and "Traceback" not in output
         assert ("continues from the newest checkpoint" in output) == continues

@@ -82,11 +82,11 @@ class TestPage:
         assert find_row(text, "`optim.betas`") == [["[0,0.9]", "-"]]
         assert "different data" not in text and "different steps" not in text
 
-    def test_key_that_an_older_folder_does_not_have_is_shown_as_a_dash(self, write, page):
-        folders = write("old"), write("new", "train.channels_last=true")
+    def test_key_that_an_older_folder_does_not_have_is_shown_with_its_value(self, write, page):
+        folders = write("old"), write("new", "train.precision=bf16")
         path = Path("old", "config.yaml")
-        path.write_text(path.read_text().replace("  channels_last: false\n", ""))
-        assert find_row(page(*folders), "`train.channels_last`") == [["-", "true"]]
+        path.write_text(path.read_text().replace("  precision: fp32\n", ""))
+        assert find_row(page(*folders), "`train.precision`") == [["fp32", "bf16"]]
 
     def test_one_group_has_no_differing_key(self, write, page):
         text = page(write("a"), write("b", "seed=1"))

@@ -129,15 +129,15 @@ class TestClaimFolder:
         claim(tmp_path, configure())
 
     def test_accepts_a_folder_that_is_older_than_some_keys_if_they_have_their_default(self, configure, tmp_path):
-        later = ("autocast:", "compile:", "channels_last:", "sync_batch_norm:", "rank_timeout:")
+        later = ("autocast:", "compile:", "precision:", "channels_last:", "sync_batch_norm:", "rank_timeout:")
         claim(tmp_path, configure())
         lines = (tmp_path / "config.yaml").read_text().splitlines(keepends=True)
         kept = [line for line in lines if not line.strip().startswith(later)]
         assert len(kept) == len(lines) - len(later)
         (tmp_path / "config.yaml").write_text("".join(kept))
         claim(tmp_path, configure())
-        with pytest.raises(ValueError, match=r"train\.compile: False in the folder, True now"):
-            claim(tmp_path, configure("train.compile=true"))
+        with pytest.raises(ValueError, match=r"train\.precision: fp32 in the folder, bf16 now"):
+            claim(tmp_path, configure("train.precision=bf16"))
 
     def test_raises_for_other_folders_and_does_not_change_them(self, configure, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")

@@ -21,7 +21,7 @@ from wgangp.losses import ACGAN, LeastSquares, NonSaturating, Wasserstein
 from wgangp.networks import layers
 from wgangp.networks.resnet import ResNetCritic
 from wgangp.optim import build_average
-from wgangp.report import add_note, draw_curves, lipschitz_report, picture, report
+from wgangp.report import draw_curves, lipschitz_report, picture, report
 from wgangp.runs import expects_slope
 from wgangp.seeds import draw_latent, rng_for
 from wgangp.step import critic_objective, generator_objective
@@ -216,28 +216,33 @@ def test_curves_of_a_small_version_say_so(tmp_path, monkeypatch, budget):
     assert ("budget=cpu: smaller" in titles[0]) == (budget == "cpu")
 
 
-def test_picture_of_a_small_version_says_so_below_the_samples(tmp_path):
-    run, drawn = labeled_run(IMAGE), {}
+def draw_small(folder, run):
+    """The pictures of a run with budget=paper and with budget=cpu."""
     for budget in ("paper", "cpu"):
-        (tmp_path / budget).mkdir()
-        (tmp_path / budget / "config.yaml").write_text(f"seed: 0\nbudget: {budget}\nloss: 0\n")
-        picture(tmp_path / budget, run, 1)
-        with Image.open(tmp_path / budget / "samples" / "00000001.png") as grid:
-            drawn[budget] = np.asarray(grid.convert("L"))
-    height, width = drawn["paper"].shape
-    assert drawn["cpu"].shape == (height + 13, max(width, 240))
-    np.testing.assert_array_equal(drawn["cpu"][:height, :width], drawn["paper"])
-    strip = drawn["cpu"][height:]
-    assert strip.max() > 200 and (strip > 100).any(0).nonzero()[0].max() in range(220, 240)  # all of the text
+        (folder / budget).mkdir()
+        (folder / budget / "config.yaml").write_text(f"seed: 0\nbudget: {budget}\nloss: 0\n")
+        picture(folder / budget, run, 1)
+    return [next((folder / budget / "samples").iterdir()) for budget in ("paper", "cpu")]
 
 
-def test_note_is_a_line_above_a_text_and_an_empty_one_is_not_written(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("to be\nor not\n")
-    add_note(path, "")
-    assert path.read_text() == "to be\nor not\n"
-    add_note(path, "budget=cpu")
-    assert path.read_text() == "budget=cpu\nto be\nor not\n"
+@pytest.mark.parametrize("channels", [1, 3])
+def test_picture_of_a_small_version_says_so_below_the_samples(tmp_path, channels):
+    paths = draw_small(tmp_path, labeled_run((channels, 4, 4)))
+    paper, small = (np.asarray(Image.open(path).convert("L")) for path in paths)
+    height, width = paper.shape
+    assert small.shape == (height + 13, max(width, 300))
+    np.testing.assert_array_equal(small[:height, :width], paper)
+    strip = small[height:, 2:]
+    assert strip.max() > 200 and 150 < (strip > 100).any(0).nonzero()[0].max() < 297  # the whole of the text
+
+
+def test_title_of_points_of_a_small_version_says_so(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        "wgangp.plots.save_points", lambda path, x, span, title: titles.append(title) or path.write_text("")
+    )
+    draw_small(tmp_path, labeled_run((2,)))
+    assert titles == ["1 generator updates", "1 generator updates, budget=cpu"]
 
 
 def test_lipschitz_report_of_labeled_critics_needs_a_score_without_labels(monkeypatch):

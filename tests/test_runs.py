@@ -3,6 +3,7 @@ import re
 import pytest
 
 from wgangp.runs import (
+    ADDED,
     NOT_COMPUTED,
     find_differing_keys,
     normalize_overrides,
@@ -63,8 +64,10 @@ class TestNormalizeOverrides:
 
 
 def test_differing_keys_are_those_whose_values_are_not_equal_in_all_configs():
-    a = {"optim.lr": 1, "seed": 0, "optim.eps": 0.1, "loss.margin": None, "train.compile": False}
-    b = {"optim.lr": 1.0, "seed": 0, "optim.eps": 0.1}  # a key that is not there is null or false
-    c = {"optim.lr": 1, "seed": 1, "train.precision": "bf16", "loss.margin": 0}
+    a = {"optim.lr": 1, "seed": 0, "optim.eps": 0.1, "loss.margin": None, **ADDED}
+    flipped = {"data.flip": False}  # of data of one's own, whose default may be true
+    assert find_differing_keys([flipped, {}]) == find_differing_keys([{"data.flip": None}, flipped]) == ["data.flip"]
+    b = {"optim.lr": 1.0, "seed": 0, "optim.eps": 0.1}  # keys of ADDED have their value there, other keys are null
+    c = {"optim.lr": 1, "seed": 1, "train.precision": "bf16"}
     assert find_differing_keys([a, b]) == find_differing_keys([a]) == []
-    assert find_differing_keys([a, b, c]) == ["loss.margin", "optim.eps", "seed", "train.precision"]
+    assert find_differing_keys([a, b, c]) == ["optim.eps", "seed", "train.precision"]

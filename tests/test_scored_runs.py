@@ -312,7 +312,7 @@ def test_data_without_modes_has_the_distance_alone(build_small, tmp_path, monkey
     assert record["points_modes"] == [None] * 3 and all(w1 > 0 for w1 in record["points_w1"])
     figure.draw(tmp_path / "figure.png", [record])
     drawn, real = figure.table([record])
-    assert drawn["modes"] == real["modes"] == "" and real["exact W1 to held-out points"]
+    assert drawn["modes"] == real["modes"] == "" and real["exact W1"]
     (run,), points = runs, record["samples"]
     assert {kind: len(part) for kind, part in points.items()} == {"real": 500, "generated": 500}
     generated = generate(run.generator, 500, lambda k: draw_latent(run.generator, 500, 0, k, "figure"))

@@ -32,9 +32,8 @@ GENERATORS = (
     *(GatedGenerator, GoodGenerator, ResNet101Generator),
 )
 HEADER = (ROOT / "conf" / "experiment" / "architectures.yaml").read_text().split("defaults:")[0]
-COMMAND = "python scripts/train.py experiment=architectures data.root=FOLDER"
-COMMANDS = re.findall(rf"^# (\w+):\n# {COMMAND} (.*)$", HEADER, re.MULTILINE)
-LOSSES = {"wgan-gp": [], **{name: shlex.split(overrides) for name, overrides in COMMANDS}}
+OVERRIDES = re.findall(r"^# (\w+): (\w+=.*)$", HEADER, re.MULTILINE)
+LOSSES = {"wgan-gp": [], **{name: shlex.split(overrides) for name, overrides in OVERRIDES}}
 SMALL = (
     *("networks.generator.width=4", "networks.critic.width=4", "train.batch_size=4", "train.report_size=4"),
     *("train.steps=2", "device=cpu"),

@@ -20,7 +20,7 @@ from wgangp.files import complete
 from wgangp.generate import BATCH, generate
 from wgangp.logs import collect_provenance
 from wgangp.per_sample import check_per_sample
-from wgangp.report import add_note, describe_budget, leave_unchanged
+from wgangp.report import describe_budget, leave_unchanged
 from wgangp.runs import Run, expects_slope
 from wgangp.seeds import draw_latent, rng_for
 from wgangp.transport import LIMIT, wasserstein1
@@ -75,9 +75,8 @@ def analyze(
         arguments = {"run": run, "n": n, "starts": starts, "ascent": ascent, "seed": seed, "data_root": data_root}
         origin = {"step": step, **arguments, "out": out, **collect_provenance(next(trained.critic.parameters()).device)}
         write_atomic(unfinished / "lipschitz.json", json.dumps({**origin, **report}, indent=2) + "\n")
-        picture = unfinished / "lipschitz.png"
-        plots.save_lipschitz(picture, slopes, report, title=f"{step} generator updates")
-        add_note(picture, describe_budget(Path(run)))
+        title = "; ".join(filter(None, [f"{step} generator updates", describe_budget(Path(run))]))
+        plots.save_lipschitz(unfinished / "lipschitz.png", slopes, report, title)
     return path
 
 

@@ -44,7 +44,6 @@ __all__ = [
 
 SCORE = ("the critic's score", "its points")  # names for `differentiate`
 ONE_SCORE = "a critic returns one score per sample"
-UNDEFINED = "so a gradient penalty is not defined."
 SHARDED = "The network is sharded, which fails on the second-order graph of a gradient penalty"
 WRAPPERS = {  # class name: why it is refused
     "DataParallel": "Its replicas on other devices are no part of a step",

@@ -54,8 +54,9 @@ def _read_keys(function: Callable[..., Path]) -> dict[str, Any]:
     return {key: special.get(key, kind) for key, kind in read_types(function).items() if key != "name"}
 
 
-CALLED = {"sample": sample, "lipschitz": analyze, "evaluate": evaluate, "compare": compare, "reproduce": reproduce}
-SCHEMAS = {"config": config.SCHEMA, **{key: register_schema(key, _read_keys(called)) for key, called in CALLED.items()}}
+FUNCTIONS = {"sample": sample, "lipschitz": analyze, "evaluate": evaluate, "compare": compare, "reproduce": reproduce}
+SCHEMAS = {name: register_schema(name, _read_keys(function)) for name, function in FUNCTIONS.items()}
+SCHEMAS |= {"config": config.SCHEMA}
 OPTIMIZERS = ("ax", "nevergrad", "optuna")  # choices of hydra/sweeper that need a number from every job
 NONE = {  # what to write in place of null or ~
     "clip": "clip.weights=null clip.gradient_norm=null",
@@ -115,7 +116,7 @@ def run_train(cfg: DictConfig) -> float | None:
 
 def call(name: str, cfg: DictConfig) -> None:
     """Call the function of scripts/NAME.py, and print its result."""
-    print(CALLED[name](**to_arguments(cfg, SCHEMAS[name])))
+    print(FUNCTIONS[name](**to_arguments(cfg, SCHEMAS[name])))
 
 
 def run_compare(cfg: DictConfig) -> None:

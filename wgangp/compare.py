@@ -13,7 +13,7 @@ from pathlib import Path
 from wgangp.checkpoint import write_atomic
 from wgangp.plots import LINES, open_figure
 from wgangp.records import PLACES, Content, Groups, Measure, group_runs, read_folder
-from wgangp.runs import find_differing_keys, format_value
+from wgangp.runs import ADDED, find_differing_keys, format_value
 from wgangp.tables import markdown_table, replace_block
 
 __all__ = ["compare", "convert_folders"]
@@ -160,7 +160,8 @@ def _list_differing_keys(groups: Groups) -> list[str]:
 
 def _show(run: Content, key: str) -> str:
     """Return the value of a key of a config as text; - if the config has no such key."""
-    return format_value(run.config[key]) if key in run.config else "-"
+    config = ADDED | run.config
+    return format_value(config[key]) if key in config else "-"
 
 
 def _list_warnings(groups: Groups, keys: list[str]) -> list[str]:

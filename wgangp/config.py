@@ -267,11 +267,12 @@ def train_options(cfg: DictConfig) -> dict[str, Any]:
     except ValueError as error:
         group = "train" if str(error).startswith("on_nonfinite") else "clip"
         raise ValueError(f"{group}.{error}") from error
+    keys = [key for key in cfg if key != "trust"]  # a folder does not say what to trust
     return {
         **{name: value for name, value in cfg.train.items() if name in TRAIN_KEYS},
         "clip": clip,
         "regularize_gradient_norm": weight,
-        "config": OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [k for k in cfg if k not in UNSAVED]), resolve=True),
+        "config": OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, keys), resolve=True),
     }
 
 
@@ -314,7 +315,6 @@ OmegaConf.register_new_resolver("budget", _choose_budget, replace=True)  # "${bu
 
 # Parameters of train that are no keys of the group train.
 NOT_KEYS = ("folder", "run", "clip", "regularize_gradient_norm", "world", "config", "scores", "stop_signals")
-UNSAVED = ("trust",)  # a folder, which others may have written, does not say what to trust
 TRAIN_KEYS = {name: kind for name, kind in read_types(train).items() if name not in (*NOT_KEYS, "return")}
 FURTHER_KEYS = (  # of the group train, which other functions take
     read_types(Clip, "on_nonfinite") | read_types(build_run, "channels_last") | read_types(join_ranks, "rank_timeout")

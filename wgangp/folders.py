@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wgangp.files import UNFINISHED, name_file, read_file, refuse_links, remove_unfinished
-from wgangp.runs import find_differing_keys, flatten_config, select_computed
+from wgangp.runs import ADDED, find_differing_keys, flatten_config, select_computed
 
 __all__ = ["claim_folder", "find_folder", "load_config", "load_run_config", "read_config"]
 
@@ -81,9 +81,12 @@ def claim_folder(folder: Path, cfg: DictConfig, key: str = "run_dir", timeout: f
 def _compare(config_path: Path, cfg: DictConfig) -> list[str]:
     """Return a line per key whose value changes a number and is not that of the saved config."""
     old, new = (select_computed(flatten_config(node)) for node in (load_config(config_path), cfg))
-    absent = "(no such key)"
+
+    def show(config: dict[str, Any], name: str) -> Any:
+        return config.get(name, ADDED.get(name, "(no such key)"))
+
     return [
-        f"\n  {name}: {old.get(name, absent)} in the folder, {new.get(name, absent)} now"
+        f"\n  {name}: {show(old, name)} in the folder, {show(new, name)} now"
         for name in find_differing_keys([old, new])
     ]
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from wgangp.checks import (
     SCORE,
-    UNDEFINED,
     call_derivative,
     check_not_wrapped,
     check_points,
@@ -73,8 +72,8 @@ def _check(critic: Callable[..., Tensor], holders: list[Any], x: Tensor, *y: Ten
             change = (evaluate(*other_batch)[0] - scores)[own].abs().max()
             if cross_gradient.ne(0).any() or not change <= 1000 * eps * largest:  # NaN counts as dependence
                 raise ValueError(
-                    "the critic mixes the samples of a batch (batch norm?): score i changes with x_j,"
-                    f" {UNDEFINED} Use a norm within each sample (layer norm), or penalty.weight=0"
+                    "the critic mixes the samples of a batch (batch norm?): score i changes with x_j, so a gradient"
+                    " penalty is not defined. Use a norm within each sample (layer norm), or penalty.weight=0"
                 )
     if random:
         return
@@ -95,7 +94,8 @@ def _check(critic: Callable[..., Tensor], holders: list[Any], x: Tensor, *y: Ten
         if wrong.any():
             raise ValueError(
                 f"the score of sample {positions[own][wrong][0]}, or its gradient, depends on the size of the batch or"
-                f" the place in it, {UNDEFINED} Let the critic treat every sample by itself, or use penalty.weight=0"
+                " the place in it, so a gradient penalty is not defined. Let the critic treat every sample by itself,"
+                " or use penalty.weight=0"
             )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from wgangp.checks import compute_scores
@@ -95,13 +95,19 @@ def to_bytes(x: Tensor, span: tuple[float, float]) -> Tensor:
 
 def save_image(path: Path, pixels: Tensor) -> None:
     """Save one image, uint8 (H, W, C), as a PNG. With one channel it is gray."""
+    _save(path, Image.fromarray(pixels.squeeze(-1).numpy()))
+
+
+def _save(path: Path, image: Image.Image) -> None:
     buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1).numpy()).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     write_file(path, buffer.getbuffer())
 
 
-def save_image_grid(path: Path, x: Tensor, span: tuple[float, float], columns: int | None = None) -> None:
-    """Save images as one PNG, row by row, with one black pixel around each.
+def save_image_grid(
+    path: Path, x: Tensor, span: tuple[float, float], columns: int | None = None, note: str = ""
+) -> None:
+    """Save images as one PNG, row by row, with one black pixel around each, and a note below them.
 
     Args:
         x: images (N, C, H, W) with values in span.
@@ -115,7 +121,12 @@ def save_image_grid(path: Path, x: Tensor, span: tuple[float, float], columns: i
     for i, pixels in enumerate(to_bytes(x, span)):
         top, left = i // columns * (height + 1) + 1, i % columns * (width + 1) + 1
         grid[top : top + height, left : left + width] = pixels
-    save_image(path, grid)
+    image = Image.fromarray(grid.squeeze(-1).numpy())
+    if note:
+        size = max(10, image.width // 80)  # of the font, which can be read at the width of a page
+        image = ImageOps.expand(image, (0, 0, max(0, 300 - image.width), size + 3))
+        ImageDraw.Draw(image).text((2, len(grid)), note, "white", font_size=size)
+    _save(path, image)
 
 
 def save_value_surface(

@@ -12,18 +12,14 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import ImageDraw, ImageOps
 from torch import Tensor, nn
 
 from wgangp import plots
 from wgangp.box import find_box, lipschitz_on_box
 from wgangp.certify import certified_lipschitz
 from wgangp.checks import call_generator, compute_scores, is_random
-from wgangp.data.folder import read_picture
 from wgangp.data.text import write_lines
-from wgangp.files import write_file
 from wgangp.gradients import total_norm
 from wgangp.lipschitz import corrected_wasserstein, expected_slope, largest_quotient, slope_statistics
 from wgangp.logs import read_metrics
@@ -39,7 +35,6 @@ from wgangp.state import use_eval_mode
 from wgangp.step import critic_objective, generator_objective
 
 __all__ = [
-    "add_note",
     "describe_budget",
     "draw_curves",
     "evaluate",
@@ -186,7 +181,8 @@ def picture(folder: Path, run: Run, step: int) -> None:
     device = next(run.critic.parameters()).device
     path = folder / "samples" / f"{step:08d}.png"
     path.parent.mkdir(exist_ok=True)
-    in_plane = tuple(run.data.shape) == (2,)
+    note, in_plane = describe_budget(folder), tuple(run.data.shape) == (2,)
+    title = f"{step} generator updates" + ", budget=cpu" * bool(note)
     latent = draw_latent(run.generator, POINTS if in_plane else IMAGES, run.seed, 0, "picture", device)
     columns = None
     if len(latent) > 1 and not in_plane:
@@ -196,15 +192,13 @@ def picture(folder: Path, run: Run, step: int) -> None:
         fake = choose_generator(run)(*latent)
     if in_plane and len(latent) == 1:
         (real,) = run.data.batch(0, len(fake), run.seed, "heldout", purpose="picture")
-        plots.save_value_surface(path, run.critic, real, fake, run.data.span, f"{step} generator updates")
+        plots.save_value_surface(path, run.critic, real, fake, run.data.span, title)
     elif in_plane:  # with labels there is one value surface per class, so that only the points are drawn
-        plots.save_points(path, fake, run.data.span, f"{step} generator updates")
+        plots.save_points(path, fake, run.data.span, title)
     elif hasattr(run.data, "symbols"):
-        write_lines(path.with_suffix(".txt"), fake, run.data.symbols)
+        write_lines(path.with_suffix(".txt"), fake, run.data.symbols, note)
     elif len(run.data.shape) == 3 and run.data.shape[0] in plots.CHANNELS:
-        plots.save_image_grid(path, fake.cpu(), run.data.span, columns=columns)
-    for written in path.parent.glob(f"{path.stem}.*"):
-        add_note(written, describe_budget(folder))
+        plots.save_image_grid(path, fake.cpu(), run.data.span, columns, note)
 
 
 def draw_curves(folder: Path, run: Run) -> None:
@@ -218,17 +212,6 @@ def describe_budget(folder: Path) -> str:
     config = folder / "config.yaml"
     is_small = config.exists() and "\nbudget: cpu\n" in config.read_text()
     return "budget=cpu: smaller and shorter than in the paper" if is_small else ""
-
-
-def add_note(path: Path, note: str) -> None:
-    """Write a line below a picture, or above the lines of a text. An empty one is not written."""
-    if note and path.suffix == ".txt":
-        write_file(path, note.encode() + b"\n" + path.read_bytes())
-    elif note:
-        picture = read_picture(path, channels=3)
-        higher = ImageOps.expand(picture, (0, 0, max(0, 240 - picture.width), 13))
-        ImageDraw.Draw(higher).text((2, picture.height), note, fill="white")
-        plots.save_image(path, torch.from_numpy(np.array(higher)))
 
 
 def _flatten(statistics: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
 
 __all__ = [
+    "ADDED",
     "Run",
     "choose_generator",
     "collect_state",
@@ -164,6 +165,16 @@ NOT_COMPUTED = (  # keys that say where, how long and how often. They do not cha
     "evaluate.classifier",
     "figure.data_root",
 )
+ADDED = {  # keys that older run folders do not have, with the value that changes no number, if it is not null
+    "networks.critic.plain_first": False,
+    "networks.generator.upsample_second": False,
+    "penalty.autocast": False,
+    "train.accumulate": 1,
+    "train.channels_last": False,
+    "train.compile": False,
+    "train.precision": "fp32",
+    "train.sync_batch_norm": False,
+}
 
 
 def run_name(experiment: str | None, overrides: list[str]) -> str:
@@ -216,11 +227,11 @@ def format_value(value: Any) -> str:
 def find_differing_keys(configs: list[dict[str, Any]]) -> list[str]:
     """Return the keys, sorted, whose values are not the same in all of the flat configs.
 
-    A key that a config does not have is null or false there: it was added later and changes nothing.
+    A key that a config does not have has its value in ADDED, or null: it was added later and changes nothing.
     """
 
     def differs(name: str) -> bool:
-        first, *others = (None if config.get(name) is False else config.get(name) for config in configs)
+        first, *others = (config.get(name, ADDED.get(name)) for config in configs)
         return any(value != first for value in others)
 
     return sorted(filter(differs, {name for config in configs for name in config}))

@@ -15,14 +15,13 @@ from wgangp.data.folder import read_header
 from wgangp.data.text import write_lines
 from wgangp.files import complete, write_file
 from wgangp.generate import BATCH, generate
-from wgangp.report import add_note, describe_budget
+from wgangp.report import describe_budget
 from wgangp.runs import Run, choose_generator
 from wgangp.seeds import arrange_classes, draw_latent
 
 __all__ = ["sample"]
 
 SUFFIXES = {"grid": ".png", "interpolation": ".png", "animation": ".webp", "images": "", "npz": ".npz"}
-INTERPOLATION_COLUMNS = 8  # images per interpolation
 
 
 def sample(
@@ -96,8 +95,6 @@ def sample(
         raise ValueError(f"out = {path}: what={what} writes {expected}")
     with complete(path) as unfinished:  # so that a part is not taken for the whole
         _write(unfinished, trained, Path(run), what, n, seed, step, class_)
-        if what in ("grid", "interpolation"):
-            add_note(unfinished, describe_budget(Path(run)))
     return path
 
 
@@ -118,7 +115,7 @@ def _write(
         return
     columns, labels, classes = None, None, getattr(generator, "classes", 0)
     if what == "interpolation":
-        columns = min(INTERPOLATION_COLUMNS, n) if images else n
+        columns = min(8, n) if images else n
         n = n // columns * columns
     if class_ is not None:
         labels = torch.full((n,), class_)
@@ -136,6 +133,7 @@ def _write(
         return z, *y
 
     x, symbols = generate(generator, n, draw).cpu(), getattr(run.data, "symbols", None)
+    note = describe_budget(folder)
     if what == "npz":
         numbers = {"arr_0": plots.to_bytes(x, run.data.span) if images else x, "x": x, "span": run.data.span}
         if symbols is not None:
@@ -151,11 +149,12 @@ def _write(
         for i, pixels in enumerate(plots.to_bytes(x, run.data.span)):
             plots.save_image(path / f"{i:06d}.png", pixels)
     elif symbols is not None:
-        write_lines(path, x, symbols)
+        write_lines(path, x, symbols, note)
     elif images:
-        plots.save_image_grid(path, x, run.data.span, columns=columns)
+        plots.save_image_grid(path, x, run.data.span, columns, note)
     else:
-        plots.save_points(path, x, run.data.span, f"{what}, n = {len(x)}", what == "interpolation")
+        title = f"{what}, n = {len(x)}" + ", budget=cpu" * bool(note)
+        plots.save_points(path, x, run.data.span, title, what == "interpolation")
 
 
 def _draw_interpolation(

@@ -158,6 +158,9 @@ def decode(ids: Tensor, symbols: Sequence[str]) -> list[str]:
     return [row.encode("latin-1").decode("utf-8", "replace") for row in rows]
 
 
-def write_lines(path: Path, x: Tensor, symbols: Sequence[str]) -> None:
-    """Write samples (N, V, L) as text: the most probable symbol of each position, one line per sample."""
-    write_file(path, "".join(f"{line}\n" for line in decode(x.argmax(1), symbols)).encode())
+def write_lines(path: Path, x: Tensor, symbols: Sequence[str], note: str = "") -> None:
+    """Write samples (N, V, L) as text: the most probable symbol of each position, one line per sample.
+
+    A note is a line before the samples.
+    """
+    write_file(path, "".join(f"{line}\n" for line in [note] * bool(note) + decode(x.argmax(1), symbols)).encode())

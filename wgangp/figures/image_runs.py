@@ -27,6 +27,7 @@ __all__ = [
     "NEVER",
     "SCORES",
     "build_score",
+    "check_plane",
     "check_samples",
     "describe_real",
     "draw_pictures",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 NEVER = 10**9
+Samples = str | list[str] | dict[str, list[list[float]]]  # a picture, lines of text, or points
 LINES = 32  # of text per panel, in two columns
 SCORES = {"efficientnet": "EfficientNet", "inception": "the Inception network"}  # score -> whose features it uses
 
@@ -57,6 +59,12 @@ def check_samples(samples: int, score: str = "efficientnet") -> None:
     if samples <= WIDTHS[score]:
         features = f"more than the features of {SCORES[score]}"
         raise ValueError(f"figure.samples = {samples}: must be >= {WIDTHS[score] + 1:,}, {features}")
+
+
+def check_plane(run: Run) -> None:
+    """Raise ValueError for points that are not in the plane: they have no picture."""
+    if len(run.data.shape) == 1 and run.data.shape[0] != 2:
+        raise ValueError(f"points in R^{run.data.shape[0]} have no picture: choose data in the plane")
 
 
 def train_finite(folder: Path, overrides: list[str], check: Callable[[Run], Any] | None = None) -> Run | None:
@@ -102,12 +110,9 @@ def describe_real(records: list[dict[str, Any]], name: str = "fid") -> str:
     return f"real images have {known[0]:.3g}" if known else "too few real images to compare"
 
 
-def show_samples(run: Run, folder: Path, count: int, columns: int) -> str | list[str] | dict[str, list[list[float]]]:
-    """Return samples of a run: a picture as text, with one row per class if there are classes; or lines of text.
-
-    For data in the plane: real and generated points.
-    """
-    in_plane = tuple(run.data.shape) == (2,)
+def show_samples(run: Run, folder: Path, count: int, columns: int) -> Samples:
+    """Return samples of a run: a picture as text, with one row per class if there are classes; lines; or points."""
+    in_plane = len(run.data.shape) == 1
     count = DRAWN if in_plane else count
     generator = choose_generator(run)
     device = next(generator.parameters()).device
@@ -129,7 +134,7 @@ def show_samples(run: Run, folder: Path, count: int, columns: int) -> str | list
     return encode_pictures(folder, x, run.data.span, columns)
 
 
-def draw_samples(axes: Any, samples: str | list[str] | dict[str, list[list[float]]] | None) -> None:
+def draw_samples(axes: Any, samples: Samples | None, split: bool = False) -> None:
     """Show what `show_samples` returned; None: the run was not finite."""
     axes.set(xticks=[], yticks=[])
     if samples is None:
@@ -144,7 +149,7 @@ def draw_samples(axes: Any, samples: str | list[str] | dict[str, list[list[float
         text = "\n".join(f"{left:<{width}}   {right}" for left, right in columns)
         axes.text(0.5, 0.5, text, family="monospace", ha="center", va="center", ma="left", parse_math=False)
     else:
-        draw_pictures(axes, samples)
+        draw_pictures(axes, samples, split)
 
 
 def encode_pictures(folder: Path, x: Tensor, span: tuple[float, float], columns: int | None = None) -> str:
@@ -154,7 +159,12 @@ def encode_pictures(folder: Path, x: Tensor, span: tuple[float, float], columns:
     return base64.b64encode((folder / "samples.png").read_bytes()).decode()
 
 
-def draw_pictures(axes: Any, text: str) -> None:
-    """Show the pictures that `encode_pictures` returned, without ticks."""
-    axes.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), "gray", vmin=0, vmax=255)
+def draw_pictures(axes: Any, text: str, split: bool = False) -> None:
+    """Show the pictures that `encode_pictures` returned, without ticks. split: 8 of them, and their channels below."""
+    x = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+    if split:
+        row = x[: x.shape[1] // 8]
+        x = np.concatenate([row, *(np.repeat(row[..., k : k + 1], 3, axis=2) for k in range(3))])
+        axes.set_xlabel("above: images; below: their channels")
+    axes.imshow(x, "gray", vmin=0, vmax=255)
     axes.set(xticks=[], yticks=[])

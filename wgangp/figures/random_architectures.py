@@ -135,7 +135,7 @@ class RandomArchitectures:
         every = [f"train.{name}_every={self.steps}" for name in ("log", "sample", "checkpoint")]
         overrides = [*self.list_overrides(**cell), f"seed={seed}"]
         folder.mkdir(parents=True, exist_ok=True)
-        # A list of overrides, as Hydra writes them. The folder has no config.yaml: see wgangp/figures/__init__.py
+        # As Hydra writes overrides. There is no config.yaml: see wgangp/figures/__init__.py
         write_atomic(folder / "overrides.yaml", "".join(f"- {json.dumps(text)}\n" for text in overrides))
         others = [*every, f"train.lipschitz_every={NEVER}", f"device={device}"]
         check = partial(build_score, n=self.samples, name=self.score)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from wgangp.figures.common import check_names, describe_range, format_spread, select
-from wgangp.figures.image_runs import NEVER, draw_samples, show_samples, train_finite
+from wgangp.figures.image_runs import NEVER, check_plane, draw_samples, show_samples, train_finite
 from wgangp.logs import read_lines, read_metrics, read_timing
 from wgangp.metrics.scores import build_scores
 from wgangp.plots import PAGE, open_figure
@@ -23,8 +23,8 @@ SHOWN, COLUMNS = 64, 8  # samples per panel, and per row of it
 FEATURES = {"is": "Inception score", "fid": "FID", "kid": "KID"}
 NUMBERS = {  # score -> its numbers, and what they are called. The first two are drawn
     "modes": {"covered": "modes of 1,000", "reverse_kl": "reverse KL (nats)"},
-    "points": {  # data without modes has W1 alone
-        "w1": "exact W1 to held-out points",
+    "points": {
+        "w1": "exact W1",
         "modes": "modes",
         "high_quality": "share within 3 sd of a mode",
         "reverse_kl": "reverse KL (nats)",
@@ -64,7 +64,7 @@ PACGAN, KUMAR, BINKOWSKI = (
 UNKNOWN = "whether this run did is not known"
 STUDIES = {
     "toy_released": Study(
-        "The toy runs of the released code",
+        "Toy runs of the released code",
         ["experiment=toy_released"],
         {f"width {n}": [f"networks.generator.width={n}", f"networks.critic.width={n}"] for n in (512, 128)},
         {"points": []},
@@ -164,8 +164,7 @@ STUDIES = {
 class ScoredRuns:
     """The rows of a study, each trained for `steps` generator updates and scored at `points` equal intervals.
 
-    A score that fails during the training is left out. At the last update it is computed again, and an error of it ends
-    the measurement; the next one does not train again.
+    A score that fails is left out; that of the last update is computed again.
 
     The numbers are those of the last update, never of the best one. Times begin after the first score, and include the
     reports and the other scores. The learning rates are those of the experiment: steps does not change when they reach
@@ -217,11 +216,11 @@ class ScoredRuns:
         data = [] if self.data_root is None else [f"{study.place}={self.data_root}"]
         scores = [f"evaluate.scores=[{self.score}]", f"evaluate.n={self.n}"]
         overrides = [*self.list_overrides(cell["row"]), *every, *scores, *data, f"seed={seed}", f"device={device}"]
-        run = train_finite(folder, overrides)
+        run = train_finite(folder, overrides, check_plane)
         names = self._list_names()
         log = read_metrics(folder / "metrics.jsonl")
         lines = [line for line in log if next(iter(names)) in line]
-        if run is not None and next(iter(names)) not in log[-1]:  # the score of the last update failed: once more
+        if run is not None and next(iter(names)) not in log[-1]:  # it failed: once more
             keys, given = ("reference", "weights", "classifier"), [o.partition("=") for o in self.options]
             (score,) = build_scores(
                 run, [self.score], self.n, **{k: v for k in keys for o, _, v in given if o == f"evaluate.{k}"}
@@ -253,31 +252,26 @@ class ScoredRuns:
             for row, axes in zip(rows, lower.subplots(1, len(rows), squeeze=False)[0], strict=True):
                 finite = [run for run in select(records, row=row) if run["finite"]]
                 axes.set_title(row if len(rows) < 3 else row.replace(" (", "\n("), fontsize="medium")
-                draw_samples(axes, finite[0]["samples"] if finite else None)
+                draw_samples(axes, finite[0]["samples"] if finite else None, self.study == "stacked_mnist")
                 for panel, name, x, unit in panels:
                     if not finite:
                         panel.plot([], [], label=f"{row}: not finite")
                         continue
-                    steps = set.intersection(*({*run["steps"]} for run in finite))  # a score may have failed
-                    xs, ys = (
-                        [[v for v, step in zip(run[key], run["steps"], strict=True) if step in steps] for run in finite]
-                        for key in (x, name)
-                    )
-                    y = torch.tensor(ys, dtype=torch.float64)
-                    mean_x = torch.tensor(xs, dtype=torch.float64).mean(0) / unit
+                    y, mean_x = _pick(finite, name), _pick(finite, x).mean(0) / unit
                     mean_x = mean_x - mean_x[0]
                     (line,) = panel.plot(mean_x, y.mean(0), label=row, marker=".", markersize=4)
                     panel.fill_between(mean_x, y.amin(0), y.amax(0), alpha=0.2, color=line.get_color())
             for panel, name, x, _ in panels:
-                real = [run[f"real_{name}"] for run in records if run[f"real_{name}"] is not None]
-                if real:
+                real, title = [r[f"real_{name}"] for r in records if r[f"real_{name}"] is not None], names[name]
+                if real and NUMBERS[self.score] is FEATURES:  # far away from those of a short run
+                    title = f"{names[name]} (real samples: {statistics.mean(real):.3g})"
+                elif real:
                     panel.axhline(statistics.mean(real), color="gray", linestyle=":", label="real samples")
                 better = "larger" if name.removeprefix(f"{self.score}_") in LARGE else "smaller"
-                panel.set_title(names[name], fontsize="medium")
+                panel.set_title(title, fontsize="medium")
                 label = "generator updates" if x == "steps" else "minutes after the first score"
                 panel.set(xlabel=label, ylabel=f"{better} is better")
-                if NUMBERS[self.score] is FEATURES:
-                    panel.set_yscale("log")  # real samples are far away from those of a short run
+                panel.locator_params("x", nbins=4)
                 panel.grid(alpha=0.3)
             upper.legend(*by_time.get_legend_handles_labels(), loc="outside lower center", ncols=3)
             options = f" with {' '.join(self.options)}" if self.options else ""
@@ -329,3 +323,9 @@ class ScoredRuns:
     def _list_names(self) -> dict[str, str]:
         """Return the names of the numbers of the score in the log, and what they are called in tables and pictures."""
         return {f"{self.score}_{name}": label for name, label in NUMBERS[self.score].items()}
+
+
+def _pick(runs: list[dict[str, Any]], key: str) -> torch.Tensor:
+    """Return numbers of runs (N, points), at the steps where all of them have a score."""
+    steps = sorted(set.intersection(*({*run["steps"]} for run in runs)))
+    return torch.tensor([[run[key][run["steps"].index(step)] for step in steps] for run in runs], dtype=torch.float64)

@@ -125,10 +125,10 @@ def train_command(folder: Path, overrides: list[str], check: Callable[[Run], Any
     in_command = GlobalHydra.instance().is_initialized()  # of scripts/reproduce.py
     with nullcontext() if in_command else initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=overrides)
+    options = train_options(cfg) | {"config": None}
     run = build_run(cfg, channels_last=cfg.train.channels_last, trust=cfg.trust)
     if check is not None:
         check(run)
-    options = train_options(cfg) | {"config": None}
     if train(folder, run, **options, scores=train_scores(cfg, run)) < options["steps"]:
         raise KeyboardInterrupt
     return run
@@ -303,7 +303,7 @@ def _format_command(name: str, figure: Any, seeds: list[int]) -> str:
         changed[budget] = [_format_override(key, v) for key, v in list_settings(figure).items() if v != usual[key]]
     budget = min(BUDGETS, key=lambda budget: len(changed[budget]))
     overrides = [*(["budget=paper"] if budget == "paper" else []), *changed[budget]]
-    overrides += ["figure.data_root=DATA"] * (usual.get("data_root") == "???")  # the place of the data is required
+    overrides += ["figure.data_root=DATA"] * bool(getattr(figure, "data_root", None))
     return " ".join(["python scripts/reproduce.py", f"figure={name}", *overrides, f'"seeds={seeds}"', "out=FOLDER"])
 
 

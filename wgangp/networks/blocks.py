@@ -50,6 +50,7 @@ def build_upsample_blocks(
 
     Args:
         bias, gain: of the convolution after upsampling.
+        shortcut_gain: of the 1x1 convolution.
     """
     return nn.Sequential(
         *(

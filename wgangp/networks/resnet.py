@@ -3,9 +3,11 @@
 Paper: released gan_cifar_resnet.py lines 66-179 with NORMALIZATION_D False; appendix F. classes=0 is the pair with
 CONDITIONAL False. With labels the generator has conditional batch norm in its blocks, and the critic has a classifier
 on the features of the score (AC-GAN).
-Differs: a 1x1 convolution commutes with mean pooling and with nearest-neighbor upsampling, so the shortcuts have the
-lower resolution: the same function, in a quarter of the arithmetic. Batch norm uses the whole batch; in the released
-code each of two devices uses its half, as with train.accumulate=2.
+Differs: the paper upsamples before the second convolution of a block (upsample_second), and the first block of its
+critic has an activation on the image (plain_first); the defaults are those of the code. A 1x1 convolution commutes with
+mean pooling and with nearest-neighbor upsampling, so the shortcuts have the lower resolution: the same function, in a
+quarter of the arithmetic. Batch norm uses the whole batch; in the released code each of two devices uses its half, as
+with train.accumulate=2.
 """
 
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class ResNetGenerator(nn.Module):
 
     Args:
         classes: number of classes; y is (labels (B,),). 0: there are no labels.
-        upsample_second: a block upsamples before its second convolution, as in the paper; else before its first.
+        upsample_second: a block upsamples before its second convolution, not before its first.
     """
 
     def __init__(
@@ -70,8 +72,8 @@ class ResNetCritic(nn.Module):
 
     Args:
         classes: number of classes; y is (labels (B,),). 0: there are no labels and no classifier.
-        plain_first: the first block is one like the second (paper), with 3 channels inside, which the paper does not
-            give (released code: ResidualBlock); else it has no activation on the image itself.
+        plain_first: the first block has an activation on the image, and 3 channels inside, which the paper does not
+            give: they are those of ResidualBlock in the released code.
     """
 
     score_takes_labels = False  # so that its slopes and its Lipschitz constant are those of a function of x
