@@ -11,7 +11,7 @@ from helpers import require_released_weights
 from torch import nn
 
 from wgangp import check_per_sample, networks
-from wgangp.networks import layers
+from wgangp.networks import layers, zoo, zoo_resnet
 from wgangp.networks.dcgan import CIFARCritic, CIFARGenerator, MNISTCritic, MNISTGenerator
 from wgangp.networks.language import LanguageCritic, LanguageGenerator
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
@@ -94,6 +94,7 @@ def test_outputs_have_the_documented_shapes_and_ranges(norm):
         (MNISTCritic, 4, STACKED),
         (CIFARCritic, 4, COLOR),
         (ResNetCritic, 4, COLOR),
+        (partial(ResNetCritic, plain_first=True), 4, COLOR),
     ],
 )
 def test_score_of_a_sample_does_not_depend_on_other_samples(make, width, shape):
@@ -159,16 +160,17 @@ def test_resnet_pair_equals_the_operations_of_the_released_code_or_of_the_paper(
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
-def test_conditional_resnet_generator_equals_the_released_operations_class_by_class():
+@pytest.mark.parametrize("paper", [False, True])
+def test_conditional_resnet_generator_equals_the_operations_class_by_class(paper):
     """With the scales and offsets of one class in plain batch norms it is the unconditional generator."""
-    conditional, plain = (ResNetGenerator(COLOR, width=6, classes=n).double() for n in (3, 0))
+    conditional, plain = (ResNetGenerator(COLOR, width=6, classes=n, upsample_second=paper).double() for n in (3, 0))
     for p in conditional.parameters():
         nn.init.normal_(p, std=0.3)
     z, y = torch.randn(4, 128).double(), torch.tensor([2, 2, 2, 2])
     tables = {f"blocks.{b}.main.{i}.{name}" for b in range(3) for i in (0, 3) for name in ("weight", "bias")}
     state = {name: value[2] if name in tables else value for name, value in conditional.state_dict().items()}
     plain.load_state_dict(state)
-    torch.testing.assert_close(conditional(z, y), reference_generator(plain, z), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(conditional(z, y), reference_generator(plain, z, paper), atol=1e-12, rtol=1e-12)
     assert not torch.equal(conditional(z, y), conditional(z, y - 1))
 
 
@@ -454,12 +456,18 @@ def build_any(network):
     raise AssertionError(f"no shape fits {network}: add its shape to SHAPES")
 
 
+VARIANTS = [
+    (ResNetGenerator, {"upsample_second": True}),
+    (ResNetCritic, {"plain_first": True}),
+    *((network, {"activation": "tanh"}) for network in (zoo.DCGANGenerator, zoo.DCGANCritic)),
+    *((network, {"norm": "batch"}) for network in (zoo.DCGANCritic, zoo.GatedCritic, zoo_resnet.GoodCritic)),
+]
 WITH_CLASSES = [network for network in NETWORKS if "classes" in inspect.signature(network).parameters]
 
 
 @pytest.mark.parametrize(
     "network, options",
-    [*((network, {}) for network in NETWORKS), *((network, {"classes": 3}) for network in WITH_CLASSES)],
+    [*((network, {}) for network in NETWORKS), *((network, {"classes": 3}) for network in WITH_CLASSES), *VARIANTS],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_no_module_of_a_network_changes_its_input_in_place(network, options):

@@ -392,6 +392,18 @@ def test_wrong_option_of_a_figure_fails_its_run_in_words(build_small, tmp_path):
         reproduce(figure, "mnist", "foo", [0], str(tmp_path / "out"), "cpu")
 
 
+def test_place_of_the_data_that_is_not_given_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.root: no value is given"):
+        train_command(tmp_path / "run", ["experiment=architectures"])
+
+
+def test_points_that_are_not_in_the_plane_are_refused_before_training(build_small, tmp_path):
+    figure = build_small("toy_released", options=["data=shift", "data.dim=1"])
+    with pytest.raises(ValueError, match=r"points in R\^1 have no picture"):
+        figure.measure(figure.cells()[0], 0, tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_errors_of_a_run_are_raised(build_small, tmp_path):
     figure = build_small("mnist", data_root=str(tmp_path))
     with pytest.raises(ValueError, match="cannot read MNIST"):
