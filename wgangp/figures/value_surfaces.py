@@ -146,6 +146,4 @@ def describe_panel(records: list[dict[str, Any]]) -> str:
     gap = format_spread([record["gap"] for record in records], ".2f")
     distance = format_spread([compute_mean_distance(record) for record in records], ".2f")
     cosine = format_spread([record["slopes"]["coupled"]["cosine"] for record in records], ".2f")
-    return (
-        f"gap {gap}\nexact W1 {distance}\nLipschitz constant {format_constant(records)}\ncosine to transport {cosine}"
-    )
+    return f"gap {gap}\nexact W1 {distance}\nconstant {format_constant(records)}\ncosine to transport {cosine}"
