@@ -11,17 +11,18 @@ from wgangp.tables import markdown_table, replace_block
 
 __all__ = ["COUNTED_NETWORKS", "render_evidence", "render_origins", "render_summary"]
 
-COUNTED_NETWORKS = 28  # networks whose parameters tests/ count, against those of the released code
+COUNTED_NETWORKS = 28  # networks whose parameters are counted in tests/
 NOT_RUN = "not run yet"
-LAMBDA = 10.0  # of the critics in the table of evidence
+LAMBDA = 10.0
 
 RUNS = {  # folder in results/ -> what a reader types
     "toy": "`scripts/train.py` (8 Gaussians)",
     "mnist_run": "`experiment=mnist train.steps=2500`",
-    "cifar_dcgan": "`experiment=cifar_dcgan budget=cpu`, on JPEG copies of CIFAR-10",
-    "cifar_resnet": "`experiment=cifar_resnet budget=cpu`, on JPEG copies of CIFAR-10",
+    "cifar_dcgan": "`experiment=cifar_dcgan budget=cpu`, on CIFAR-10 (JPEG copy)",
+    "cifar_cars": "`experiment=cifar_dcgan` at a small size, on the cars of CIFAR-10",
+    "cifar_resnet": "`experiment=cifar_resnet budget=cpu`, on CIFAR-10 (JPEG copy)",
     "conditional_digits": "`experiment=cifar_resnet_conditional` at a small size, on digits",
-    "cifar_resnet_gpu": "`experiment=cifar_resnet`, bf16 (also the penalty), on JPEG copies of CIFAR-10, GPU",
+    "cifar_resnet_gpu": "`experiment=cifar_resnet`, bf16 (also the penalty), on CIFAR-10 (JPEG copy), GPU",
 }
 BEGIN, END = "<!-- rendered by scripts/render.py -->", "<!-- /rendered -->"
 BEGIN_RUNS, END_RUNS = "<!-- numbers of the runs, rendered by scripts/render.py -->", "<!-- /numbers of the runs -->"
