@@ -97,7 +97,7 @@ class ValueSurfaces:
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
         seed = records[0]["seed"]
         drawn = [name for name in DRAWN if name in self.critics] or list(self.critics[:1])
-        height = max(3.1, min(4.6, PAGE / len(drawn) + 0.9))  # square panels with a title and four lines below
+        height = max(3.1, min(5.3, PAGE / len(drawn) + 1.1))  # square panels with a title and four lines below
         with open_figure(path, height * len(self.data) + 0.6) as figure:
             panels = figure.subplots(len(self.data), len(drawn), squeeze=False)
             for (row, name), (column, critic) in product(enumerate(self.data), enumerate(drawn)):
