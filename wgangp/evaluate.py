@@ -47,7 +47,8 @@ def evaluate(
     folder, torch_device = Path(run), find_device(device)
     data: Any = None
     rows: list[dict[str, str]] = []
-    notes = dict.fromkeys(filter(None, [describe_budget(folder)]))  # in order, without repetitions
+    small = describe_budget(folder)
+    notes = {small: None} if small else {}  # in order, without repetitions
     for number, label in _list_checkpoints(folder, step):
         place = {"step": number, "read_data": True, "data_root": data_root, "trust": trust}
         trained, number = restore(folder, torch_device, **place)

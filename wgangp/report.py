@@ -34,15 +34,7 @@ from wgangp.seeds import arrange_classes, draw_latent, rng_for, seed_layers
 from wgangp.state import use_eval_mode
 from wgangp.step import critic_objective, generator_objective
 
-__all__ = [
-    "describe_budget",
-    "draw_curves",
-    "evaluate",
-    "leave_unchanged",
-    "lipschitz_report",
-    "picture",
-    "report",
-]
+__all__ = ["describe_budget", "draw_curves", "evaluate", "leave_unchanged", "lipschitz_report", "picture", "report"]
 
 IMAGES, POINTS = 128, 512  # samples (images or lines of text, points) in a picture, all from the same noise
 QUOTIENT_POINTS = 256  # points of each kind for the Lipschitz report, at most

@@ -13,7 +13,7 @@ __all__ = ["COUNTED_NETWORKS", "render_evidence", "render_origins", "render_summ
 
 COUNTED_NETWORKS = 28  # networks whose parameters are counted in tests/
 NOT_RUN = "not run yet"
-LAMBDA = 10.0
+LAMBDA = 10.0  # of the critics in the table of evidence
 
 RUNS = {  # folder in results/ -> what a reader types
     "toy": "`scripts/train.py` (8 Gaussians)",

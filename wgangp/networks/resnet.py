@@ -52,9 +52,7 @@ class ResNetGenerator(nn.Module):
         check_classes(classes)
         self.latent_dim, self.width, self.classes = latent_dim, width, classes
         self.input = linear(latent_dim, width * 4 * 4)
-        self.blocks = nn.Sequential(
-            *(_up(width, classes, upsample_second) for _ in range(3))
-        )  # 8 x 8, 16 x 16, 32 x 32
+        self.blocks = nn.Sequential(*(_up(width, classes, upsample_second) for _ in range(3)))  # to 32 x 32
         self.output = nn.Sequential(BatchNorm(width), nn.ReLU(), Conv2d(width, 3, kernel=3, gain=1.0), nn.Tanh())
 
     def forward(self, z: Tensor, *y: Tensor) -> Tensor:
@@ -106,7 +104,7 @@ class ResNetCritic(nn.Module):
 
 
 def _up(width: int, classes: int, upsample_second: bool) -> nn.Module:
-    """x -> upsample(conv1(x)) + conv(relu(norm(conv(relu(norm(x)))))), where one of the two conv upsamples first.
+    """x -> upsample(conv1(x)) + conv(relu(norm(conv(relu(norm(x)))))), upsampled before one of these conv.
 
     With classes its norms are conditional.
     """
