@@ -151,7 +151,12 @@ def test_picture_is_of_the_average_and_changes_nothing(configure, settings, tmp_
         average, last = (
             decode(network(*latent).argmax(1), run.data.symbols) for network in (run.average.module, run.generator)
         )
-    assert (tmp_path / "samples" / "00000003.txt").read_text().splitlines() == average != last
+    path = tmp_path / "samples" / "00000003.txt"
+    assert path.read_text().splitlines() == average != last
+    (tmp_path / "config.yaml").write_text("seed: 0\nbudget: cpu\nloss: 0\n")
+    picture(tmp_path, run, 3)
+    note, *lines = path.read_text().splitlines()
+    assert note.startswith("budget=cpu") and lines == average
     before = torch.get_rng_state()
     assert report(run, 3, 8) == report(run, 3, 8) and torch.equal(before, torch.get_rng_state())
 

@@ -188,9 +188,8 @@ def test_sizes_of_the_paper_are_one_override_away(configure, study, steps, n, sc
     assert small.steps <= 2_000
     assert small.points <= 10
     assert small.score != "inception"  # which is downloaded
-    assert configure(*small.list_overrides(small.cells()[0]["row"]), *root).networks.critic.width <= (
-        128 if study == "toy_released" else 64
-    )
+    width = configure(*small.list_overrides(small.cells()[0]["row"]), *root).networks.critic.width
+    assert width <= (128 if study == "toy_released" else 64)
 
 
 @pytest.mark.parametrize("study", STUDIES)

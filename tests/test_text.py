@@ -90,6 +90,8 @@ def test_characters_of_several_bytes_are_written_as_they_were_read(write, tmp_pa
     write_lines(tmp_path / "out.txt", x, data.symbols)
     assert not (tmp_path / "other.txt").exists()
     assert (tmp_path / "out.txt").read_bytes() == "stra\u00dfe\n".encode()
+    write_lines(tmp_path / "out.txt", x, data.symbols, "budget=cpu")
+    assert (tmp_path / "out.txt").read_bytes() == "budget=cpu\nstra\u00dfe\n".encode()
     broken = decode(torch.tensor([[data.symbols.index("\xc3"), data.symbols.index("a")]]), data.symbols)
     assert broken == ["\ufffda"]  # half of a character
 
