@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import write_idx
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -27,7 +28,7 @@ from wgangp.figures import (
     penalties,
     value_surfaces,
 )
-from wgangp.figures.common import count_seeds, describe_range, format_spread, select, train_critic
+from wgangp.figures.common import count_seeds, describe_range, draw_band, format_spread, select, train_critic
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
 from wgangp.seeds import initialize, rng_for
@@ -61,8 +62,6 @@ def _small(monkeypatch, quick_pictures, quick_reports):
     monkeypatch.setattr(lipschitz_table, "LOOKS", (0.5, 0.7))
     monkeypatch.setattr(lipschitz_table, "CONSTRAINTS", {name: lipschitz_table.CONSTRAINTS[name] for name in names})
     monkeypatch.setattr(lipschitz_table, "PANELS", {name: [name] for name in names})
-    monkeypatch.setattr(korotin, "DIMENSIONS", (2, 4))
-    monkeypatch.setattr(korotin, "FUNNELS", (16,))
     monkeypatch.setattr(korotin, "HELD_OUT", 20)
     monkeypatch.setattr("wgangp.data.pairs.TRUTH_SIZE", 2**14)
     monkeypatch.setattr(common, "POINTS", 40)
@@ -95,7 +94,7 @@ def benchmark(tmp_path_factory):
     root = tmp_path_factory.mktemp("benchmark")
     rng = np.random.default_rng(0)
     arrays, lines = {}, ["dim,funnels,method,cosine,l2,wasserstein"]
-    for dim, funnels in product((2, 4), (4, 16)):
+    for dim, funnels in product((2, 8), (4, 16)):
         arrays[f"d{dim}_n{funnels}_centers"] = rng.uniform(-2.5, 2.5, (funnels, dim)).astype("float32")
         arrays[f"d{dim}_n{funnels}_bias"] = rng.uniform(0, 0.1, funnels).astype("float32")
         lines += [
@@ -120,7 +119,9 @@ def figures(digits, benchmark):
         "lipschitz_table": lipschitz_table.LipschitzTable(
             iterations=20, data=["8 Gaussians", "Swiss roll"], max_cells=2000, **small
         ),
-        "korotin": korotin.Korotin(iterations=2, sorted_iterations=2, data_root=str(benchmark), batch_size=8),
+        "korotin": korotin.Korotin(
+            str(benchmark), 2, 2, dims=[2, 8], funnels=[16], critics=list(korotin.CRITICS), batch_size=8
+        ),
         "known_distance": known_distance.KnownDistance(iterations=2, **small),
         "penalties": penalties.Penalties(steps=1, **small),
         "gradient_norms": gradient_norms.GradientNorms(steps=1, **small),
@@ -411,6 +412,15 @@ class TestLipschitzTable:
         assert len(other["curve"]) == 3 and "constant" not in other["curve"][0]
 
 
+def test_band_goes_from_the_smallest_to_the_largest_run():
+    axes = Figure().subplots()
+    color = draw_band(axes, [1, 2], [[0.0, 4.0], [1.0, 6.0], [5.0, 5.0]], label="x")
+    (line,), (band,) = axes.lines, axes.collections
+    assert line.get_xydata().tolist() == [[1, 2], [2, 5]] and line.get_color() == color
+    ends = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
+    assert ends == {(1, 0), (1, 5), (2, 4), (2, 6)}
+
+
 class TestKorotin:
     def test_published_values_are_those_of_the_pair(self, figures, tmp_path):
         cell = {"dim": 2, "funnels": 4, "critic": "one-sided"}
@@ -425,6 +435,18 @@ class TestKorotin:
             korotin.read_published(str(tmp_path), 2, 4)
         with pytest.raises(ValueError, match=r"no value of .*true"):
             korotin.read_published(figures["korotin"].data_root, 3, 4)
+
+    def test_chosen_pairs_are_measured_drawn_and_listed(self, figures, tmp_path):
+        figure = replace(figures["korotin"], dims=[8], critics=["one-sided"])
+        (cell,) = figure.cells()
+        records = [{"seed": seed, **cell, **figure.measure(cell, seed, tmp_path, CPU)} for seed in (0, 1)]
+        figure.draw(tmp_path / "picture.png", records)
+        assert (tmp_path / "picture.png").exists()
+        assert [(row["pair"], row["critic"]) for row in figure.table(records)] == [("D = 8, N = 16", "one-sided")]
+
+    def test_pair_that_does_not_exist_is_refused(self, figures):
+        with pytest.raises(ValueError, match=r"figure.dims = \[3\]: one or more of 2, 8, 32, once each"):
+            replace(figures["korotin"], dims=[3])
 
 
 class TestDefaultRun:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 from tqdm import trange
 
 from wgangp.compiled import build_computation
+from wgangp.data.pairs import Pair
+from wgangp.lipschitz import corrected_wasserstein, cosine, slope_at
 from wgangp.losses import Wasserstein
 from wgangp.metrics.modes import mode_coverage
 from wgangp.optim import descend
@@ -28,9 +31,11 @@ __all__ = [
     "count_seeds",
     "describe_range",
     "describe_spread",
+    "draw_band",
     "format_spread",
     "list_points",
     "make_run",
+    "measure_on_pair",
     "score_samples",
     "select",
     "train_critic",
@@ -104,6 +109,39 @@ def train_critic(
         look(iterations)
 
 
+def measure_on_pair(
+    critic: nn.Module, pair: Pair, penalty: GradientPenalty, seed: int, points: int, **options: Any
+) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
+    """Train a critic on a pair with a known W1, and measure it on held-out points.
+
+    Args:
+        points: of each side.
+        options: as in `train_critic`, and batch_size.
+
+    Returns:
+        the points of both sides, and the numbers. cosine and slope are means over points on the way from one side to
+        the other, where mass moves. corrected is the gap itself if there is no penalty.
+    """
+    size, device = options.pop("batch_size"), next(critic.parameters()).device
+
+    def draw(k: int, size: int = size, split: str = "train") -> tuple[Tensor, Tensor]:
+        return pair.batch(k, size, seed, split)[0], pair.low(k, size, seed, split)
+
+    train_critic(critic, draw, penalty=penalty, seed=seed, **options)
+    high, low = draw(0, points, "heldout")
+    moved = pair.transport(high) - high
+    on_the_way = high + torch.rand(points, 1, generator=rng_for(seed, 0, "way", device), device=device) * moved
+    with torch.no_grad():
+        gap = (critic(high).double().mean() - critic(low).double().mean()).item()
+    return (high, low), {
+        "distance": pair.distance,
+        "gap": gap,
+        "corrected": corrected_wasserstein(max(gap, 0.0), penalty.weight) if penalty.weight else gap,
+        "cosine": cosine(critic, on_the_way, -moved).mean().item(),
+        "slope": slope_at(critic, on_the_way).mean().item(),
+    }
+
+
 def make_run(
     generator: nn.Module, critic: nn.Module, data: Any, penalty: GradientPenalty, lr: float, seed: int, clipping: bool
 ) -> Run:
@@ -166,6 +204,20 @@ def score_samples(generator: nn.Module, data: Any, seed: int, device: torch.devi
 def list_points(x: Tensor) -> list[list[float]]:
     """Return the first points (N, P) of a batch as numbers, for a picture."""
     return [[round(v, 3) for v in point] for point in x[:DRAWN].tolist()]
+
+
+def draw_band(axes: Axes, x: Any, runs: Any, **style: Any) -> Any:
+    """Draw the mean over runs, and a band from the smallest to the largest value. Returns the color.
+
+    Args:
+        x: (N,).
+        runs: (runs, N).
+        style: of the line.
+    """
+    values = torch.as_tensor(runs)
+    (line,) = axes.plot(x, values.mean(0), **style)
+    axes.fill_between(x, values.amin(0), values.amax(0), alpha=0.2, color=line.get_color())
+    return line.get_color()
 
 
 def check_names(figure: Any, **known: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wgangp.data.toy import SwissRoll
-from wgangp.figures.common import describe_range, format_spread, make_run, select, train_networks
+from wgangp.figures.common import describe_range, draw_band, format_spread, make_run, select, train_networks
 from wgangp.networks.layers import ReLU
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import GradientPenalty, clip_weights_
@@ -90,9 +90,8 @@ class GradientNorms:
                     for lists in ([run["norms"] for run in runs], [run["before"]["norms"] for run in runs])
                 )
                 layers = range(1, after.shape[1] + 1)
-                (line,) = axes.plot(layers, after.mean(0), marker="o", markersize=4, label=critic)
-                axes.plot(layers, before.mean(0), linestyle=":", linewidth=0.8, color=line.get_color())
-                axes.fill_between(layers, after.amin(0), after.amax(0), alpha=0.2, color=line.get_color())
+                color = draw_band(axes, layers, after, marker="o", markersize=4, label=critic)
+                axes.plot(layers, before.mean(0), linestyle=":", linewidth=0.8, color=color)
             axes.plot([], [], linestyle=":", linewidth=0.8, color="gray", label="before training, clipped once")
             axes.set(
                 title="gradient of the critic loss at the activations of each layer",

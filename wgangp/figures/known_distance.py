@@ -7,23 +7,15 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from wgangp.certify import certified_lipschitz
 from wgangp.data.pairs import Pair, funnels, shift
-from wgangp.figures.common import DEPTH, describe_range, format_spread, select, train_critic
-from wgangp.lipschitz import (
-    corrected_wasserstein,
-    cosine,
-    expected_slope,
-    proved_wasserstein,
-    slope_at,
-    steepest_slope,
-)
+from wgangp.figures.common import DEPTH, describe_range, draw_band, format_spread, measure_on_pair, select
+from wgangp.lipschitz import expected_slope, proved_wasserstein, steepest_slope
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
 from wgangp.plots import open_figure
-from wgangp.seeds import initialize, rng_for
+from wgangp.seeds import initialize
 
 __all__ = ["KnownDistance"]
 
@@ -54,31 +46,16 @@ class KnownDistance:
     def measure(self, cell: dict[str, Any], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
         pair = self.build_pair(cell, seed, device)
         critic = initialize(lambda: MLPCritic(pair.shape, self.width, DEPTH), seed, "critic").to(device)
-
-        def batch(k: int) -> tuple[Tensor, Tensor]:
-            return pair.batch(k, self.batch_size, seed)[0], pair.low(k, self.batch_size, seed)
-
-        train_critic(critic, batch, self.iterations, self.lr, PENALTY, seed)
-
-        (high,) = pair.batch(0, HELD_OUT, seed, "heldout")
-        low = pair.low(0, HELD_OUT, seed, "heldout")
-        position = torch.rand(HELD_OUT, 1, generator=rng_for(seed, 0, "way", device), device=device)
-        on_the_way = high + position * (pair.transport(high) - high)  # points where mass moves
-        with torch.no_grad():
-            scores = critic(high), critic(low)
-        gap = (scores[0].double().mean() - scores[1].double().mean()).item()
+        options = {"iterations": self.iterations, "lr": self.lr, "batch_size": self.batch_size}
+        (high, low), numbers = measure_on_pair(critic, pair, PENALTY, seed, HELD_OUT, **options)
         certified = certified_lipschitz(critic, pair.shape)
-        proved = proved_wasserstein(*scores, certified, seed=seed)
-        return {
-            "distance": pair.distance,
-            "gap": gap,
-            "corrected": corrected_wasserstein(max(gap, 0.0), PENALTY.weight),
+        with torch.no_grad():
+            proved = proved_wasserstein(critic(high), critic(low), certified, seed=seed)
+        return numbers | {
             "certified": certified,
             "steepest": steepest_slope(critic, torch.cat([high[:STARTS], low[:STARTS]]), ASCENT),
             "proved": proved["bound"],
             "proved_interval": [proved["low"], proved["high"]],
-            "cosine": cosine(critic, on_the_way, high - pair.transport(high)).mean().item(),
-            "slope": slope_at(critic, on_the_way).mean().item(),
         }
 
     def build_pair(self, cell: dict[str, Any], seed: int, device: torch.device | str = "cpu") -> Pair:
@@ -131,10 +108,8 @@ def _draw_curve(
     axes: Axes, records: list[dict[str, Any]], value: Callable[[dict[str, Any]], float], label: str
 ) -> None:
     """Draw the mean over seeds against the dimension, and the range as a band."""
-    values = [[value(run) for run in select(records, dim=dim)] for dim in DIMENSIONS]
-    (line,) = axes.plot(DIMENSIONS, [sum(v) / len(v) for v in values], marker="o", markersize=4, label=label)
-    low, high = [min(v) for v in values], [max(v) for v in values]
-    axes.fill_between(DIMENSIONS, low, high, alpha=0.2, color=line.get_color())
+    values = torch.tensor([[value(run) for run in select(records, dim=dim)] for dim in DIMENSIONS])
+    draw_band(axes, DIMENSIONS, values.T, marker="o", markersize=4, label=label)
     axes.set(xscale="log", xlabel="dimension", xticks=DIMENSIONS, xticklabels=DIMENSIONS)
     axes.minorticks_off()
     axes.grid(alpha=0.3)

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wgangp.box import lipschitz_on_box
 from wgangp.certify import certified_lipschitz
 from wgangp.data.pairs import CUBE, korotin
-from wgangp.figures.common import describe_range, format_spread, select, train_critic
-from wgangp.lipschitz import corrected_wasserstein, cosine, slope_at
+from wgangp.figures.common import check_names, describe_range, draw_band, format_spread, measure_on_pair, select
 from wgangp.networks.mlp import MLPCritic
 from wgangp.networks.orthogonal import OrthogonalCritic
 from wgangp.penalty import GradientPenalty
 from wgangp.plots import open_figure
-from wgangp.seeds import initialize, rng_for
+from wgangp.seeds import initialize
 
 __all__ = ["Korotin"]
 
@@ -42,25 +41,32 @@ class Korotin:
     """Critics on the pairs of the benchmark.
 
     Args:
+        dims, funnels, critics: which; each pair is measured with each critic.
         data_root: the folder that has pairs.npz and published.csv (dim, funnels, method, cosine, l2, wasserstein).
         iterations: critic updates with a penalty. Paper: 60,000.
         sorted_iterations: updates of the critic that is 1-Lipschitz by construction. Paper: 25,000.
         compile: compute the gradients with torch.compile.
     """
 
+    data_root: str
     iterations: int
     sorted_iterations: int
-    data_root: str
+    dims: list[int]
+    funnels: list[int]
+    critics: list[str]
     lr: float = 2e-4
     batch_size: int = 1024
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        check_names(self, dims=DIMENSIONS, funnels=FUNNELS, critics=CRITICS)
+
     def cells(self) -> list[dict[str, Any]]:
         return [
             {"critic": critic, "dim": dim, "funnels": funnels}
-            for critic in CRITICS
-            for dim in DIMENSIONS
-            for funnels in FUNNELS
+            for critic in self.critics
+            for dim in self.dims
+            for funnels in self.funnels
         ]
 
     def measure(self, cell: dict[str, Any], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
@@ -68,56 +74,37 @@ class Korotin:
         published = read_published(self.data_root, dim, cell["funnels"])
         pair = korotin(self.data_root, dim, cell["funnels"], device)
         critic = initialize(lambda: build(pair.shape, max(2 * dim, WIDTH), DEPTH), seed, "critic").to(device)
-
-        def batch(k: int) -> tuple[Tensor, Tensor]:
-            return pair.batch(k, self.batch_size, seed)[0], pair.low(k, self.batch_size, seed)
-
-        iterations = self.iterations if penalty.weight else self.sorted_iterations
-        train_critic(critic, batch, iterations, self.lr, penalty, seed, betas=BETAS, compile=self.compile)
-
-        (high,) = pair.batch(0, HELD_OUT, seed, "heldout")
-        low = pair.low(0, HELD_OUT, seed, "heldout")
-        position = torch.rand(HELD_OUT, 1, generator=rng_for(seed, 0, "way", device), device=device)
-        on_the_way = high + position * (pair.transport(high) - high)  # points where mass moves
-        with torch.no_grad():
-            gap = (critic(high).double().mean() - critic(low).double().mean()).item()
+        options = {"lr": self.lr, "batch_size": self.batch_size, "betas": BETAS, "compile": self.compile}
+        options["iterations"] = self.iterations if penalty.weight else self.sorted_iterations
+        _, numbers = measure_on_pair(critic, pair, penalty, seed, HELD_OUT, **options)
         if dim <= BOX_DIMENSION and penalty.weight:
             constant = list(lipschitz_on_box(critic, [-CUBE] * dim, [CUBE] * dim))
         else:
             constant = [0.0, certified_lipschitz(critic, pair.shape)]
-        return {
-            "distance": pair.distance,
+        return numbers | {
             "published": published[method],
             "published_distance": published["true"],
-            "gap": gap,
-            "corrected": corrected_wasserstein(max(gap, 0.0), penalty.weight) if penalty.weight else gap,
             "constant": constant,
-            "proved": gap / constant[1],
-            "cosine": cosine(critic, on_the_way, high - pair.transport(high)).mean().item(),
-            "slope": slope_at(critic, on_the_way).mean().item(),
+            "proved": numbers["gap"] / constant[1],
         }
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
         with open_figure(path, 7.4) as figure:
-            panels = figure.subplots(2, len(DIMENSIONS), sharex=True, sharey="row")
-            for column, dim in enumerate(DIMENSIONS):
+            panels = figure.subplots(2, len(self.dims), sharex=True, sharey="row", squeeze=False)
+            for column, dim in enumerate(self.dims):
                 above, below = panels[0, column], panels[1, column]
-                for name, (method, *_) in CRITICS.items():
-                    runs = [select(records, dim=dim, funnels=funnels, critic=name) for funnels in FUNNELS]
-                    values = [[run["gap"] / run["distance"] for run in cell] for cell in runs]
-                    means = [sum(v) / len(v) for v in values]
-                    (line,) = above.plot(FUNNELS, means, marker="o", markersize=4, label=f"gap, {name}")
-                    color = line.get_color()
-                    above.fill_between(
-                        FUNNELS, [min(v) for v in values], [max(v) for v in values], alpha=0.2, color=color
-                    )
+                for name in self.critics:
+                    runs = [select(records, dim=dim, funnels=funnels, critic=name) for funnels in self.funnels]
+                    gaps = torch.tensor([[run["gap"] / run["distance"] for run in cell] for cell in runs])
+                    color = draw_band(above, self.funnels, gaps.T, marker="o", markersize=4, label=f"gap, {name}")
                     theirs = [cell[0]["published"] / cell[0]["published_distance"] for cell in runs]
-                    above.plot(FUNNELS, theirs, "x", color=color, markersize=7, label=f"published, {method}")
+                    label = f"published, {CRITICS[name][0]}"
+                    above.plot(self.funnels, theirs, "x", color=color, markersize=7, label=label)
                     proved = [[run["proved"] / run["distance"] for run in cell] for cell in runs]
-                    below.plot(FUNNELS, [sum(v) / len(v) for v in proved], marker="o", markersize=4, label=name)
+                    below.plot(self.funnels, [sum(v) / len(v) for v in proved], marker="o", markersize=4, label=name)
                 for axes, title in ((above, f"D = {dim}: estimate / true W1"), (below, "proved lower bound / true W1")):
                     axes.axhline(1, color="black", linestyle=":", linewidth=1)
-                    axes.set(xscale="log", xticks=FUNNELS, xticklabels=FUNNELS, title=title, ylim=(0, None))
+                    axes.set(xscale="log", xticks=self.funnels, xticklabels=self.funnels, title=title, ylim=(0, None))
                     axes.minorticks_off()
                     axes.grid(alpha=0.3)
                 below.set_xlabel("funnels N")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from wgangp.box import find_box, lipschitz_on_box
-from wgangp.figures.common import DEPTH, check_names, describe_range, format_spread, select, train_critic
+from wgangp.figures.common import DEPTH, check_names, describe_range, draw_band, format_spread, select, train_critic
 from wgangp.figures.fixed_generator import (
     DATA,
     compute_error,
@@ -196,9 +196,7 @@ def draw_constants(axes: Any, records: list[dict[str, Any]], names: list[str]) -
     for name in names:
         runs = select(records, constraint=name)
         steps = [point["iteration"] for point in runs[0]["curve"]]
-        values = torch.tensor([[sum(point["constant"]) / 2 for point in run["curve"]] for run in runs])
-        (line,) = axes.plot(steps, values.mean(0), label=name)
-        axes.fill_between(steps, values.amin(0), values.amax(0), alpha=0.2, color=line.get_color())
+        draw_band(axes, steps, [[sum(point["constant"]) / 2 for point in run["curve"]] for run in runs], label=name)
     axes.axhline(1, color="black", linestyle=":", linewidth=1)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")

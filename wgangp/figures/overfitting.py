@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from wgangp.data.images import Images, mnist
-from wgangp.figures.common import CLIP, describe_range, format_spread, make_run, select, train_networks
+from wgangp.figures.common import CLIP, describe_range, draw_band, format_spread, make_run, select, train_networks
 from wgangp.logs import read_metrics
 from wgangp.networks.dcgan import MNISTCritic, MNISTGenerator
 from wgangp.penalty import GradientPenalty
@@ -76,9 +76,7 @@ class Overfitting:
                 runs = select(records, critic=critic)
                 steps = runs[0]["step"][1:]  # the first report is of untrained networks
                 for label in CURVES:
-                    values = torch.tensor([run[label][1:] for run in runs])
-                    (line,) = axes.plot(steps, values.mean(0), label=label)
-                    axes.fill_between(steps, values.amin(0), values.amax(0), alpha=0.2, color=line.get_color())
+                    draw_band(axes, steps, [run[label][1:] for run in runs], label=label)
                 axes.set(title=critic, xlabel="generator updates", ylabel="negative critic loss")
                 axes.grid(alpha=0.3)
                 axes.legend()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from wgangp.figures.common import check_names, describe_range, format_spread, select
+from wgangp.figures.common import check_names, describe_range, draw_band, format_spread, select
 from wgangp.figures.image_runs import NEVER, check_plane, draw_samples, show_samples, train_finite
 from wgangp.logs import read_lines, read_metrics, read_timing
 from wgangp.metrics.scores import build_scores
@@ -259,8 +259,7 @@ class ScoredRuns:
                         continue
                     y, mean_x = _pick(finite, name), _pick(finite, x).mean(0) / unit
                     mean_x = mean_x - mean_x[0]
-                    (line,) = panel.plot(mean_x, y.mean(0), label=row, marker=".", markersize=4)
-                    panel.fill_between(mean_x, y.amin(0), y.amax(0), alpha=0.2, color=line.get_color())
+                    draw_band(panel, mean_x, y, label=row, marker=".", markersize=4)
             for panel, name, x, _ in panels:
                 real, title = [r[f"real_{name}"] for r in records if r[f"real_{name}"] is not None], names[name]
                 if real and NUMBERS[self.score] is FEATURES:  # far away from those of a short run
