@@ -35,11 +35,11 @@ __all__ = [
     "format_spread",
     "list_points",
     "make_run",
-    "measure_on_pair",
     "score_samples",
     "select",
     "train_critic",
     "train_networks",
+    "train_on_pair",
 ]
 
 CLIP, CLIP_LR = 0.01, 5e-5  # bound of the weights, and the learning rate with it. Paper: released code, for clipping
@@ -109,22 +109,22 @@ def train_critic(
         look(iterations)
 
 
-def measure_on_pair(
-    critic: nn.Module, pair: Pair, penalty: GradientPenalty, seed: int, points: int, **options: Any
+def train_on_pair(
+    critic: nn.Module, pair: Pair, penalty: GradientPenalty, seed: int, points: int, batch_size: int, **options: Any
 ) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
     """Train a critic on a pair with a known W1, and measure it on held-out points.
 
     Args:
-        points: of each side.
-        options: as in `train_critic`, and batch_size.
+        points, batch_size: of each side.
+        options: as in `train_critic`.
 
     Returns:
         the points of both sides, and the numbers. cosine and slope are means over points on the way from one side to
         the other, where mass moves. corrected is the gap itself if there is no penalty.
     """
-    size, device = options.pop("batch_size"), next(critic.parameters()).device
+    device = next(critic.parameters()).device
 
-    def draw(k: int, size: int = size, split: str = "train") -> tuple[Tensor, Tensor]:
+    def draw(k: int, size: int = batch_size, split: str = "train") -> tuple[Tensor, Tensor]:
         return pair.batch(k, size, seed, split)[0], pair.low(k, size, seed, split)
 
     train_critic(critic, draw, penalty=penalty, seed=seed, **options)

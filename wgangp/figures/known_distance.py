@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from wgangp.certify import certified_lipschitz
 from wgangp.data.pairs import Pair, funnels, shift
-from wgangp.figures.common import DEPTH, describe_range, draw_band, format_spread, measure_on_pair, select
+from wgangp.figures.common import DEPTH, describe_range, draw_band, format_spread, select, train_on_pair
 from wgangp.lipschitz import expected_slope, proved_wasserstein, steepest_slope
 from wgangp.networks.mlp import MLPCritic
 from wgangp.penalty import GradientPenalty
@@ -47,7 +47,7 @@ class KnownDistance:
         pair = self.build_pair(cell, seed, device)
         critic = initialize(lambda: MLPCritic(pair.shape, self.width, DEPTH), seed, "critic").to(device)
         options = {"iterations": self.iterations, "lr": self.lr, "batch_size": self.batch_size}
-        (high, low), numbers = measure_on_pair(critic, pair, PENALTY, seed, HELD_OUT, **options)
+        (high, low), numbers = train_on_pair(critic, pair, PENALTY, seed, HELD_OUT, **options)
         certified = certified_lipschitz(critic, pair.shape)
         with torch.no_grad():
             proved = proved_wasserstein(critic(high), critic(low), certified, seed=seed)

@@ -16,7 +16,7 @@ from torch import nn
 from wgangp.box import lipschitz_on_box
 from wgangp.certify import certified_lipschitz
 from wgangp.data.pairs import CUBE, korotin
-from wgangp.figures.common import check_names, describe_range, draw_band, format_spread, measure_on_pair, select
+from wgangp.figures.common import check_names, describe_range, draw_band, format_spread, select, train_on_pair
 from wgangp.networks.mlp import MLPCritic
 from wgangp.networks.orthogonal import OrthogonalCritic
 from wgangp.penalty import GradientPenalty
@@ -76,7 +76,7 @@ class Korotin:
         critic = initialize(lambda: build(pair.shape, max(2 * dim, WIDTH), DEPTH), seed, "critic").to(device)
         options = {"lr": self.lr, "batch_size": self.batch_size, "betas": BETAS, "compile": self.compile}
         options["iterations"] = self.iterations if penalty.weight else self.sorted_iterations
-        _, numbers = measure_on_pair(critic, pair, penalty, seed, HELD_OUT, **options)
+        _, numbers = train_on_pair(critic, pair, penalty, seed, HELD_OUT, **options)
         if dim <= BOX_DIMENSION and penalty.weight:
             constant = list(lipschitz_on_box(critic, [-CUBE] * dim, [CUBE] * dim))
         else:
