@@ -292,12 +292,10 @@ def _build_data(case: Case, device: torch.device) -> Any:
 def _to_torch_layers(module: nn.Module) -> nn.Module:
     """Replace the layers of this project by torch's own, with the same weights and the same function, in place.
 
-    Activations become nn.ReLU and nn.LeakyReLU; a convolution with pooling becomes a convolution, then pooling.
+    A convolution with pooling becomes a convolution, then pooling.
     """
     for name, child in module.named_children():
-        if isinstance(child, layers.LeakyReLU):
-            setattr(module, name, nn.LeakyReLU(child.slope) if child.slope else nn.ReLU())
-        elif isinstance(child, (layers.ConvMeanPool, layers.UpsampleConv)):
+        if isinstance(child, (layers.ConvMeanPool, layers.UpsampleConv)):
             bias = child.bias is not None
             conv = layers.Conv2d(child.in_channels, child.out_channels, kernel=child.kernel_size[0], bias=bias)
             conv.load_state_dict(child.state_dict())

@@ -118,7 +118,7 @@ def draw_layer(rng, c, d):
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.SiLU, nn.GELU, nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid),
-    *(nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.PReLU, nn.Softshrink, nn.Hardtanh, layers.LeakyReLU, layers.ReLU),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.PReLU, nn.Softshrink, nn.Hardtanh),
 )
 
 

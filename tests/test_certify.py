@@ -60,9 +60,7 @@ def test_bound_is_above_the_constant_despite_rounding():
 
 def test_orthogonal_layers_and_relus_add_nothing_to_the_bound():
     last = nn.Linear(6, 1)
-    critic = nn.Sequential(
-        orthogonal(6), nn.ReLU(), orthogonal(6), layers.LeakyReLU(), orthogonal(6), layers.ReLU(), last
-    )
+    critic = nn.Sequential(orthogonal(6), nn.ReLU(), orthogonal(6), nn.LeakyReLU(0.2), orthogonal(6), nn.ReLU(), last)
     assert certified_lipschitz(critic, (6,)) == pytest.approx(last.weight.norm().item(), rel=1e-5)
 
 
@@ -317,8 +315,6 @@ def test_bound_is_above_the_slope_at_every_point(critic, shape):
         (Function(torch.abs), 1),
         (Function(torch.sin), 1),
         (Function(lambda x: x.clamp(-1, 2)), 1),
-        (layers.LeakyReLU(), 1),
-        (layers.ReLU(), 1),
     ],
     ids=str,
 )

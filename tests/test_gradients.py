@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wgangp import clip_by_norm_, gradient_norm, gradient_norm_penalty, total_norm
-from wgangp.networks.layers import ReLU
 
 SHAPES = [(), (3,), (2, 3), (2, 3, 4), (2, 3, 2, 2)]  # of one point, so batches have rank 1 to 5
 
@@ -73,7 +72,7 @@ class TestGradientNorm:
 
     def test_derivatives_of_every_order_are_finite_where_the_critic_is_flat(self):
         """The plain root of a sum of squares has a first derivative of NaN here, and vector_norm a second one."""
-        critic, x = nn.Sequential(nn.Linear(3, 4), ReLU(), nn.Linear(4, 1)).double(), points(3).abs()
+        critic, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double(), points(3).abs()
         with torch.no_grad():
             critic[0].weight.abs_()
             critic[0].bias.zero_()

@@ -17,7 +17,6 @@ can be a hundred times too large.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ from wgangp.affine import ROUNDING, Cells, Form
 from wgangp.certify import SIZES, certified_lipschitz, check_batch_sizes, open_network
 from wgangp.checks import check_not_random, check_positive
 from wgangp.linear import NoRuleError
-from wgangp.networks.layers import LeakyReLU
 
 __all__ = ["find_box", "lipschitz_on_box"]
 
@@ -79,7 +77,6 @@ def lipschitz_on_box(
             bound = torch.tensor([certified_lipschitz(critic, (d,))], dtype=torch.float64)
         except ValueError:
             bound = torch.tensor([math.inf], dtype=torch.float64)
-        network = _replace_activations(network)
         # An operation without a rule is named here.
         _propagate(network, torch.stack([low, high]), torch.zeros(2, d, dtype=torch.float64))
         share = torch.rand(SIZES[-1], d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -129,14 +126,6 @@ def _find_dimension(low: Any, high: Any) -> int:
             " dimension use certified_lipschitz"
         )
     return sizes.pop()
-
-
-def _replace_activations(network: nn.Module) -> nn.Module:
-    """Return the network without this project's activations, which have a constant mask."""
-    for module in network.modules():
-        if isinstance(module, LeakyReLU):
-            module.forward = partial(F.leaky_relu, negative_slope=module.slope)
-    return network
 
 
 def _divide(center: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:

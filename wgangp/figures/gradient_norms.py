@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from wgangp.data.toy import SwissRoll
 from wgangp.figures.common import describe_range, draw_band, format_spread, make_run, select, train_networks
-from wgangp.networks.layers import ReLU
 from wgangp.networks.mlp import MLPCritic, MLPGenerator
 from wgangp.penalty import GradientPenalty, clip_weights_
 from wgangp.plots import BAR, open_figure
@@ -155,7 +154,7 @@ def layer_gradients(critic: nn.Module, real: Tensor, fake: Tensor) -> list[float
     activations: list[Tensor] = []
     critic = convert_to_float64(critic)
     for module in critic.modules():
-        if isinstance(module, ReLU):
+        if isinstance(module, nn.ReLU):
             module.register_forward_hook(lambda module, inputs, output: activations.append(output))
     sign = torch.cat([-real.new_ones(len(real)), real.new_ones(len(fake))]).double() / len(real)
     loss = (sign * critic(torch.cat([real, fake]).double())).sum()

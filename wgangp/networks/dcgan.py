@@ -9,7 +9,7 @@ batch norm. The CIFAR generator has batch norm in every mode, the MNIST generato
 
 from torch import Tensor, nn
 
-from wgangp.networks.layers import BatchNorm, Conv2d, ConvTranspose2d, LeakyReLU, check_shape, linear
+from wgangp.networks.layers import BatchNorm, Conv2d, ConvTranspose2d, check_shape, linear
 
 __all__ = ["CIFARCritic", "CIFARGenerator", "MNISTCritic", "MNISTGenerator"]
 
@@ -64,9 +64,9 @@ class _Critic(nn.Module):
         check_shape(self.NAME, expected, shape, width=width)
         self.shape = expected
         self.layers = nn.Sequential(
-            *(Conv2d(shape[0], width, kernel=5, stride=2), LeakyReLU()),  # 14 x 14 or 16 x 16
-            *(Conv2d(width, 2 * width, kernel=5, stride=2), *_norm(norm, 2 * width), LeakyReLU()),  # 7 x 7 or 8 x 8
-            *(Conv2d(2 * width, 4 * width, kernel=5, stride=2), *_norm(norm, 4 * width), LeakyReLU()),  # 4 x 4
+            *(Conv2d(shape[0], width, kernel=5, stride=2), nn.LeakyReLU(0.2)),  # 14 x 14, 16 x 16
+            *(Conv2d(width, 2 * width, kernel=5, stride=2), *_norm(norm, 2 * width), nn.LeakyReLU(0.2)),  # 7 x 7, 8 x 8
+            *(Conv2d(2 * width, 4 * width, kernel=5, stride=2), *_norm(norm, 4 * width), nn.LeakyReLU(0.2)),  # 4 x 4
             nn.Flatten(),
             linear(4 * width * 4 * 4, 1),
         )

@@ -10,11 +10,12 @@ width of the generator; here it is that of the critic.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wgangp.networks.layers import Conv2d, ConvTranspose2d, LeakyReLU, ReLU, build_norm, check_shape, linear
+from wgangp.networks.layers import Conv2d, ConvTranspose2d, build_norm, check_shape, linear
 
 __all__ = ["DeepCritic", "DeepGenerator", "ShiftedSoftplus"]
 
@@ -34,9 +35,12 @@ class ShiftedSoftplus(nn.Module):
         return F.softplus(x + 1, beta=2, threshold=40) - 1  # from 2 x + 2 = 40 on it is linear in float64, too
 
 
-SMOOTH: dict[str, Callable[[], nn.Module]] = {"softplus": ShiftedSoftplus, "tanh": nn.Tanh}
-GENERATOR_ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), **SMOOTH}
-CRITIC_ACTIVATIONS = {"relu": ReLU, "leaky_relu": LeakyReLU, **SMOOTH}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.2),
+    "softplus": ShiftedSoftplus,
+    "tanh": nn.Tanh,
+}
 
 
 class DeepGenerator(nn.Module):
@@ -64,7 +68,7 @@ class DeepGenerator(nn.Module):
         self.latent_dim, self.width = latent_dim, width
 
         def activate(features: int) -> list[nn.Module]:
-            return [*build_norm("batch" if norm else "none", features), GENERATOR_ACTIVATIONS[activation]()]
+            return [*build_norm("batch" if norm else "none", features), ACTIVATIONS[activation]()]
 
         self.input = linear(latent_dim, 4 * width * 4 * 4)
         self.layers = nn.Sequential(
@@ -101,10 +105,10 @@ class DeepCritic(nn.Module):
         _check_options(depth, activation)
 
         def activate(features: int) -> list[nn.Module]:
-            return [*build_norm(norm, features), CRITIC_ACTIVATIONS[activation]()]
+            return [*build_norm(norm, features), ACTIVATIONS[activation]()]
 
         self.layers = nn.Sequential(
-            *(Conv2d(3, width, kernel=5, stride=2), CRITIC_ACTIVATIONS[activation]()),  # 16 x 16
+            *(Conv2d(3, width, kernel=5, stride=2), ACTIVATIONS[activation]()),  # 16 x 16
             *(Conv2d(width, 2 * width, kernel=5, stride=2), *activate(2 * width)),  # 8 x 8
             *_repeat(depth - BASE, 2 * width, activate),
             *(Conv2d(2 * width, 4 * width, kernel=5, stride=2), *activate(4 * width)),  # 4 x 4
@@ -125,5 +129,5 @@ def _repeat(count: int, features: int, activate: Callable[[int], list[nn.Module]
 def _check_options(depth: int, activation: str) -> None:
     if depth < BASE:
         raise ValueError(f"depth = {depth}: must be >= {BASE}, the number of weight layers without further ones")
-    if activation not in CRITIC_ACTIVATIONS:
-        raise ValueError(f"activation = {activation}: must be one of {', '.join(CRITIC_ACTIVATIONS)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation = {activation}: must be one of {', '.join(ACTIVATIONS)}")

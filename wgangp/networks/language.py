@@ -6,7 +6,7 @@ code they are (L, V), and both networks transpose them. The function is the same
 
 from torch import Tensor, nn
 
-from wgangp.networks.layers import Conv1d, ReLU, check_shape, check_sizes, linear
+from wgangp.networks.layers import Conv1d, check_shape, check_sizes, linear
 
 __all__ = ["LanguageCritic", "LanguageGenerator"]
 
@@ -22,7 +22,7 @@ class LanguageGenerator(nn.Module):
         check_sizes(latent_dim=latent_dim, width=width)
         self.latent_dim, self.width = latent_dim, width
         self.input = linear(latent_dim, width * self.length)
-        self.blocks = nn.Sequential(*(_Block(width, nn.ReLU) for _ in range(BLOCKS)))
+        self.blocks = nn.Sequential(*(_Block(width) for _ in range(BLOCKS)))
         self.output = nn.Sequential(Conv1d(width, symbols, kernel=1), nn.Softmax(dim=1))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class LanguageCritic(nn.Module):
         symbols, length = self.shape = _read_shape(shape)
         check_sizes(width=width)
         self.input = Conv1d(symbols, width, kernel=1)
-        self.blocks = nn.Sequential(*(_Block(width, ReLU) for _ in range(BLOCKS)))
+        self.blocks = nn.Sequential(*(_Block(width) for _ in range(BLOCKS)))
         self.output = nn.Sequential(nn.Flatten(), linear(width * length, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,9 +48,9 @@ class LanguageCritic(nn.Module):
 class _Block(nn.Module):
     """x -> x + 0.3 conv(relu(conv(relu(x)))); the activation does not change the x of the skip connection."""
 
-    def __init__(self, width: int, activation: type[nn.Module]) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        layers = [activation(), Conv1d(width, width, kernel=5), activation(), Conv1d(width, width, kernel=5)]
+        layers = [nn.ReLU(), Conv1d(width, width, kernel=5), nn.ReLU(), Conv1d(width, width, kernel=5)]
         self.main = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,8 +24,6 @@ __all__ = [
     "ConvTranspose2d",
     "Gate",
     "LayerNorm",
-    "LeakyReLU",
-    "ReLU",
     "SubpixelConv",
     "UpsampleConv",
     "build_norm",
@@ -36,38 +34,6 @@ __all__ = [
     "linear",
     "set_std_",
 ]
-
-
-class LeakyReLU(nn.Module):
-    """max(x, 0) + slope min(x, 0) for 0 <= slope < 1, with a constant mask.
-
-    At finite x, values and gradients are equal to those of nn.LeakyReLU, bit for bit, except for the sign of a zero.
-    But autograd does not know that the mask depends on x. So the second backward pass of the penalty does not compute
-    the second derivative, which is zero everywhere, through the whole network. Generators use torch's own activations:
-    they are never differentiated twice, and a mask takes time and memory.
-    """
-
-    lipschitz = 1.0  # for certified_lipschitz, which has no rule for the mask
-
-    def __init__(self, slope: float = 0.2) -> None:
-        super().__init__()
-        if not 0 <= slope < 1:
-            raise ValueError(f"slope = {slope}: must be in [0, 1)")
-        self.slope = slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        mask = x.detach() > 0  # one byte per element; with a slope it becomes 1 or slope
-        return x * (mask.to(x.dtype).clamp_(min=self.slope) if self.slope else mask)
-
-    def extra_repr(self) -> str:
-        return f"slope={self.slope}"
-
-
-class ReLU(LeakyReLU):
-    """max(x, 0), with a constant mask (see LeakyReLU)."""
-
-    def __init__(self) -> None:
-        super().__init__(slope=0.0)
 
 
 class Gate(nn.Module):

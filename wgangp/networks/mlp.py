@@ -4,12 +4,11 @@ Paper: released gan_toy.py lines 46-58: three hidden layers of 512, uniform He i
 layer, no normalization.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-from wgangp.networks.layers import ReLU, check_shape, check_sizes, linear
+from wgangp.networks.layers import check_shape, check_sizes, linear
 
 __all__ = ["MLPCritic", "MLPGenerator"]
 
@@ -22,7 +21,7 @@ class MLPGenerator(nn.Module):
         _check_points(shape)
         check_sizes(latent_dim=latent_dim, width=width, depth=depth)
         self.latent_dim = latent_dim
-        self.layers = _mlp([latent_dim, *[width] * depth, shape[0]], nn.ReLU)
+        self.layers = _mlp([latent_dim, *[width] * depth, shape[0]])
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)
@@ -36,17 +35,17 @@ class MLPCritic(nn.Module):
         _check_points(shape)
         check_sizes(width=width, depth=depth)
         self.shape = tuple(shape)
-        self.layers = _mlp([shape[0], *[width] * depth, 1], ReLU)
+        self.layers = _mlp([shape[0], *[width] * depth, 1])
 
     def forward(self, x: Tensor) -> Tensor:
         check_shape("this critic", self.shape, x.shape[1:])
         return self.layers(x).squeeze(1)
 
 
-def _mlp(sizes: list[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
+def _mlp(sizes: list[int]) -> nn.Sequential:
     layers = []
     for fan_in, fan_out in pairwise(sizes[:-1]):
-        layers += [linear(fan_in, fan_out, init="he"), activation()]
+        layers += [linear(fan_in, fan_out, init="he"), nn.ReLU()]
     return nn.Sequential(*layers, linear(*sizes[-2:]))
 
 

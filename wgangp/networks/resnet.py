@@ -18,7 +18,6 @@ from wgangp.networks.layers import (
     ConditionalBatchNorm,
     Conv2d,
     ConvMeanPool,
-    ReLU,
     UpsampleConv,
     check_classes,
     check_labels,
@@ -83,7 +82,7 @@ class ResNetCritic(nn.Module):
         self.classes = classes
         first = _down(3, width) if plain_first else _first(width)
         self.blocks = nn.Sequential(first, _down(width, width), _same(width), _same(width))  # 16, 8, 8, 8
-        self.activation = ReLU()
+        self.activation = nn.ReLU()
         self.output = linear(width, 1)
         self.classifier = linear(width, classes) if classes else None
 
@@ -117,16 +116,16 @@ def _up(width: int, classes: int, upsample_second: bool) -> nn.Module:
 
 def _first(width: int) -> nn.Module:
     """x -> conv1(pool(x)) + pool(conv(relu(conv(x)))): there is no activation on the image itself."""
-    main = Conv2d(3, width, kernel=3), ReLU(), ConvMeanPool(width, width)
+    main = Conv2d(3, width, kernel=3), nn.ReLU(), ConvMeanPool(width, width)
     return PoolBlock(*main, shortcut=Conv2d(3, width, kernel=1, gain=1.0))
 
 
 def _down(in_channels: int, out_channels: int) -> nn.Module:
     """x -> conv1(pool(x)) + pool(conv(relu(conv(relu(x)))))."""
-    main = ReLU(), Conv2d(in_channels, in_channels, kernel=3), ReLU(), ConvMeanPool(in_channels, out_channels)
+    main = nn.ReLU(), Conv2d(in_channels, in_channels, kernel=3), nn.ReLU(), ConvMeanPool(in_channels, out_channels)
     return PoolBlock(*main, shortcut=Conv2d(in_channels, out_channels, kernel=1, gain=1.0))
 
 
 def _same(width: int) -> nn.Module:
     """x -> x + conv(relu(conv(relu(x)))); the activation does not change the x of the skip connection."""
-    return Residual(ReLU(), Conv2d(width, width, kernel=3), ReLU(), Conv2d(width, width, kernel=3))
+    return Residual(nn.ReLU(), Conv2d(width, width, kernel=3), nn.ReLU(), Conv2d(width, width, kernel=3))

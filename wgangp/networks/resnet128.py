@@ -10,7 +10,7 @@ resolution: the same function, in less arithmetic.
 from torch import Tensor, nn
 
 from wgangp.networks.blocks import PoolBlock, Residual, build_upsample_blocks
-from wgangp.networks.layers import BatchNorm, Conv2d, LayerNorm, ReLU, UpsampleConv, check_shape, linear
+from wgangp.networks.layers import BatchNorm, Conv2d, LayerNorm, UpsampleConv, check_shape, linear
 
 __all__ = ["ResNet128Critic", "ResNet128Generator"]
 
@@ -67,8 +67,8 @@ class ResNet128Critic(nn.Module):
 def _down(in_channels: int, out_channels: int) -> nn.Module:
     """x -> conv1(pool(x)) + conv(relu(norm(conv(relu(norm(x)))))), with layer norm. The second conv has stride 2."""
     return PoolBlock(
-        *(LayerNorm(in_channels), ReLU(), Conv2d(in_channels, in_channels, kernel=3)),
-        *(LayerNorm(in_channels), ReLU(), Conv2d(in_channels, out_channels, kernel=3, stride=2)),
+        *(LayerNorm(in_channels), nn.ReLU(), Conv2d(in_channels, in_channels, kernel=3)),
+        *(LayerNorm(in_channels), nn.ReLU(), Conv2d(in_channels, out_channels, kernel=3, stride=2)),
         shortcut=Conv2d(in_channels, out_channels, kernel=1, gain=1.0),
     )
 
@@ -76,6 +76,6 @@ def _down(in_channels: int, out_channels: int) -> nn.Module:
 def _same(channels: int) -> nn.Module:
     """x -> x + conv(relu(norm(conv(relu(norm(x)))))), with layer norm."""
     return Residual(
-        *(LayerNorm(channels), ReLU(), Conv2d(channels, channels, kernel=3)),
-        *(LayerNorm(channels), ReLU(), Conv2d(channels, channels, kernel=3)),
+        *(LayerNorm(channels), nn.ReLU(), Conv2d(channels, channels, kernel=3)),
+        *(LayerNorm(channels), nn.ReLU(), Conv2d(channels, channels, kernel=3)),
     )

@@ -10,7 +10,7 @@ averages.
 
 from torch import Tensor, nn
 
-from wgangp.networks.layers import BatchNorm, LeakyReLU, check_shape
+from wgangp.networks.layers import BatchNorm, check_shape
 
 __all__ = ["StackedCritic", "StackedGenerator"]
 
@@ -44,10 +44,10 @@ class StackedCritic(nn.Module):
         super().__init__()
         check_shape("the Stacked MNIST critic", SHAPE, shape, width=width)
         self.layers = nn.Sequential(
-            *(nn.Conv2d(3, width, 5, stride=2, padding=2), LeakyReLU()),  # 14 x 14
-            *(nn.Conv2d(width, 2 * width, 5, stride=2, padding=2), LeakyReLU()),  # 7 x 7
-            *(nn.Conv2d(2 * width, 4 * width, 5, stride=2, padding=2), LeakyReLU()),  # 4 x 4
-            *(nn.Conv2d(4 * width, 8 * width, 5, stride=2, padding=2), LeakyReLU()),  # 2 x 2
+            *(nn.Conv2d(3, width, 5, stride=2, padding=2), nn.LeakyReLU(0.2)),  # 14 x 14
+            *(nn.Conv2d(width, 2 * width, 5, stride=2, padding=2), nn.LeakyReLU(0.2)),  # 7 x 7
+            *(nn.Conv2d(2 * width, 4 * width, 5, stride=2, padding=2), nn.LeakyReLU(0.2)),  # 4 x 4
+            *(nn.Conv2d(4 * width, 8 * width, 5, stride=2, padding=2), nn.LeakyReLU(0.2)),  # 2 x 2
             nn.Flatten(),
             nn.Linear(8 * width * 2 * 2, 1),
         )

@@ -6,9 +6,11 @@ the critic is penalized, and batch norm otherwise. A DCGAN network has initial w
 in every layer (lines 235-237, 431-433), uniform, not normal. The others have those of wgangp/networks/layers.py.
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 
-from wgangp.networks.layers import Conv2d, ConvTranspose2d, Gate, LeakyReLU, build_norm, check_shape, linear, set_std_
+from wgangp.networks.layers import Conv2d, ConvTranspose2d, Gate, build_norm, check_shape, linear, set_std_
 
 __all__ = [
     "ConstantFiltersGenerator",
@@ -21,7 +23,7 @@ __all__ = [
 
 SHAPE = (3, 64, 64)
 STD = 0.02
-ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": LeakyReLU, "tanh": nn.Tanh}
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": partial(nn.LeakyReLU, 0.2), "tanh": nn.Tanh}
 
 
 class DCGANGenerator(nn.Module):

@@ -13,7 +13,6 @@ from wgangp.networks.layers import (
     Conv2d,
     ConvMeanPool,
     ConvTranspose2d,
-    ReLU,
     SubpixelConv,
     build_norm,
     check_shape,
@@ -78,10 +77,10 @@ class ResNet101Generator(nn.Module):
         self.input = linear(latent_dim, 8 * width * 4 * 4)
         channels, blocks = 8 * width, []
         for repeats in (6, 6, 6, 6):  # 4 x 4, 8 x 8, 16 x 16, 32 x 32
-            blocks += [_Bottleneck(channels, channels, "batch", nn.ReLU) for _ in range(repeats)]
-            blocks += [_Bottleneck(channels, channels // 2, "batch", nn.ReLU, resample="up")]
+            blocks += [_Bottleneck(channels, channels, "batch") for _ in range(repeats)]
+            blocks += [_Bottleneck(channels, channels // 2, "batch", resample="up")]
             channels //= 2
-        blocks += [_Bottleneck(channels, channels, "batch", nn.ReLU) for _ in range(5)]  # 64 x 64
+        blocks += [_Bottleneck(channels, channels, "batch") for _ in range(5)]  # 64 x 64
         self.blocks = nn.Sequential(*blocks)
         self.output = Conv2d(channels, 3, kernel=1, gain=1.0)
 
@@ -106,10 +105,10 @@ class ResNet101Critic(nn.Module):
         self.input = Conv2d(3, channels, kernel=1, gain=1.0)
         blocks = []
         for repeats in (5, 6, 6, 6):  # 64 x 64, 32 x 32, 16 x 16, 8 x 8
-            blocks += [_Bottleneck(channels, channels, norm, ReLU) for _ in range(repeats)]
-            blocks += [_Bottleneck(channels, 2 * channels, norm, ReLU, resample="down")]
+            blocks += [_Bottleneck(channels, channels, norm) for _ in range(repeats)]
+            blocks += [_Bottleneck(channels, 2 * channels, norm, resample="down")]
             channels *= 2
-        blocks += [_Bottleneck(channels, channels, norm, ReLU) for _ in range(6)]  # 4 x 4
+        blocks += [_Bottleneck(channels, channels, norm) for _ in range(6)]  # 4 x 4
         self.blocks = nn.Sequential(*blocks)
         self.output = nn.Sequential(nn.Flatten(), linear(channels * 4 * 4, 1))
 
@@ -121,8 +120,8 @@ class ResNet101Critic(nn.Module):
 def _down(in_channels: int, out_channels: int, norm: str) -> nn.Module:
     """x -> conv1(pool(x)) + pool(conv(relu(norm(conv(relu(norm(x)))))))."""
     return PoolBlock(
-        *(*build_norm(norm, in_channels), ReLU(), Conv2d(in_channels, in_channels, kernel=3, bias=False)),
-        *(*build_norm(norm, in_channels), ReLU(), ConvMeanPool(in_channels, out_channels)),
+        *(*build_norm(norm, in_channels), nn.ReLU(), Conv2d(in_channels, in_channels, kernel=3, bias=False)),
+        *(*build_norm(norm, in_channels), nn.ReLU(), ConvMeanPool(in_channels, out_channels)),
         shortcut=Conv2d(in_channels, out_channels, kernel=1, gain=1.0),
     )
 
@@ -135,9 +134,7 @@ class _Bottleneck(nn.Module):
             transposed convolution; the shortcut is a 1x1 convolution with stride 2, or to the four pixels of a square.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, norm: str, activate: type[nn.Module], resample: str | None = None
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: str, resample: str | None = None) -> None:
         super().__init__()
         before, after = in_channels // 2, out_channels // 2
         if resample == "up":
@@ -150,9 +147,9 @@ class _Bottleneck(nn.Module):
             middle = Conv2d(before, after, kernel=3)
             self.shortcut = nn.Identity()
         self.main = nn.Sequential(
-            *(activate(), Conv2d(in_channels, before, kernel=1)),
-            *(activate(), middle),
-            *(activate(), Conv2d(after, out_channels, kernel=1, bias=False), *build_norm(norm, out_channels)),
+            *(nn.ReLU(), Conv2d(in_channels, before, kernel=1)),
+            *(nn.ReLU(), middle),
+            *(nn.ReLU(), Conv2d(after, out_channels, kernel=1, bias=False), *build_norm(norm, out_channels)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
