@@ -71,9 +71,10 @@ def _choose_faster(product: partial) -> partial:
     """Return the product itself, or the same product by oneDNN if it is an fp32 matrix product and faster there."""
     from wgangp.onednn import LEAST  # here: it imports the compiler, which takes a second
 
+    if product.func not in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+        return product
     a, b = (product.args if product.func == torch.ops.aten.mm.default else product.args[1:])[:2]
-    of_matrices = product.func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
-    if not of_matrices or a.dtype != torch.float32 or min(*a.shape, b.shape[1]) < LEAST:
+    if a.dtype != torch.float32 or min(*a.shape, b.shape[1]) < LEAST:
         return product
     onednn = partial(torch.ops.wgangp.onednn_mm.default, a, b)
     with torch.no_grad():

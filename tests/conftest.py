@@ -198,7 +198,7 @@ def small_features(monkeypatch):
         return pixels[:, :6], pixels[:, 6:10]
 
     def make(name):
-        space = FeatureSpace(name, 6, extract, {"weights": f"pixels for {name}"})
+        space = FeatureSpace(name, extract, {"weights": f"pixels for {name}"})
         return lambda *arguments, **keywords: space
 
     for name in ("classifier", "efficientnet", "inception"):

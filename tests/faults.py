@@ -67,9 +67,9 @@ import wgangp.plots
 import wgangp.report
 import wgangp.train
 from wgangp.checkpoint import list_checkpoints, write_atomic
-from wgangp.folders import read_config
+from wgangp.folders import load_run_config
 from wgangp.logs import collect_provenance, read_lines, read_metrics
-from wgangp.runs import NOT_COMPUTED, select_computed
+from wgangp.runs import NOT_COMPUTED, flatten_config, select_computed
 from wgangp.signals import STOP_SIGNALS
 from wgangp.tables import markdown_table, replace_block
 
@@ -556,7 +556,7 @@ def change_config(folder, options):
         if not wrong and snapshot(run).get(name) != expected[name]:
             wrong = [f"{key}: other numbers"]
         tally.add("a key that may change", wrong)
-    for key, value in select_computed(read_config(killed)).items():
+    for key, value in select_computed(flatten_config(load_run_config(killed))).items():
         if value is None:
             change = f"{key}={16 if key.startswith('train') else 1.0}"
         elif isinstance(value, bool):

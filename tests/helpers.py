@@ -14,6 +14,8 @@ from torch import nn
 
 from wgangp.certify import certified_lipschitz
 from wgangp.config import build_run, train_options
+from wgangp.figures.digest import read_records
+from wgangp.figures.study import complete_seeds, load_figure, render
 from wgangp.logs import read_metrics
 from wgangp.runs import ADDED
 from wgangp.train import train
@@ -23,6 +25,13 @@ ROOT = Path(__file__).parent.parent
 WIDTHS = ("networks.generator.width=8", "networks.critic.width=8")
 # Constant learning rates, so that a longer run continues a shorter one.
 TINY = (*WIDTHS, "train.batch_size=16", "train.report_size=16", "train.decay_steps=null", "device=cpu")
+
+
+def render_folder(folder, name):
+    """Return the README of a folder in results/, with its block rendered anew from records.jsonl and config.yaml."""
+    figure = load_figure(name, folder)
+    records = complete_seeds(figure, read_records(folder))
+    return render((folder / "README.md").read_text(), name, figure, records)
 
 
 class Function(nn.Module):

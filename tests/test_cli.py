@@ -499,7 +499,8 @@ class TestHelp:
             for file in (CONF / group).rglob("*.yaml"):
                 assert f"{group}={file.relative_to(CONF / group).with_suffix('')}" in choices
                 if group != "experiment":
-                    keys = schema.flatten_keys(OmegaConf.to_container(OmegaConf.load(file)), f"{group}.")
+                    own = {k: v for k, v in OmegaConf.to_container(OmegaConf.load(file)).items() if k != "defaults"}
+                    keys = schema.flatten_keys(own, f"{group}.")
                     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
                     assert leaves <= explained, file
         own = OmegaConf.load(path)

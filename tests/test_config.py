@@ -231,6 +231,17 @@ class TestTrial:
             with pytest.raises(ValueError, match=rf"^train\.{key} = 1: batch norm needs at least two samples"):
                 config.build_run(cfg)
 
+    def test_report_of_one_sample_is_refused_by_name(self, configure, small_mnist):
+        sizes = (
+            "train.report_size=1",
+            "train.batch_size=4",
+            "networks.generator.norm=true",
+            "networks.generator.width=2",
+        )
+        cfg = configure("experiment=mnist", "networks.critic.width=2", f"data.root={small_mnist}", *sizes)
+        with pytest.raises(ValueError, match=r"^train\.report_size = 1: batch norm needs at least two samples"):
+            config.build_run(cfg)
+
     @pytest.mark.parametrize("key", ["batch_size", "generator_batch_size", "report_size"])
     def test_batch_that_does_not_fit_in_the_memory_is_refused(self, configure, key):
         with pytest.raises(ValueError, match=rf"^train\.{key} = 2147483647: so many samples do not fit"):

@@ -299,10 +299,10 @@ class TestFixedGenerator:
         assert fixed_generator.count_peaks(linear_critic(dim=2, axis=0), centers) == 0
 
     def test_grid_has_one_row_per_y_smallest_first(self):
-        rows = fixed_generator.evaluate_grid(linear_critic(dim=2, axis=1), [-2.0, -3.0], [2.0, 3.0], 9)
+        rows = fixed_generator.evaluate_grid(linear_critic(dim=2, axis=1), (-3.0, 3.0), 9)
         assert rows[0][0] == pytest.approx(-3, abs=1e-3) and rows[-1][0] == pytest.approx(3, abs=1e-3)
         assert rows[5][0] == rows[5][-1]
-        slopes = fixed_generator.evaluate_grid(linear_critic(dim=2, axis=0), [-2.0, 1.0], [2.0, 3.0], 4, slope=True)
+        slopes = fixed_generator.evaluate_grid(linear_critic(dim=2, axis=0), (1.0, 3.0), 4, slope=True)
         assert {value for row in slopes for value in row} == {1.0}
 
 
@@ -513,7 +513,7 @@ class TestDefaultRun:
 class TestKnownDistance:
     def test_best_critic_of_a_shift_gets_the_right_numbers(self, figures, monkeypatch, tmp_path):
         best = linear_critic(dim=4, axis=0).state_dict()
-        monkeypatch.setattr(known_distance, "train_critic", lambda critic, *_, **__: critic.load_state_dict(best))
+        monkeypatch.setattr("wgangp.figures.common.train_critic", lambda critic, *_, **__: critic.load_state_dict(best))
         monkeypatch.setattr(known_distance, "HELD_OUT", 20_000)
         numbers = figures["known_distance"].measure({"pair": "shift", "dim": 4}, 0, tmp_path, CPU)
         assert numbers["gap"] == pytest.approx(1, abs=0.03)

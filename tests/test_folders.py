@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from wgangp import config, load_run
 from wgangp.evaluate import evaluate
 from wgangp.files import UNFINISHED, explain_error
-from wgangp.folders import claim_folder, find_folder, load_config, read_config
+from wgangp.folders import claim_folder, find_folder, load_config, load_run_config
 from wgangp.records import read_folder
-from wgangp.runs import NOT_COMPUTED, run_name, select_computed
+from wgangp.runs import NOT_COMPUTED, flatten_config, run_name, select_computed
 from wgangp.sample import sample
 from wgangp.train import train
 
@@ -169,10 +169,10 @@ class TestClaimFolder:
         claim(tmp_path, configure("penalty.weight=10.0"))
 
 
-class TestReadConfig:
+class TestLoadRunConfig:
     def test_keys_are_flat(self, config_text, tmp_path):
         (tmp_path / "config.yaml").write_text(config_text("optim=normalized"))
-        flat = read_config(tmp_path)
+        flat = flatten_config(load_run_config(tmp_path))
         assert flat["optim._target_"] == "wgangp.optim.NormalizedGradientDescent"
         assert flat["networks.critic.width"] == 128 and flat["seed"] == 0
         assert set(flat) - set(select_computed(flat)) == {*NOT_COMPUTED, "budget"} & set(flat)
@@ -182,18 +182,22 @@ class TestReadConfig:
         number = lines.index("penalty:") + 1
         (tmp_path / "config.yaml").write_text("\n".join([*lines[: number - 1], "penalty: : {", *lines[number:]]))
         with pytest.raises(ValueError, match=rf"config\.yaml, line {number}: the file is damaged \(.+\)\. Restore it"):
-            read_config(tmp_path)
+            load_run_config(tmp_path)
 
     @pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
     def test_damaged_file_is_an_error_that_names_it(self, tmp_path, text):
         (tmp_path / "config.yaml").write_bytes(text)
         with pytest.raises(ValueError, match=r"config\.yaml.*damaged|not a run folder") as caught:
-            read_config(tmp_path)
+            load_run_config(tmp_path)
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
     def test_what_is_no_file_is_an_error_and_not_waited_for(self, configure, tmp_path):
         os.mkfifo(tmp_path / "config.yaml")
-        for read in (read_config, lambda folder: claim(folder, configure()), lambda f: load_config(f / "config.yaml")):
+        for read in (
+            load_run_config,
+            lambda folder: claim(folder, configure()),
+            lambda f: load_config(f / "config.yaml"),
+        ):
             with pytest.raises(ValueError, match=r"config\.yaml is not a file|has no config\.yaml"):
                 read(tmp_path)
         assert find_folder(tmp_path.parent, "toy", configure()) == tmp_path.parent / "toy"

@@ -161,7 +161,7 @@ def test_scores_are_those_of_samples_beside_the_held_out_images(configure, small
     numbers = score_images(run, 14)
     run.generator.eval()
     space = scores.load_efficientnet()
-    x = extract_features(space, [to_bytes(x, (-1.0, 1.0)) for x in generate_batches(run, 14, 0, "evaluate")])
+    x = extract_features(space, [to_bytes(x, (-1.0, 1.0)) for x in generate_batches(run, 14, 0)])
     direct = compare_features(x, extract_features(space, [run.data.pictures["heldout"]]), "direct")
     assert numbers["is"] == pytest.approx(direct["direct_is"])
     assert numbers["fid"] == pytest.approx(direct["direct_fid"], rel=1e-6)

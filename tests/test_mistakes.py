@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import ROOT, smooth_critic, write_idx
+from helpers import ROOT, render_folder, smooth_critic, write_idx
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -258,7 +258,7 @@ class TestFigure:
         assert " 5.29 " in rows["norm per column"]
         assert rows["root without care at 0"].count("not finite") == 8
         assert "not finite" not in rows["right"] + rows["norm over axis 1"] + rows["norm per column"]
-        assert study.render_folder(folder, "mistakes") == page
+        assert render_folder(folder, "mistakes") == page
 
     def test_diverged_run_is_a_record_without_numbers(self, figure, tmp_path):
         for data in (DIGITS, PLANE):

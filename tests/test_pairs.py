@@ -127,3 +127,16 @@ def test_korotin_pair_that_is_missing_is_named(tmp_path):
     write_pairs(tmp_path)
     with pytest.raises(ValueError, match=r"no pair d3_n4.*d2_n4"):
         korotin(tmp_path, 3)
+
+
+def test_korotin_file_that_is_damaged_is_named(tmp_path):
+    write_pairs(tmp_path)
+    path = tmp_path / "pairs.npz"
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"text"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"data\.root: cannot read .*pairs\.npz"):
+            korotin(tmp_path)
+    np.savez(path, d2_n4_bias=np.zeros(4))
+    with pytest.raises(ValueError, match=r"no pair d2_n4"):
+        korotin(tmp_path)

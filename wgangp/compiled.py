@@ -88,17 +88,15 @@ def build_computation(
         with torch.no_grad():
             return sample(generator, z, *y)
 
+    objective = {"loss": loss, "regularize_gradient_norm": regularize_gradient_norm}
+
     def eager_critic(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
         with autocast(precision, device):
-            return critic_gradients(
-                critic, *batch, penalty=penalty, loss=loss, regularize_gradient_norm=regularize_gradient_norm
-            )
+            return critic_gradients(critic, *batch, penalty=penalty, **objective)
 
     def eager_generator(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
         with autocast(precision, device):
-            return generator_gradients(
-                generator, critic, *batch, loss=loss, regularize_gradient_norm=regularize_gradient_norm
-            )
+            return generator_gradients(generator, critic, *batch, **objective)
 
     if not compile:
         return Computation(eager_sample, eager_critic, eager_generator)

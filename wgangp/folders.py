@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from wgangp.files import UNFINISHED, name_file, read_file, refuse_links, remove_unfinished
 from wgangp.runs import ADDED, find_differing_keys, flatten_config, select_computed
 
-__all__ = ["claim_folder", "find_folder", "load_config", "load_run_config", "read_config"]
+__all__ = ["claim_folder", "find_folder", "load_config", "load_run_config"]
 
 LARGEST_CONFIG = 100_000  # bytes; those of this project have about 2,000
 PARTS = ("data", "networks.generator", "networks.critic", "loss", "penalty", "optim")  # what a run is built from
@@ -114,15 +114,6 @@ def load_config(path: Path) -> DictConfig:
         line = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise ValueError(f"{path}{line}: the file is damaged ({reason}). Restore it from a copy of the run") from error
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the saved config of a run folder as flat keys, for example optim.lr. No object is built.
-
-    Raises:
-        ValueError: the folder is not a run folder; its config.yaml cannot be read (the message names the line).
-    """
-    return flatten_config(load_run_config(folder))
 
 
 def load_run_config(folder: Path) -> DictConfig:

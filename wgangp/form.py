@@ -124,9 +124,7 @@ class Form(Tensor):
         if in_place and args[0].shared:
             raise NoRuleError(f"{name} writes into a tensor that has views. Use {name[:-1]}")
         by_name = {a.name: a.default_value for a in func._schema.arguments}
-        by_name |= (
-            dict(zip(by_name, args, strict=False)) | kwargs | {"op": name.removesuffix("_") if in_place else name}
-        )
+        by_name |= dict(zip(by_name, args, strict=False)) | kwargs | {"op": name.removesuffix("_")}
         forms = [x for x in tree_leaves((args, kwargs)) if isinstance(x, cls)]
         forms[0].cells.operations += 2
         result = rule(by_name, forms, lambda x: func(*_replace(args, forms[0], x), **_replace(kwargs, forms[0], x)))

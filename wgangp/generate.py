@@ -29,14 +29,14 @@ def generate(generator: nn.Module, n: int, draw: Callable[[int], tuple[Tensor, .
     return torch.cat(batches)[:n]
 
 
-def generate_batches(run: Run, n: int, seed: int, purpose: str) -> Iterator[Tensor]:
+def generate_batches(run: Run, n: int, seed: int) -> Iterator[Tensor]:
     """Yield n samples of the generator that a run draws samples with, at most BATCH at a time.
 
-    The networks must be in eval mode. Labels are uniform. Noise and labels are functions of (seed, purpose).
+    The networks must be in eval mode. Labels are uniform. Noise and labels are functions of the seed.
     """
     generator = choose_generator(run)
     device = next(generator.parameters()).device
     for k in range(-(-n // BATCH)):
         with torch.no_grad():
-            x = generator(*draw_latent(generator, BATCH, seed, k, purpose, device))
+            x = generator(*draw_latent(generator, BATCH, seed, k, "evaluate", device))
         yield x[: n - k * BATCH]

@@ -123,7 +123,7 @@ def critic_slopes(
     with _open(critic, real, *y, float64=float64) as (critic, real, *y):
         _check_finite(fake)
         fake = fake.detach().to(real.dtype)
-        eps = _uniform(real, rng) if eps is None else eps
+        eps = GradientPenalty().draw(real, rng) if eps is None else eps
         perturbed = GradientPenalty(points="perturbed")
         points = {"real": real, "fake": fake, "interpolates": interpolate(real, fake, eps)}
         points["perturbed"] = perturbed.at(real, fake, perturbed.draw(real, rng))
@@ -303,10 +303,6 @@ def _open(critic: Critic, x: Tensor, *y: Tensor, float64: bool) -> Iterator[tupl
 def _check_finite(x: Tensor) -> None:
     if not x.isfinite().all():
         raise ValueError("the points have NaN or inf in them: slopes and scores would say nothing. Remove these points")
-
-
-def _uniform(x: Tensor, rng: torch.Generator | None) -> Tensor:
-    return torch.rand(len(x), generator=rng, device=x.device, dtype=x.dtype)
 
 
 def _gradient(critic: Critic, x: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wgangp.folders import read_config
+from wgangp.folders import load_run_config
 from wgangp.logs import find_number_problem, read_lines, read_metrics, read_timing
 from wgangp.metrics.scores import MAIN
-from wgangp.runs import find_differing_keys, select_computed
+from wgangp.runs import find_differing_keys, flatten_config, select_computed
 
 __all__ = ["PLACES", "Content", "Groups", "Measure", "group_runs", "read_folder"]
 
@@ -60,7 +60,7 @@ def read_folder(folder: Path) -> Content:
     Raises:
         ValueError: it is not a run folder, has no log, or has a damaged file. The message names file and line.
     """
-    flat = read_config(folder)
+    flat = flatten_config(load_run_config(folder))
     config = {name: value for name, value in select_computed(flat).items() if name != "seed"}
     if flat["data._target_"] in OWN_DATA:
         config |= {name: flat[name] for name in PLACES if name in flat}

@@ -88,16 +88,15 @@ def report(run: Run, step: int, size: int) -> dict[str, float]:
     terms = generator_objective(run.generator, run.critic, z, *y, loss=run.loss)
     values = merge_terms(values, {name: term.item() for name, term in terms.items()})
     values["generator_param_grad_norm"] = _param_grad_norm(terms["generator_loss"], run.generator)
+
+    @torch.no_grad()
+    def draw(count: int, purpose: str) -> Tensor:
+        return choose_generator(run)(*draw_latent(run.generator, count, run.seed, 0, purpose, device))
+
     if hasattr(run.data, "centers"):
-        with torch.no_grad():
-            latent = draw_latent(run.generator, COVERAGE_SAMPLES, run.seed, 0, "coverage", device)
-            samples = choose_generator(run)(*latent)
-        values |= mode_coverage(samples, run.data.centers, run.data.sd)
+        values |= mode_coverage(draw(COVERAGE_SAMPLES, "coverage"), run.data.centers, run.data.sd)
     if hasattr(run.data, "symbols"):
-        with torch.no_grad():
-            latent = draw_latent(run.generator, NGRAM_SAMPLES, run.seed, 0, "ngrams", device)
-            samples = choose_generator(run)(*latent)
-        values |= ngram_divergence(samples.argmax(1), run.data)
+        values |= ngram_divergence(draw(NGRAM_SAMPLES, "ngrams").argmax(1), run.data)
     return values
 
 

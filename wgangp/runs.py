@@ -13,7 +13,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from wgangp.data.images import Images, Streamed
-from wgangp.data.stacked import StackedImages
 from wgangp.data.stream import Unread
 from wgangp.losses import Wasserstein
 from wgangp.penalty import GradientPenalty
@@ -118,7 +117,7 @@ def match_parts(generator: nn.Module, critic: nn.Module, loss: Any, data: Any) -
         )
     if isinstance(data, Unread):
         return
-    if isinstance(data, Images | StackedImages | Streamed):
+    if isinstance(data, Images | Streamed):
         data.span = getattr(generator, "span", data.span)
     generator_classes, critic_classes = (getattr(network, "classes", 0) for network in (generator, critic))
     if generator_classes == critic_classes == 0:

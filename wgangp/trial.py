@@ -42,13 +42,14 @@ def try_run(run: Run, cfg: Any, objective: str | None, world: World) -> None:
             run.data.batch(0, sizes[name], run.seed, split)
         except ValueError as error:
             raise ValueError(f"train.{name}: {error}") from error
+    report_size = sizes.pop("report_size")
     try:
         check_finite(0, *collect_state(run, 0))
         if run.penalty.weight > 0:
             x, *y = run.data.batch(0, 4, run.seed)
             check_per_sample(run.critic, x, y=tuple(y))
         with torch.random.fork_rng(), product_precision(cfg.train.precision):
-            values = report(run, 0, min(sizes.pop("report_size"), 2))
+            values = report(run, 0, min(report_size, 2))
             if objective is not None:
                 values |= lipschitz_report(run, 0, 2) | (dict.fromkeys(SOMETIMES) if run.penalty.weight else {})
                 scores = (cfg.evaluate.scores or list_scores(run.data)) if cfg.train.evaluate_every else ()
@@ -61,6 +62,7 @@ def try_run(run: Run, cfg: Any, objective: str | None, world: World) -> None:
     except Exception as error:  # torch and the networks of others raise many types
         if "Expected more than 1 value per channel" in str(error):
             ones = [f"train.{name} = {n}" for name, n in sizes.items() if n == world.size * cfg.train.accumulate]
+            ones += ["train.report_size = 1"] if report_size == 1 else []
             raise ValueError(
                 f"{' and '.join(ones)}: batch norm needs at least two samples per rank and part"
             ) from error

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from wgangp.files import digest_file, write_file
 
-__all__ = ["download", "download_cifar10", "download_mnist", "extract_members", "write_unpacked"]
+__all__ = ["download", "download_cifar10", "download_mnist", "extract_members"]
 
 MNIST = {  # name -> address, and the published sha256 of every file
     "MNIST": (
@@ -57,7 +57,8 @@ def download_mnist(name: str, folder: Path) -> None:
     url, files = MNIST[name]
     for file, sha256 in files.items():
         download(f"{url}/{file}", folder / file, sha256)
-        write_unpacked(folder / file, folder / file.removesuffix(".gz"))
+        with gzip.open(folder / file) as archive:
+            _unpack(archive, folder / file.removesuffix(".gz"))
 
 
 def download_cifar10(folder: Path, names: Iterable[str]) -> None:
@@ -98,12 +99,6 @@ def download(url: str, path: Path, sha256: str) -> None:
         raise ValueError(f"{url}: its sha256 is {actual}, and that of the published file is {sha256}")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, content)
-
-
-def write_unpacked(archive: Path, path: Path) -> None:
-    """Unpack a .gz file to a path. A file that is there is replaced when all is unpacked."""
-    with gzip.open(archive) as file:
-        _unpack(file, path)
 
 
 def extract_members(archive: Path, names: Iterable[str], folder: Path) -> None:

@@ -69,9 +69,8 @@ class Images:
     def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, ...]:
         """Return batch k of a split: images (size, C, H, W) in span, and labels (size,) if labeled is True."""
         stream = f"{purpose}/{split}"
-        chosen = batch_indices(k, size, len(self.pictures[split]), seed, stream, self.device)
-        pictures = self.pictures[split][chosen]
-        x = _scale(pictures, self.span, self.dequantize, seed, k, stream)
+        chosen = batch_indices(k, size, len(self.labels[split]), seed, stream, self.device)
+        x = _scale(self.take(split, chosen), self.span, self.dequantize, seed, k, stream)
         return (x, self.labels[split][chosen]) if self.labeled else (x,)
 
 

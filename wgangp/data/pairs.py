@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wgangp.data.toy import Toy
 from wgangp.seeds import rng_for
 
 __all__ = ["Pair", "funnels", "korotin", "shift"]
 
 
-class Pair:
+class Pair(Toy):
     """Two distributions of points (B, dim): the high side, which is the data, and the low side, where the map ends.
 
     Args:
@@ -48,13 +49,10 @@ class Pair:
         device: torch.device | str,
         transport: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.shape, self.distance, self.device = (dim,), distance, torch.device(device)
+        super().__init__(device)
+        self.shape, self.distance = (dim,), distance
         self.draw, self.potential, self.gradient = draw, potential, gradient
         self.transport = transport or (lambda x: x - distance * gradient(x))
-
-    def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor]:
-        """Return batch k of the high side: (points (size, dim),)."""
-        return (self.draw(size, rng_for(seed, k, f"{purpose}/{split}", self.device)),)
 
     def low(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> Tensor:
         """Return batch k of the low side (size, dim), drawn independently of the batch of the high side."""
@@ -136,21 +134,22 @@ def korotin(root: str, dim: int = 2, funnels: int = 4, device: torch.device | st
         dim: 2, 4, 8, ... 128. funnels: 4, 16, 64 or 256.
 
     Raises:
-        ValueError: the file or the pair is not there.
+        ValueError: the file cannot be read, or the pair is not there.
 
     Paper: the authors' released benchmark (justkolesov/Wasserstein1Benchmark).
     """
     path, name = Path(root) / "pairs.npz", f"d{dim}_n{funnels}"
     try:
-        with np.load(path) as file:
-            known = sorted(key.removesuffix("_bias") for key in file.files if key.endswith("_bias"))
-            if name not in known:
-                raise ValueError(f"{path} has no pair {name} (dim, funnels). It has: {', '.join(known)}")
-            a, b = (torch.from_numpy(file[f"{name}_{part}"]).to(device) for part in ("centers", "bias"))
-    except OSError as error:
+        with path.open("rb") as file:
+            arrays = dict(np.load(file))
+    except Exception as error:  # a damaged file raises many types
         raise ValueError(
             f"data.root: cannot read {path} ({error}). Set it to the folder that has pairs.npz (docs/lipschitz.md)"
         ) from error
+    known = {key.removesuffix("_bias") for key in arrays} & {key.removesuffix("_centers") for key in arrays}
+    if name not in known:
+        raise ValueError(f"{path} has no pair {name} (dim, funnels). It has: {', '.join(sorted(known))}")
+    a, b = (torch.from_numpy(arrays[f"{name}_{part}"]).to(device) for part in ("centers", "bias"))
 
     def find(y: Tensor) -> tuple[Tensor, Tensor]:
         return (torch.cdist(y, a.to(y), compute_mode="donot_use_mm_for_euclid_dist") + b.to(y)).min(dim=1)

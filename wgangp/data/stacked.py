@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from wgangp.data.images import Images, mnist
-from wgangp.data.stream import batch_indices
 from wgangp.seeds import rng_for
 
 __all__ = ["StackedImages", "combine_digits", "stacked_mnist"]
 
 
-class StackedImages:
+class StackedImages(Images):
     """Images whose channels are random gray images of a set, with values in span, shuffled anew in every epoch.
 
     Only the indices of the channels are kept, (N, 3) per split. Images are put together when a batch is drawn. Every
@@ -29,7 +28,7 @@ class StackedImages:
         count: N, the number of training images. There are count // 5 held-out images, at least one.
     """
 
-    labeled, classes, span = False, 1_000, (-1.0, 1.0)  # see wgangp/data/__init__.py
+    classes, span, dequantize = 1_000, (-1.0, 1.0), False  # see wgangp/data/__init__.py
 
     def __init__(self, digits: Images, count: int = 128_000) -> None:
         if count < 1:
@@ -47,14 +46,6 @@ class StackedImages:
     def take(self, split: str, indices: Tensor) -> Tensor:
         """Return the images of a split with these indices (B,), uint8 (B, 3, H, W)."""
         return self.pictures[split][self.channels[split][indices.to(self.device)]]
-
-    def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor, ...]:
-        """Return batch k of a split: images (size, 3, H, W) in span, and modes (size,) if labeled is True."""
-        stream = f"{purpose}/{split}"
-        chosen = batch_indices(k, size, len(self.labels[split]), seed, stream, self.device)
-        low, high = self.span
-        x = low + (high - low) * self.pictures[split][self.channels[split][chosen]].float() / 255
-        return (x, self.labels[split][chosen]) if self.labeled else (x,)
 
 
 def combine_digits(digits: Tensor) -> Tensor:

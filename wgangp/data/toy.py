@@ -17,7 +17,7 @@ __all__ = ["Gaussians", "SwissRoll", "gaussians8", "gaussians25"]
 
 
 class Toy:
-    """Points (B, 2), newly drawn for every batch. A subclass defines draw(size, rng) -> (size, 2)."""
+    """Points (B, d), newly drawn for every batch. A subclass defines draw(size, rng) -> (size, d)."""
 
     shape = (2,)
     span = (-3.0, 3.0)
@@ -27,7 +27,7 @@ class Toy:
         self.device = torch.device(device)
 
     def batch(self, k: int, size: int, seed: int, split: str = "train", purpose: str = "data") -> tuple[Tensor]:
-        """Return batch k of a split: (points (size, 2),)."""
+        """Return batch k of a split: (points (size, d),)."""
         return (self.draw(size, rng_for(seed, k, f"{purpose}/{split}", self.device)),)
 
 

@@ -30,7 +30,6 @@ __all__ = [
     "check_names",
     "count_seeds",
     "describe_range",
-    "describe_spread",
     "draw_band",
     "format_spread",
     "list_points",
@@ -239,16 +238,10 @@ def count_seeds(records: list[dict[str, Any]]) -> str:
     return f"{number} seed" + "s" * (number > 1)
 
 
-def describe_range(records: list[dict[str, Any]]) -> str:
-    """Return what a curve and the band around it are, for a title."""
+def describe_range(records: list[dict[str, Any]], kind: str = "mean and range") -> str:
+    """Return what a curve and the band around it are, or what numbers of this kind are, for a title."""
     seeds = count_seeds(records)
-    return seeds if seeds == "1 seed" else f"mean and range over {seeds}"
-
-
-def describe_spread(records: list[dict[str, Any]]) -> str:
-    """Return what a number and the number after +- are, for a title."""
-    seeds = count_seeds(records)
-    return seeds if seeds == "1 seed" else f"mean +- sd over {seeds}"
+    return seeds if seeds == "1 seed" else f"{kind} over {seeds}"
 
 
 def format_spread(values: list[float], form: str = ".3f") -> str:

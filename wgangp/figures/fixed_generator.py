@@ -38,6 +38,7 @@ __all__ = [
 DATA = {"8 Gaussians": gaussians8, "25 Gaussians": gaussians25, "Swiss roll": SwissRoll}
 PAIRINGS = ("paired", "independent", "coupled")
 POINTS, DRAWS = 2_000, 5  # points of each kind in a held-out sample, and the number of these samples
+ANGLES = 64  # points on the circle around a mode
 
 
 def draw_batch(
@@ -60,9 +61,9 @@ def draw_batch(
     return real, fake[optimal_pairs(real, fake)] if pairing == "coupled" else fake
 
 
-def draw_held_out(name: str, seed: int, device: torch.device | str = "cpu") -> list[tuple[Tensor, Tensor]]:
+def draw_held_out(name: str, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Draw DRAWS pairs of held-out samples of POINTS points each, drawn independently."""
-    return [draw_batch(DATA[name](device), 1 + draw, POINTS, seed, "heldout") for draw in range(DRAWS)]
+    return [draw_batch(DATA[name](), 1 + draw, POINTS, seed, "heldout") for draw in range(DRAWS)]
 
 
 @cache
@@ -71,14 +72,12 @@ def compute_distances(name: str, seed: int) -> list[float]:
     return [wasserstein1(*samples) for samples in draw_held_out(name, seed)]
 
 
-def evaluate(
-    critic: nn.Module, name: str, seed: int, weight: float, *, tolerance: float = 0.01, max_cells: int = 200_000
-) -> dict[str, Any]:
+def evaluate(critic: nn.Module, name: str, seed: int, weight: float, *, max_cells: int = 200_000) -> dict[str, Any]:
     """Measure a critic on held-out points of the data set `name`.
 
     Args:
         weight: of the penalty, for the corrected gap; 0: there is none.
-        tolerance, max_cells: as in `lipschitz_on_box`.
+        max_cells: as in `lipschitz_on_box`.
 
     Returns:
         w1: the exact distance, one number per held-out sample
@@ -92,9 +91,7 @@ def evaluate(
     samples = draw_held_out(name, seed)
     gaps = [measure_gap(critic, *pair) for pair in samples]
     gap = sum(gaps) / len(gaps)
-    constant = lipschitz_on_box(
-        critic, *find_box(*chain.from_iterable(samples)), tolerance=tolerance, max_cells=max_cells
-    )
+    constant = lipschitz_on_box(critic, *find_box(*chain.from_iterable(samples)), max_cells=max_cells)
     real, fake = (x.to(data.device) for x in samples[0])
     rng = rng_for(seed, 0, "eps/heldout", data.device)
     return {
@@ -118,7 +115,7 @@ def measure_gap(critic: nn.Module, real: Tensor, fake: Tensor) -> float:
 
 
 @torch.no_grad()
-def count_peaks(critic: nn.Module, centers: Tensor, angles: int = 64) -> int:
+def count_peaks(critic: nn.Module, centers: Tensor) -> int:
     """Count the modes at which D has a peak.
 
     D has a peak at a mode if it is larger at the center of the mode than everywhere on a circle around it. The radius
@@ -126,23 +123,21 @@ def count_peaks(critic: nn.Module, centers: Tensor, angles: int = 64) -> int:
 
     Args:
         centers: (M, 2), M >= 2.
-        angles: number of points on each circle.
     """
     distance = torch.cdist(centers, centers).fill_diagonal_(torch.inf)
-    angle = torch.arange(angles, device=centers.device) * (2 * torch.pi / angles)
-    ring = torch.stack([angle.cos(), angle.sin()], dim=1)  # (angles, 2)
-    circles = centers[:, None] + distance.amin(1)[:, None, None] / 2 * ring  # (M, angles, 2)
-    around = critic(circles.flatten(0, 1)).view(len(centers), angles)
+    angle = torch.arange(ANGLES, device=centers.device) * (2 * torch.pi / ANGLES)
+    ring = torch.stack([angle.cos(), angle.sin()], dim=1)  # (ANGLES, 2)
+    circles = centers[:, None] + distance.amin(1)[:, None, None] / 2 * ring  # (M, ANGLES, 2)
+    around = critic(circles.flatten(0, 1)).view(len(centers), ANGLES)
     return int((critic(centers).flatten() > around.amax(1)).sum())
 
 
 def evaluate_grid(
-    critic: nn.Module, low: list[float], high: list[float], resolution: int, *, slope: bool = False
+    critic: nn.Module, span: tuple[float, float], resolution: int, *, slope: bool = False
 ) -> list[list[float]]:
-    """Compute D, or its slope, on a grid: one row per y, the smallest y first, with three digits."""
-    device = next(critic.parameters()).device
-    ticks = [torch.linspace(a, b, resolution, device=device) for a, b in zip(low, high, strict=True)]
-    y, x = torch.meshgrid(ticks[1], ticks[0], indexing="ij")
+    """Compute D, or its slope, on a grid over span x span: one row per y, the smallest y first, with three digits."""
+    ticks = torch.linspace(*span, resolution, device=next(critic.parameters()).device)
+    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
     points = torch.stack([x.flatten(), y.flatten()], dim=1)
     with torch.no_grad():
         value = gradient_norm(critic, points) if slope else critic(points).flatten()

@@ -127,10 +127,7 @@ class LipschitzTable:
 
         def look(k: int) -> None:
             if k in looks:
-                point = {
-                    "iteration": k,
-                    "gap": measure_gap(critic, *together),
-                }
+                point = {"iteration": k, "gap": measure_gap(critic, *together)}
                 if name == self.data[0]:
                     point["constant"] = list(lipschitz_on_box(critic, *box, tolerance=0.1, **search))
                 curve.append(point)
@@ -144,7 +141,7 @@ class LipschitzTable:
         curve.append({"iteration": self.iterations, "gap": record["gap"], "constant": record["constant"]})
         record["curve"] = curve
         if name == self.data[0] and seed == 0:
-            record["slope_grid"] = evaluate_grid(critic, *([end, end] for end in data.span), RESOLUTION, slope=True)
+            record["slope_grid"] = evaluate_grid(critic, data.span, RESOLUTION, slope=True)
         return record
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:

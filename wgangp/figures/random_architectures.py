@@ -23,6 +23,7 @@ from wgangp.figures.image_runs import (
     train_finite,
 )
 from wgangp.plots import open_figure
+from wgangp.runs import format_value
 from wgangp.seeds import rng_for
 
 __all__ = ["RandomArchitectures", "draw_architecture"]
@@ -128,7 +129,7 @@ class RandomArchitectures:
         """Return what a cell adds to the command scripts/train.py."""
         overrides = draw_architecture(draw, method, self.widths) | {"train.steps": self.steps}
         overrides |= {"train.batch_size": self.batch_size, "train.report_size": self.batch_size}
-        chosen = [f"{key}={_format_value(value)}" for key, value in overrides.items()]
+        chosen = [f"{key}={format_value(value)}" for key, value in overrides.items()]
         return ["experiment=random_architectures", *list_data_options(self.data, self.data_root, 32), *chosen]
 
     def measure(self, cell: dict[str, Any], seed: int, folder: Path, device: torch.device) -> dict[str, Any]:
@@ -188,8 +189,3 @@ def _pair_scores(records: list[dict[str, Any]]) -> list[tuple[float, ...]]:
     """Return the Inception scores of both methods, in the order of METHODS, for every draw and seed."""
     runs = {(r["draw"], r["seed"], r["method"]): r["is"] for r in records}
     return [tuple(runs[draw, seed, m] for m in METHODS) for draw, seed in dict.fromkeys(key[:2] for key in runs)]
-
-
-def _format_value(value: Any) -> str:
-    """Return a value as Hydra reads it."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

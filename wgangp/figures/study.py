@@ -42,7 +42,6 @@ __all__ = [
     "load_figure",
     "merge_records",
     "render",
-    "render_folder",
     "reproduce",
     "train_command",
 ]
@@ -270,19 +269,6 @@ def render(readme: str, name: str, figure: Any, records: list[dict[str, Any]]) -
 ![{name}]({name}.png)
 """
     return replace_block(readme, BEGIN, END, block)
-
-
-def render_folder(folder: Path, name: str) -> str:
-    """Return the README of a folder with its block rendered anew from records.jsonl and config.yaml of the folder.
-
-    Raises:
-        ValueError: the folder has no complete set of runs; its README has no block; a record was changed.
-    """
-    figure = load_figure(name, folder)
-    records = complete_seeds(figure, read_records(folder))
-    if not records:
-        raise ValueError(f"{folder} has no seed for which all runs are measured: run scripts/reproduce.py again")
-    return render(_read_readme(folder, name), name, figure, records)
 
 
 def load_figure(name: str, folder: Path | None = None) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wgangp.figures.common import CLIP, check_names, describe_spread, format_spread, select, train_critic
+from wgangp.figures.common import CLIP, check_names, describe_range, format_spread, select, train_critic
 from wgangp.figures.fixed_generator import (
     DATA,
     PAIRINGS,
@@ -90,8 +90,7 @@ class ValueSurfaces:
         train_critic(critic, batch, self.iterations, self.lr, penalty, seed, clip, compile=self.compile)
         record = evaluate(critic, cell["data"], seed, penalty.weight)
         if cell["critic"] in DRAWN:
-            low, high = ([end, end] for end in data.span)
-            record["surface"] = evaluate_grid(critic, low, high, RESOLUTION)
+            record["surface"] = evaluate_grid(critic, data.span, RESOLUTION)
         return record
 
     def draw(self, path: Path, records: list[dict[str, Any]]) -> None:
@@ -113,7 +112,7 @@ class ValueSurfaces:
             figure.suptitle(
                 "Contours of D(x); generator fixed at real + N(0, I); dots: held-out real points"
                 f"\n{self.iterations:,} critic updates, batch {self.batch_size:,}, {self.depth} x {self.width} ReLU,"
-                f" lambda {GradientPenalty().weight:g}; numbers: {describe_spread(records)}"
+                f" lambda {GradientPenalty().weight:g}; numbers: {describe_range(records, 'mean +- sd')}"
             )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -104,7 +104,7 @@ def load_classifier(data: Any, path: str | None = None, device: torch.device | s
         return network(_scale(x.to(device)))
 
     facts = {"weights": digest_weights(network)[:8], "classifier": "LeNet", "accuracy": state["accuracy"]}
-    return FeatureSpace("classifier", WIDTH, extract, facts)
+    return FeatureSpace("classifier", extract, facts)
 
 
 def classify(space: FeatureSpace, x: Tensor) -> Tensor:

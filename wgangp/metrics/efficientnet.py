@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wgangp.metrics.features import WIDTHS, FeatureSpace, require_library
+from wgangp.metrics.features import FeatureSpace, require_library
 
 __all__ = ["load_efficientnet"]
 
@@ -53,4 +53,4 @@ def load_efficientnet(size: int = SIZE, device: torch.device | str = "cpu") -> F
         return features, network._fc(features)
 
     facts = {"weights": SHA256[:8], "classifier": "EfficientNet-Lite0", "pixels": size}
-    return FeatureSpace("efficientnet", WIDTHS["efficientnet"], extract, facts)
+    return FeatureSpace("efficientnet", extract, facts)

@@ -38,13 +38,11 @@ class FeatureSpace:
     """A classifier whose features images are compared in.
 
     name       the first part of the names of the numbers, as in NAME_fid
-    width      F, the number of features
     extract    images, uint8 (B, C, H, W) -> features (B, F), logits (B, K)
     facts      what the numbers depend on: digest of the weights, size of the images, accuracy
     """
 
     name: str
-    width: int
     extract: Callable[[Tensor], tuple[Tensor, Tensor]]
     facts: dict[str, Any]
 

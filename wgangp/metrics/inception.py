@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wgangp.data.download import download
 from wgangp.files import digest_file
-from wgangp.metrics.features import WIDTHS, FeatureSpace, require_library
+from wgangp.metrics.features import FeatureSpace, require_library
 
 __all__ = ["load_inception"]
 
@@ -44,7 +44,7 @@ def load_inception(weights: str | None = None, device: torch.device | str = "cpu
         return network(x.to(device).expand(-1, 3, -1, -1))
 
     facts = {"weights": SHA256[:8], "classifier": "Inception v3, TensorFlow 1"}
-    return FeatureSpace("inception", WIDTHS["inception"], extract, facts)
+    return FeatureSpace("inception", extract, facts)
 
 
 def _find_weights(weights: str | None) -> Path:

@@ -40,7 +40,6 @@ from wgangp.transport import LIMIT, wasserstein1
 
 __all__ = ["MAIN", "NAMES", "Score", "build_scores", "find_best", "list_scores"]
 
-NAMES = ("points", "ngrams", "modes", "classifier", "efficientnet", "inception", "critic")
 SAMPLES = {  # n by default
     "points": 2_500,  # Paper: Srivastava et al. 2017
     "ngrams": 640,  # Paper: released gan_language.py
@@ -50,6 +49,7 @@ SAMPLES = {  # n by default
     "inception": 50_000,  # Paper: table 3
     "critic": 5_000,
 }
+NAMES = tuple(SAMPLES)
 MAIN = {  # the numbers that say which checkpoint of a run is the best -> True if a large one is good
     "points_w1": False,
     "ngrams_js4": False,
@@ -224,7 +224,7 @@ def _describe_samples(run: Run, generator: nn.Module) -> dict[str, Any]:
 
 def _score_images(run: Run, step: int, space: FeatureSpace, n: int, seed: int, reference: str) -> dict[str, float]:
     """Compute Inception score, FID and KID of n samples; real ones are of another split than the reference."""
-    batches = (to_bytes(x, run.data.span) for x in generate_batches(run, n, seed, "evaluate"))
+    batches = (to_bytes(x, run.data.span) for x in generate_batches(run, n, seed))
     samples = extract_features(space, batches)
     values = compare_features(samples, _extract_real(run.data, space, reference), space.name)
     return values | _compare_real(run.data, space, reference, n)
@@ -257,7 +257,7 @@ def _read_images(data: Any, split: str, n: int | None = None) -> Iterator[Tensor
 
 def _score_modes(run: Run, step: int, space: FeatureSpace, n: int, seed: int) -> dict[str, float]:
     """Count modes of stacked digits: the classifier names the digit in each channel."""
-    batches = (to_bytes(x, run.data.span) for x in generate_batches(run, n, seed, "evaluate"))
+    batches = (to_bytes(x, run.data.span) for x in generate_batches(run, n, seed))
     real = _count_real_modes(run.data, space, n)
     return _count_modes(space, batches) | {f"real_{name}": value for name, value in real.items()}
 
@@ -288,12 +288,12 @@ def _score_points(run: Run, step: int, n: int, seed: int) -> dict[str, float]:
             values["points_reverse_kl"] = count_modes(nearest.cpu(), len(centers))["reverse_kl"]
         return values
 
-    values = measure(torch.cat(list(generate_batches(run, n, seed, "evaluate"))))
+    values = measure(torch.cat(list(generate_batches(run, n, seed))))
     return values | {f"real_{name}": value for name, value in measure(other).items()}
 
 
 def _score_ngrams(run: Run, step: int, n: int, seed: int) -> dict[str, float]:
-    ids = torch.cat([x.argmax(1) for x in generate_batches(run, n, seed, "evaluate")])
+    ids = torch.cat([x.argmax(1) for x in generate_batches(run, n, seed)])
     values = ngram_divergence(ids, run.data)
     return {("real_ngrams_" if k.startswith("reference_") else "ngrams_") + k[-3:]: v for k, v in values.items()}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wgangp.networks.layers import check_shape, check_sizes, linear
 
-__all__ = ["MLPCritic", "MLPGenerator"]
+__all__ = ["MLPCritic", "MLPGenerator", "build_mlp"]
 
 
 class MLPGenerator(nn.Module):
@@ -21,7 +21,7 @@ class MLPGenerator(nn.Module):
         _check_points(shape)
         check_sizes(latent_dim=latent_dim, width=width, depth=depth)
         self.latent_dim = latent_dim
-        self.layers = _mlp([latent_dim, *[width] * depth, shape[0]])
+        self.layers = build_mlp([latent_dim, *[width] * depth, shape[0]])
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)
@@ -35,14 +35,15 @@ class MLPCritic(nn.Module):
         _check_points(shape)
         check_sizes(width=width, depth=depth)
         self.shape = tuple(shape)
-        self.layers = _mlp([shape[0], *[width] * depth, 1])
+        self.layers = build_mlp([shape[0], *[width] * depth, 1])
 
     def forward(self, x: Tensor) -> Tensor:
         check_shape("this critic", self.shape, x.shape[1:])
         return self.layers(x).squeeze(1)
 
 
-def _mlp(sizes: list[int]) -> nn.Sequential:
+def build_mlp(sizes: list[int]) -> nn.Sequential:
+    """Build linear layers of these sizes, with a ReLU between them."""
     layers = []
     for fan_in, fan_out in pairwise(sizes[:-1]):
         layers += [linear(fan_in, fan_out, init="he"), nn.ReLU()]

@@ -11,6 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from wgangp.networks.layers import Conv2d, ConvTranspose2d, Gate, build_norm, check_shape, linear, set_std_
+from wgangp.networks.mlp import build_mlp
 
 __all__ = [
     "ConstantFiltersGenerator",
@@ -118,14 +119,7 @@ class ImageMLPGenerator(nn.Module):
         super().__init__()
         check_shape("the MLP generator of images", SHAPE, shape, latent_dim=latent_dim, width=width)
         self.latent_dim = latent_dim
-        units = 8 * width
-        self.layers = nn.Sequential(
-            *(linear(latent_dim, units, init="he"), nn.ReLU()),
-            *(linear(units, units, init="he"), nn.ReLU()),
-            *(linear(units, units, init="he"), nn.ReLU()),
-            *(linear(units, units, init="he"), nn.ReLU()),
-            *(linear(units, 3 * 64 * 64), nn.Tanh()),
-        )
+        self.layers = nn.Sequential(*build_mlp([latent_dim, *[8 * width] * 4, 3 * 64 * 64]), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z).view(-1, *SHAPE)
