@@ -119,6 +119,15 @@ def test_every_experiment_has_a_command_and_a_source(path):
     assert "Paper:" in lines[2] or "Differs:" in lines[2]
 
 
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.split("=")[0] in ("networks", "penalty", "optim")])
+def test_choice_of_your_own_can_extend_every_choice(configure, tmp_path, choice):
+    group, name = choice.split("=")
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "own.yaml").write_text(f"# mine\ndefaults: [{name}@_here_]\n")
+    cfg = configure(f"hydra.searchpath=[file://{tmp_path}]", f"{group}=own")
+    assert cfg[group] == configure(choice)[group]
+
+
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
 def test_every_file_and_key_is_explained(path):
     header, *lines = path.read_text().splitlines()

@@ -444,9 +444,18 @@ class TestKorotin:
         assert (tmp_path / "picture.png").exists()
         assert [(row["pair"], row["critic"]) for row in figure.table(records)] == [("D = 8, N = 16", "one-sided")]
 
-    def test_pair_that_does_not_exist_is_refused(self, figures):
-        with pytest.raises(ValueError, match=r"figure.dims = \[3\]: one or more of 2, 8, 32, once each"):
-            replace(figures["korotin"], dims=[3])
+    @pytest.mark.parametrize(
+        "key, chosen, known",
+        [
+            ("dims", [3], "2, 8, 32"),
+            ("dims", [2, 2], "2, 8, 32"),
+            ("funnels", [], "4, 16, 64, 256"),
+            ("critics", ["clipping"], "'two-sided', 'one-sided', 'by construction'"),
+        ],
+    )
+    def test_what_is_no_pair_or_critic_is_refused(self, figures, key, chosen, known):
+        with pytest.raises(ValueError, match=rf"figure\.{key} = .*: one or more of {known}, once each"):
+            replace(figures["korotin"], **{key: chosen})
 
 
 class TestDefaultRun:

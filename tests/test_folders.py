@@ -170,7 +170,7 @@ class TestClaimFolder:
 
 
 class TestLoadRunConfig:
-    def test_keys_are_flat(self, config_text, tmp_path):
+    def test_config_of_a_run_folder_is_read(self, config_text, tmp_path):
         (tmp_path / "config.yaml").write_text(config_text("optim=normalized"))
         flat = flatten_config(load_run_config(tmp_path))
         assert flat["optim._target_"] == "wgangp.optim.NormalizedGradientDescent"

@@ -257,7 +257,7 @@ def test_activation_of_a_residual_block_does_not_change_its_skip_connection():
         (zoo.DCGANCritic, (3, 64, 64)),
     ],
 )
-def test_leaky_slope_is_that_of_the_released_code(build, shape):
+def test_slope_of_leaky_relu_is_one_fifth(build, shape):
     critic = build(shape, width=4)
     assert {m.negative_slope for m in critic.modules() if isinstance(m, nn.LeakyReLU)} == {0.2}
 

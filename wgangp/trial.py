@@ -42,7 +42,7 @@ def try_run(run: Run, cfg: Any, objective: str | None, world: World) -> None:
             run.data.batch(0, sizes[name], run.seed, split)
         except ValueError as error:
             raise ValueError(f"train.{name}: {error}") from error
-    report_size = sizes.pop("report_size")
+    report_size, values = sizes.pop("report_size"), None
     try:
         check_finite(0, *collect_state(run, 0))
         if run.penalty.weight > 0:
@@ -61,8 +61,9 @@ def try_run(run: Run, cfg: Any, objective: str | None, world: World) -> None:
                 update(0, run, computation, critic_steps=1, **sizes, clip=Clip(**cfg.clip), world=world)
     except Exception as error:  # torch and the networks of others raise many types
         if "Expected more than 1 value per channel" in str(error):
+            if values is None:
+                raise ValueError(f"train.report_size = {report_size}: batch norm needs at least two samples") from error
             ones = [f"train.{name} = {n}" for name, n in sizes.items() if n == world.size * cfg.train.accumulate]
-            ones += ["train.report_size = 1"] if report_size == 1 else []
             raise ValueError(
                 f"{' and '.join(ones)}: batch norm needs at least two samples per rank and part"
             ) from error

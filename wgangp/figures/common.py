@@ -239,7 +239,7 @@ def count_seeds(records: list[dict[str, Any]]) -> str:
 
 
 def describe_range(records: list[dict[str, Any]], kind: str = "mean and range") -> str:
-    """Return what a curve and the band around it are, or what numbers of this kind are, for a title."""
+    """Describe a statistic over seeds for a title, for example "mean and range over 3 seeds"."""
     seeds = count_seeds(records)
     return seeds if seeds == "1 seed" else f"{kind} over {seeds}"
 

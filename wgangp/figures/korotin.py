@@ -41,7 +41,7 @@ class Korotin:
     """Critics on the pairs of the benchmark.
 
     Args:
-        dims, funnels, critics: which; each pair is measured with each critic.
+        dims, funnels: of the pairs. critics: names from CRITICS; each is trained on each pair.
         data_root: the folder that has pairs.npz and published.csv (dim, funnels, method, cosine, l2, wasserstein).
         iterations: critic updates with a penalty. Paper: 60,000.
         sorted_iterations: updates of the critic that is 1-Lipschitz by construction. Paper: 25,000.

@@ -64,7 +64,7 @@ class _Critic(nn.Module):
         check_shape(self.NAME, expected, shape, width=width)
         self.shape = expected
         self.layers = nn.Sequential(
-            *(Conv2d(shape[0], width, kernel=5, stride=2), nn.LeakyReLU(0.2)),  # 14 x 14, 16 x 16
+            *(Conv2d(shape[0], width, kernel=5, stride=2), nn.LeakyReLU(0.2)),  # 14 x 14 or 16 x 16
             *(Conv2d(width, 2 * width, kernel=5, stride=2), *_norm(norm, 2 * width), nn.LeakyReLU(0.2)),  # 7 x 7, 8 x 8
             *(Conv2d(2 * width, 4 * width, kernel=5, stride=2), *_norm(norm, 4 * width), nn.LeakyReLU(0.2)),  # 4 x 4
             nn.Flatten(),
