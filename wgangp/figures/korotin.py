@@ -109,9 +109,9 @@ class Korotin:
                     axes.grid(alpha=0.3)
                 below.set_xlabel("funnels N")
             figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+            others = f" ({self.sorted_iterations:,} by construction)" if "by construction" in self.critics else ""
             figure.suptitle(
-                f"{self.iterations:,} critic updates ({self.sorted_iterations:,} by construction), batch"
-                f" {self.batch_size:,}; {describe_range(records)}"
+                f"{self.iterations:,} critic updates{others}, batch {self.batch_size:,}; {describe_range(records)}"
             )
 
     def table(self, records: list[dict[str, Any]]) -> list[dict[str, str]]:
