@@ -31,6 +31,7 @@ def render_folder(folder, name):
     """Return the README of a folder in results/, with its block rendered anew from records.jsonl and config.yaml."""
     figure = load_figure(name, folder)
     records = complete_seeds(figure, read_records(folder))
+    assert records, f"{folder} has no seed for which all runs are measured"
     return render((folder / "README.md").read_text(), name, figure, records)
 
 

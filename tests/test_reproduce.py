@@ -523,6 +523,9 @@ class TestReadme:
     def test_is_rendered_again_from_the_records_alone(self, reproduce):
         folder = reproduce([0])
         assert render_folder(folder, "known_distance") == (folder / "README.md").read_text()
+        (folder / "records.jsonl").write_text("")
+        with pytest.raises(AssertionError, match="no seed for which all runs are measured"):
+            render_folder(folder, "known_distance")
 
 
 class TestTables:
