@@ -7,7 +7,7 @@ import pytest
 import torch
 from foreign import BatchNormGenerator, BreakingCritic, CheckpointedCritic, Counter, Critic, PythonCounterCritic
 from labeled import WithClassifier, labeled_run
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from wgangp import GradientPenalty, clip_weights_, critic_step, generator_step
@@ -340,15 +340,15 @@ REFUSED = {  # that cannot be compiled
 }
 
 
-def train_foreign(make_critic, weight, compile, steps=3):
+def train_foreign(make_critic, weight, compile, steps=3, make_generator=BatchNormGenerator, device="cpu"):
     """Train networks that are not ours. Returns everything that they hold, the next random number, and the problems."""
     torch.manual_seed(0)
-    generator, critic = BatchNormGenerator(), make_critic()
+    generator, critic = make_generator().to(device), make_critic().to(device)
     computation = build_computation(generator, critic, Wasserstein(), GradientPenalty(weight), compile=compile)
     optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (generator, critic)]
     for k in range(steps):
         rng = torch.Generator().manual_seed(k)
-        real, z, eps = (torch.randn(*shape, generator=rng) for shape in ((8, 1, 8, 8), (8, 8), (8,)))
+        real, z, eps = (torch.randn(*shape, generator=rng).to(device) for shape in ((8, 1, 8, 8), (8, 8), (8,)))
         fake = computation.sample(z)
         descend(critic, computation.critic_gradients(real, fake, eps.sigmoid())[1], optimizers[1])
         descend(generator, computation.generator_gradients(z)[1], optimizers[0])
@@ -429,6 +429,80 @@ def test_a_network_that_cannot_be_compiled_for_another_batch_trains_on_in_eager_
         expected = critic_gradients(critic, *batch, penalty=GradientPenalty())[1]
         assert all(torch.equal(a, b) for a, b in zip(step.critic_gradients(*batch)[1], expected, strict=True))
     assert "critic" in step.problems
+
+
+@torch.library.custom_op("wgangp_tests::negate", mutates_args=())
+def negate(gradient: Tensor) -> Tensor:
+    """Return -gradient. The second call fails: the first is that of the eager step."""
+    negate.calls += 1
+    if negate.calls == 2:
+        raise RuntimeError("a kernel that fails")
+    return -gradient
+
+
+negate.register_fake(torch.empty_like)
+
+
+class Negate(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return -x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return negate(gradient)
+
+
+class FailingGenerator(BatchNormGenerator):
+    def forward(self, z):
+        return Negate.apply(super().forward(z))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_kernel_that_fails_in_one_compiled_step_leaves_the_others_compiled(device, request):
+    """On a GPU the failure leaves a CUDA graph behind that is not finished."""
+    if device == "cpu":
+        request.getfixturevalue("quick_compile")
+    options = {"make_critic": CRITICS["spectral norm"], "weight": 10.0, "make_generator": FailingGenerator}
+    negate.calls = 2
+    eager, _ = train_foreign(**options, compile=False, device=device)
+    negate.calls = 0
+    with pytest.warns(UserWarning, match="the compiled generator step is not used: RuntimeError: a kernel that fails"):
+        state, problems = train_foreign(**options, compile=True, device=device)
+    assert set(problems) == {"generator"} and negate.calls > 2
+    require_equal_states(state, eager, torch.equal if device == "cpu" else close_in_float32)
+
+
+def test_after_a_failure_on_a_gpu_everything_is_compiled_again(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
+    step, _ = verify_and_fail(torch._dynamo.exc.BackendCompilerFailed(len, RuntimeError("no space"), None))
+    step()
+    assert not calls
+    for verified in (step, verify("generator", lambda: 1 / 0, lambda: ({}, [torch.ones(2)]))):
+        with pytest.warns(UserWarning, match="not used"):
+            verified()
+    assert calls == ["reset", "reset"]
+
+
+def test_a_step_is_compared_again_after_another_one_failed():
+    right, factor, problems = [torch.ones(2)], [1.0], {}
+    step = verify("critic", lambda: ({}, [factor[0] * right[0]]), lambda: ({}, right), problems=problems)
+    step()
+    factor[0] = 2.0
+    assert step()[1][0].tolist() == [2.0, 2.0]  # it was compared
+    with pytest.warns(UserWarning, match="generator step is not used"):
+        verify("generator", lambda: 1 / 0, lambda: ({}, right), problems=problems)()
+    with pytest.warns(UserWarning, match="critic step is not used: its gradients differ"):
+        assert step()[1] is right
+    assert problems.keys() == {"critic", "generator"}
 
 
 def verify_and_fail(error):

@@ -136,18 +136,19 @@ def verify(
     Both are computed from the same state of the networks and of the random numbers. The error of a gradient is
     ||fast - eager|| / ||eager||, for each parameter. It must be at most TOLERANCE. For a gradient that is small beside
     all gradients together, ||eager|| is FLOOR times the norm of all: there may be nothing but rounding in it. Buffers
-    are compared, too.
+    are compared, too. After the failure of another step they are compared again.
 
     Args:
         name: of the step, for messages.
         double: a network whose gradients are also compared with all its parameters doubled. Initial slopes may be so
             small that the penalty contributes nothing to the gradient (one-sided penalty, for example).
         networks: all networks that fast and eager compute with. The comparison leaves them as they were.
-        problems: gets an entry under the name if fast is not used.
+        problems: gets an entry under the name if fast is not used. The steps of a run share it.
         quantity: what is compared, for messages.
     """
+    problems = {} if problems is None else problems
     chosen: list[Gradients] = []
-    batches = 0
+    batches, known_problems = 0, len(problems)
 
     def compute(gradients: Gradients, batch: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
         """Return gradients and new buffers, and leave the networks and the random numbers as they are."""
@@ -168,25 +169,26 @@ def verify(
 
     def give_up(problem: str) -> None:
         chosen[:] = [eager]
-        if problems is not None:
-            problems[name] = problem
+        problems[name] = problem
         message = f"the compiled {name} step is not used: {problem}. The run continues in eager mode"
         warnings.warn(message, stacklevel=3)
 
     def choose(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-        nonlocal batches
+        nonlocal batches, known_problems
         if chosen == [eager]:
             return eager(*batch)
+        if len(problems) > known_problems:  # a failure may change what is compiled: see _reset_compiler
+            chosen.clear()
+            batches, known_problems = 0, len(problems)
         if chosen:
+            errors = torch._dynamo.exc
             try:
                 with _preserve_modes():
                     return fast(*batch)
-            except torch._dynamo.exc.FailOnRecompileLimitHit:
-                give_up(
-                    "it was compiled too often. A Python attribute of a network changes in forward (keep it in a"
-                    " buffer), or batches have many sizes"
-                )
-            except torch._dynamo.exc.TorchDynamoException as failure:  # at a batch of another size
+            except (errors.TorchDynamoException, errors.FailOnRecompileLimitHit) as failure:
+                # At a batch of another size, or after many compilations. Other errors, such as too little memory, are
+                # not the compiler's.
+                _reset_compiler()
                 give_up(_summarize(failure))
             return eager(*batch)
         batches += 1
@@ -200,6 +202,7 @@ def verify(
             if not problem:
                 error, problem = compare(batch, expected)
         except Exception as failure:  # the compiler raises many types
+            _reset_compiler()
             problem = _summarize(failure)
         if problem:
             give_up(problem)
@@ -223,8 +226,23 @@ def _verify_samples(fast: Callable[..., Tensor], eager: Callable[..., Tensor], *
     return lambda *batch: choose(*batch)[1][0]
 
 
+def _reset_compiler() -> None:
+    """Compile everything again at its next call, on a GPU.
+
+    An error while a CUDA graph warms up leaves the graph unfinished, and the next compiled call fails, whatever it
+    computes (torch 2.11: an AssertionError in dealloc_current_path_weakrefs).
+    """
+    if torch.cuda.is_initialized():
+        torch.compiler.reset()
+
+
 def _summarize(error: Exception) -> str:
     """Return the type of an error, its first two lines, and the last error that it quotes: of another process, say."""
+    if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
+        return (
+            "it was compiled too often. A Python attribute of a network changes in forward (keep it in a buffer), or"
+            " batches have many sizes"
+        )
     lines = str(error).splitlines()
     causes = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
     return f"{type(error).__name__}: {' '.join(dict.fromkeys(filter(None, lines[:2] + causes[-1:])))}"
