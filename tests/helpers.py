@@ -74,15 +74,15 @@ def write_idx(folder, pictures, side):
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + (np.arange(pictures) % 10).astype("u1").tobytes())
 
 
-def write_run(folder, config, log, seconds=None, scores=()):
+def write_run(folder, config, log, seconds=None, scores=(), provenance=()):
     """Write a run folder with the text of a config and a log, without training. Returns the folder.
 
-    log, scores: lists of records. seconds: of training; None: there is no timing.jsonl.
+    log, scores, provenance: lists of records. seconds: of training; None: there is no timing.jsonl.
     """
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config)
     timing = [] if seconds is None else [{"step": log[-1]["step"], "elapsed_s": seconds}]
-    for name, records in (("metrics", log), ("timing", timing), ("scores", scores)):
+    for name, records in (("metrics", log), ("timing", timing), ("scores", scores), ("provenance", provenance)):
         if records:
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder

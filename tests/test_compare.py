@@ -104,6 +104,15 @@ class TestPage:
         assert "**The logs end at different steps**" in text and find_row(text, "`step`") == [["10", "20"]]
         assert find_row(text, "`wasserstein`") == [["2", "3"]]
 
+    def test_steps_that_were_not_compiled_are_a_warning(self, write, page):
+        starts = [{"not_compiled": {"generator": "RuntimeError"}}, {}, {"not_compiled": {"critic": "it is old"}}]
+        eager, compiled = write("a", provenance=starts), write("b", "seed=1", provenance=[{}])
+        text = page(eager, compiled)
+        assert "**Steps that were to be compiled were computed in eager mode** in `a` (critic, generator):" in text
+        assert "eager mode" not in page(compiled, write("c", "seed=2"))
+        with pytest.raises(ValueError, match=r"provenance.jsonl, line 1 is damaged \(not_compiled is not an object\)"):
+            page(compiled, write("d", "seed=3", provenance=[{"not_compiled": 3}]))
+
     def test_metric_that_the_last_line_does_not_have_is_no_number_of_the_end(self, write, page):
         log = [{"step": 0, "critic_loss": 1.0, "modes": 8}, {"step": 10, "critic_loss": 2.0}]
         assert find_row(page(write("a", log=log), write("b", "seed=1", log=log)), "`modes`") == [["-"]]

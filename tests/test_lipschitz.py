@@ -16,7 +16,7 @@ from wgangp import (
     slope_statistics,
     steepest_slope,
 )
-from wgangp.lipschitz import CHUNK, cosine, critic_slopes
+from wgangp.lipschitz import CHUNK, cosine, critic_slopes, summarize
 from wgangp.networks.mlp import MLPCritic
 from wgangp.transport import LIMIT, optimal_pairs
 
@@ -265,6 +265,35 @@ def test_slope_of_a_conditional_critic_is_computed_with_the_label_of_each_sample
         assert of_kind["mean"] == pytest.approx(expected.mean().item())
         assert of_kind["max"] == pytest.approx(expected.max().item())
         assert of_kind["above_1"] == pytest.approx((expected > 1).double().mean().item())
+
+
+def test_quotient_and_ascent_take_labels():
+    """Only points with equal labels are compared: different labels give different functions of the point."""
+    critic, y = ConditionalLinear(classes=2, dim=2), torch.arange(2 * CHUNK + 200) % 2
+    x = torch.randn(len(y), 2, generator=make_rng(), dtype=torch.float64)
+    slopes = critic.w.detach().norm(dim=1)
+    assert largest_quotient(critic, x, y=(y,)) == pytest.approx(slopes.max().item(), rel=1e-3)
+    for label, slope in enumerate(slopes.tolist()):
+        own = torch.tensor(label)
+        quotient = largest_quotient(critic, x, y=(own.expand(len(x)),))
+        assert quotient == largest_quotient(lambda x, own=own: critic(x, own.expand(len(x))), x)
+        assert quotient == pytest.approx(slope, rel=1e-3) and quotient <= slope
+        assert steepest_slope(critic, x[:6], steps=2, y=(own.expand(6),)) == pytest.approx(slope)
+    assert steepest_slope(critic, x, steps=2, y=(y,)) == pytest.approx(slopes.max().item())
+    assert largest_quotient(critic, x[:2], y=(y[:2],)) == 0  # one point per label
+
+
+def test_labels_in_a_function_are_refused_with_the_argument_that_takes_them():
+    critic, x, y = ConditionalLinear(classes=2, dim=2), torch.randn(6, 2), torch.zeros(6, dtype=torch.long)
+    for measure in (largest_quotient, steepest_slope):
+        with pytest.raises(ValueError, match=r"do not fit this critic.*Labels are passed as y=\(labels,\)"):
+            measure(lambda x: critic(x, y), x)
+
+
+def test_share_of_steep_points_is_nan_where_slopes_are():
+    values = summarize({"real": torch.tensor([2.0, math.nan])}, None)["real"]
+    assert math.isnan(values["above_1"]) and math.isnan(values["mean"])
+    assert summarize({"real": torch.tensor([2.0, 0.5])}, None)["real"]["above_1"] == 0.5
 
 
 def test_labels_that_do_not_fit_are_refused():

@@ -54,6 +54,7 @@ def test_solver_that_stops_early_raises(monkeypatch):
         (torch.zeros(3, 2), torch.zeros(3, 3), "same shape"),
         (torch.zeros(0, 2), torch.zeros(3, 2), "at least one point each"),
         (torch.full((3, 2), torch.nan), torch.zeros(3, 2), "not finite"),
+        (torch.zeros(3, 2), torch.zeros(3, 2) + 0j, "y is torch.complex64: points have real numbers"),
     ],
 )
 def test_samples_without_a_distance_raise(x, y, message):

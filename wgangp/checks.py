@@ -129,7 +129,9 @@ def check_pairs(real: Tensor, fake: Tensor, *y: Tensor) -> None:
     check_points(real, *y)
     check_points(fake)
     if real.shape != fake.shape:
-        raise ValueError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} must have the same shape")
+        raise ValueError(
+            f"real {tuple(real.shape)} and fake {tuple(fake.shape)} must have the same shape: take as many of both"
+        )
 
 
 def check_scores(scores: Any) -> Tensor:
@@ -147,7 +149,8 @@ def check_not_wrapped(*networks: nn.Module) -> None:
     find = _find_wrapper.__wrapped__ if torch.compiler.is_compiling() else _find_wrapper  # it warns about a cache
     for name in {find(type(module)) for network in networks for module in network.modules()} - {None}:
         raise ValueError(
-            f"a network is wrapped in {name}. {WRAPPERS[name]}. Pass the module itself, and start with torchrun"
+            f"a network is wrapped in {name}. {WRAPPERS[name]}. Pass the module itself. scripts/train.py averages over"
+            " processes, started with torchrun; in a loop of your own average the result of critic_gradients yourself"
         )
 
 
@@ -258,7 +261,8 @@ def is_random(critic: Callable[..., Tensor], *batch: Tensor) -> bool:
 
 
 def _describe(value: Any) -> str:
-    return f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
+    is_tensor = isinstance(value, Tensor)
+    return f"{tuple(value.shape)}, {value.dtype}" if is_tensor else f"a value of type {type(value).__name__}"
 
 
 def _refuse(outputs: Any, count: int | None) -> None:
@@ -288,7 +292,7 @@ def _call(critic: Callable[..., Any], inputs: list[Tensor], options: dict[str, A
             raise ValueError(
                 f"a critic is called as critic(x, *y), here with {len(inputs)} argument(s): {error}. Pass labels as y,"
                 " as in y=(labels,), not as eps. Where there is no y, wrap the critic, for example `lambda x: critic(x,"
-                " labels)` or `lambda x: critic(pictures=x)`, in an nn.Module if a module is needed"
+                " label.expand(len(x)))` or `lambda x: critic(pictures=x)`, in an nn.Module if a module is needed"
             ) from error
         raise
     except torch.OutOfMemoryError:

@@ -76,7 +76,7 @@ def summarize(slopes: dict[str, Tensor], cosines: Tensor | None) -> dict[str, di
     statistics = {}
     for kind, slope in slopes.items():
         quantiles = slope.quantile(slope.new_tensor(list(QUANTILES.values())))
-        above = (slope > 1).double().mean()
+        above = (slope > 1).to(slope.dtype).masked_fill(slope.isnan(), math.nan).mean()
         values = torch.stack([slope.mean(), slope.std(correction=0), *quantiles, slope.max(), above]).tolist()
         statistics[kind] = dict(zip(["mean", "std", *QUANTILES, "max", "above_1"], values, strict=True))
     if cosines is not None:
@@ -146,12 +146,16 @@ def slope_at(critic: Critic, x: Tensor, *y: Tensor) -> Tensor:
     """Compute `gradient_norm` (B,) in chunks; a ValueError explains if the points do not fit the critic."""
     slopes = []
     with _explain_misfit(x):
-        for part, *labels in zip(x.split(CHUNK), *(each.split(CHUNK) for each in y), strict=True):
-            slopes.append(gradient_norm(critic, part, *labels))
+        for part in _chunks(x, *y):
+            slopes.append(gradient_norm(critic, *part))
     return torch.cat(slopes)
 
 
-def largest_quotient(critic: Critic, x: Tensor) -> float:
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(each.split(CHUNK) for each in tensors), strict=True)
+
+
+def largest_quotient(critic: Critic, x: Tensor, *, y: tuple[Tensor, ...] = ()) -> float:
     """Compute the largest |D(x_i) - D(x_j)| / ||x_i - x_j|| over all pairs: a lower bound of the Lipschitz constant.
 
     It is computed in float64, on a copy of the critic, and rounded down: each difference of scores is made smaller by
@@ -160,21 +164,24 @@ def largest_quotient(critic: Critic, x: Tensor) -> float:
     scores therefore have the quotient 0. Pairs of equal points are left out. For one point it is 0.
 
     Args:
-        critic: (B, *) -> (B,) or (B, 1).
+        critic: (x, *y) -> (B,) or (B, 1).
         x: points (N, *).
+        y: (labels (N,),), if the critic takes labels. Only points with equal labels are compared.
 
     Raises:
         ValueError: the points are not finite or do not fit the critic; the critic draws random numbers.
     """
-    with _open(critic, x, float64=True) as (critic, x), torch.no_grad(), _explain_misfit(x):
-        score = torch.cat([compute_scores(critic, part) for part in x.split(CHUNK)])
+    with _open(critic, x, *y, float64=True) as (critic, x, *y), torch.no_grad(), _explain_misfit(x):
+        score = torch.cat([compute_scores(critic, *part) for part in _chunks(x, *y)])
         with _Perturbation(x.device):
-            perturbed = [torch.cat([compute_scores(critic, part) for part in x.split(CHUNK)]) for _ in range(2)]
+            perturbed = [torch.cat([compute_scores(critic, *part) for part in _chunks(x, *y)]) for _ in range(2)]
     rounding = (torch.stack(perturbed) - score).abs().max() + ROUNDING * torch.finfo(score.dtype).eps * score.abs()
     flat = x.unsqueeze(-1).flatten(1)
     largest = []
-    for x, scores, margin in zip(*(values.split(CHUNK) for values in (flat, score, rounding)), strict=True):
+    for x, scores, margin, *labels in _chunks(flat, score, rounding, *y):
         distance = torch.cdist(x, flat, compute_mode="donot_use_mm_for_euclid_dist")
+        for own, every in zip(labels, y, strict=True):
+            distance.masked_fill_(own.unsqueeze(1) != every, 0)  # 0: left out
         rise = (scores.unsqueeze(1) - score).abs() - (margin.unsqueeze(1) + rounding)
         largest.append(torch.where(distance > 0, rise.clamp(min=0) / distance, 0).max())
     return torch.stack(largest).max().item()  # NaN if one of them is
@@ -197,7 +204,7 @@ class _Perturbation(TorchDispatchMode):
         return result
 
 
-def steepest_slope(critic: Critic, x: Tensor, steps: int = 100) -> float:
+def steepest_slope(critic: Critic, x: Tensor, steps: int = 100, *, y: tuple[Tensor, ...] = ()) -> float:
     """Search for the largest slope by an ascent from every point: a lower bound of the Lipschitz constant, in float64.
 
     The slope of a ReLU critic is constant on each of its linear pieces, so the gradient of the slope is 0 and cannot
@@ -206,21 +213,22 @@ def steepest_slope(critic: Critic, x: Tensor, steps: int = 100) -> float:
     deviation of the points to a hundredth of it.
 
     Args:
-        critic: (B, *) -> (B,) or (B, 1). A copy is used.
+        critic: (x, *y) -> (B,) or (B, 1). A copy is used.
         x: the points (N, *) where the ascent starts, for example real samples, fake samples, and points between them.
         steps: of the ascent, >= 1.
+        y: (labels (N,),) of the points, if the critic takes labels. They do not change.
 
     Raises:
         ValueError: steps < 1; the points are not finite or do not fit the critic; the critic draws random numbers.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: must be >= 1")
-    with _open(critic, x, float64=True) as (critic, x):
-        steepest = slope_at(critic, x)
-        direction = _unit(_gradient(critic, x))
+    with _open(critic, x, *y, float64=True) as (critic, x, *y):
+        steepest = slope_at(critic, x, *y)
+        direction = _unit(_gradient(critic, x, *y))
         scale = x.std(correction=0).item() or 1.0
         for h in torch.logspace(0, -2, steps).tolist():
-            ahead, behind = (_gradient(critic, x + sign * h * scale * direction) for sign in (1, -1))
+            ahead, behind = (_gradient(critic, x + sign * h * scale * direction, *y) for sign in (1, -1))
             for gradient in (ahead, behind):
                 steepest = torch.maximum(steepest, gradient.unsqueeze(-1).flatten(1).norm(dim=1))
             direction = _unit(ahead + behind)
@@ -305,12 +313,12 @@ def _check_finite(x: Tensor) -> None:
         raise ValueError("the points have NaN or inf in them: slopes and scores would say nothing. Remove these points")
 
 
-def _gradient(critic: Critic, x: Tensor) -> Tensor:
+def _gradient(critic: Critic, x: Tensor, *y: Tensor) -> Tensor:
     gradients = []
-    for part in x.split(CHUNK):
+    for part, *labels in _chunks(x, *y):
         with torch.enable_grad(), _explain_misfit(x):
             part = part.detach().requires_grad_()
-            gradients += differentiate(compute_scores(critic, part).sum(), [part], *SCORE)
+            gradients += differentiate(compute_scores(critic, part, *labels).sum(), [part], *SCORE)
     return torch.cat(gradients)
 
 
@@ -326,10 +334,10 @@ def _explain_misfit(x: Tensor) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, LookupError, AssertionError) as error:
-        hint = ""
-        if x.dtype == torch.float64:
-            hint = " (they are float64 here; a tensor that it makes itself may be float32)"
-        raise ValueError(f"points of shape {tuple(x.shape[1:])} do not fit this critic{hint}: {error}") from error
+        hint = " (they are float64 here; a tensor that it makes itself may be float32)" * (x.dtype == torch.float64)
+        shape = tuple(x.shape[1:])
+        message = f"points of shape {shape} do not fit this critic{hint}: {error}. Labels are passed as y=(labels,)"
+        raise ValueError(message) from error
 
 
 def _check(weight: float, **not_negative: float) -> None:

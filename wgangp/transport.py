@@ -23,7 +23,8 @@ def wasserstein1(x: Tensor, y: Tensor) -> float:
             first. N, M <= LIMIT, except for points on a line, which are only sorted.
 
     Raises:
-        ValueError: the shapes of the points differ, there are no points, points are not finite, or there are too many.
+        ValueError: the shapes of the points differ, there are no points, points are complex or not finite, or there
+            are too many.
         RuntimeError: the solver did not reach the optimum.
     """
     x, y = _flatten_points(x, y)
@@ -69,6 +70,8 @@ def _flatten_points(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"x {tuple(x.shape)} and y {tuple(y.shape)} must be points of the same shape, with at least one point each"
         )
+    if x.is_complex() or y.is_complex():
+        raise ValueError(f"x is {x.dtype} and y is {y.dtype}: points have real numbers. Use torch.view_as_real")
     x, y = (points.detach().cpu().double().unsqueeze(-1).flatten(1) for points in (x, y))
     if not (x.isfinite().all() and y.isfinite().all()):
         raise ValueError("some points are not finite, so there is no distance: remove points with NaN or inf")
