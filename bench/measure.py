@@ -75,7 +75,7 @@ PARTS = {  # name in the records -> method of the contestants
     "iteration": "iteration",
 }
 FLOOR_PARTS = ("critic_step", "iteration")  # the parts whose arithmetic is timed by itself
-CONTINUES = ". The run continues in eager mode"  # the end of the warning that a compiled step is not used
+CONTINUES = ". The step is computed in eager mode"  # the end of the warning that a compiled step is not used
 LEAST_S = 0.05  # a fast function is called so often that one measurement takes at least this long
 
 

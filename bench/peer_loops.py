@@ -44,8 +44,8 @@ class Peer:
     # With channels last, compiled steps of both ResNets are wrong in bf16 on a CPU (torch 2.14.1): NaN gradients in the
     # generator step of collections (two blocks with nearest upsampling and a shortcut are enough) and in the critic
     # step of mimicry. The check at the start refuses them.
-    # The generator step of caogang MNIST does not run on a GPU (torch 2.11): the compiler expects a gradient of a
-    # convolution in another memory format than it has. That run continues with the eager step.
+    # The generator step of caogang MNIST fails on a GPU (torch 2.11): the compiler expects a gradient of a convolution
+    # in another memory format than it has. On a CPU it works.
     bf16_channels_last: bool = True
 
 

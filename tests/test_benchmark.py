@@ -126,7 +126,7 @@ def test_a_compiled_step_that_falls_back_to_eager_is_left_out_with_its_reason(mo
     records = [source | record for record in (*measured, left_out)]
     block = page.speed_block({"cpu": records})
     assert " ".join(block.split()).count(f"Left out, toy MLP: `{reason}") == 1
-    assert "| toy MLP | compiled |" not in block and "continues in eager mode" not in block
+    assert "| toy MLP | compiled |" not in block and "computed in eager mode" not in block
 
 
 def test_growth_leaves_out_a_variant_that_falls_back_to_eager(monkeypatch):

@@ -107,7 +107,7 @@ class TestPage:
     def test_steps_that_were_not_compiled_are_a_warning(self, write, page):
         starts = [{"not_compiled": {"generator": "RuntimeError"}}, {}, {"not_compiled": {"critic": "it is old"}}]
         eager, compiled = write("a", provenance=starts), write("b", "seed=1", provenance=[{}])
-        text = page(eager, compiled)
+        text = page(compiled, eager)
         assert "**Steps that were to be compiled were computed in eager mode** in `a` (critic, generator):" in text
         assert "eager mode" not in page(compiled, write("c", "seed=2"))
         with pytest.raises(ValueError, match=r"provenance.jsonl, line 1 is damaged \(not_compiled is not an object\)"):

@@ -225,7 +225,7 @@ def test_wrong_gradient_is_noticed_and_the_eager_one_is_used(wrong):
     step = verify("critic", lambda: ({}, [wrong, gradients[1]]), lambda: ({}, gradients))
     message = (
         r"^the compiled critic step is not used: its gradients differ from the eager ones by \S+ \(relative, tensor 1"
-        r" of 2\)\. The run continues in eager mode$"
+        r" of 2\)\. The step is computed in eager mode$"
     )
     with pytest.warns(UserWarning, match=message):
         assert step()[1] is gradients
@@ -397,7 +397,7 @@ def test_networks_with_buffers_train_as_in_eager_mode_with_the_whole_compiler():
 def test_a_run_that_falls_back_is_the_eager_run(critic, quick_compile):
     make, reason = REFUSED[critic]
     eager, _ = train_foreign(make, 10.0, compile=False)
-    with pytest.warns(UserWarning, match="step is not used: .*The run continues in eager mode"):
+    with pytest.warns(UserWarning, match="step is not used: .*The step is computed in eager mode"):
         state, problems = train_foreign(make, 10.0, compile=True)
     require_equal_states(state, eager)
     assert set(problems) == {"critic", "generator"} and reason in problems["critic"]
@@ -479,30 +479,35 @@ def test_a_kernel_that_fails_in_one_compiled_step_leaves_the_others_compiled(dev
     require_equal_states(state, eager, torch.equal if device == "cpu" else close_in_float32)
 
 
-def test_after_a_failure_on_a_gpu_everything_is_compiled_again(monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+def fail_to_compile():
+    raise torch._dynamo.exc.BackendCompilerFailed(len, RuntimeError("no space"), None)
+
+
+@pytest.mark.parametrize(
+    ("failure", "gpu", "resets"), [(lambda: 1 / 0, True, 1), (lambda: 1 / 0, False, 0), (fail_to_compile, True, 0)]
+)
+def test_after_a_failed_kernel_on_a_gpu_everything_is_compiled_and_compared_again(failure, gpu, resets, monkeypatch):
+    calls, right = [], [torch.ones(2)]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: gpu)
     monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
-    step, _ = verify_and_fail(torch._dynamo.exc.BackendCompilerFailed(len, RuntimeError("no space"), None))
-    step()
-    assert not calls
-    for verified in (step, verify("generator", lambda: 1 / 0, lambda: ({}, [torch.ones(2)]))):
-        with pytest.warns(UserWarning, match="not used"):
-            verified()
-    assert calls == ["reset", "reset"]
-
-
-def test_a_step_is_compared_again_after_another_one_failed():
-    right, factor, problems = [torch.ones(2)], [1.0], {}
-    step = verify("critic", lambda: ({}, [factor[0] * right[0]]), lambda: ({}, right), problems=problems)
-    step()
-    factor[0] = 2.0
-    assert step()[1][0].tolist() == [2.0, 2.0]  # it was compared
+    factor = [1.0]
+    step, other = (
+        verify("critic", lambda: ({}, [factor[0] * right[0]]), lambda: calls.append("eager") or ({}, right))
+        for _ in range(2)  # the second is never wrong
+    )
+    step(), step(), other()
+    assert calls == ["eager", "eager"]  # once per step
     with pytest.warns(UserWarning, match="generator step is not used"):
-        verify("generator", lambda: 1 / 0, lambda: ({}, right), problems=problems)()
-    with pytest.warns(UserWarning, match="critic step is not used: its gradients differ"):
-        assert step()[1] is right
-    assert problems.keys() == {"critic", "generator"}
+        verify("generator", failure, lambda: ({}, right))()
+    assert calls[2:] == ["reset"] * resets
+    for _ in range(3):
+        other()
+    assert calls[2:] == ["reset", "eager"] * resets  # not at every batch
+    factor[0] = 2.0
+    if resets:
+        with pytest.warns(UserWarning, match="critic step is not used: its gradients differ"):
+            assert step()[1] is right
+    assert step()[1][0].tolist() == ([1.0, 1.0] if resets else [2.0, 2.0])
 
 
 def verify_and_fail(error):
@@ -521,7 +526,7 @@ def verify_and_fail(error):
 def test_a_compiler_failure_at_a_later_batch_warns_and_the_run_continues():
     step, gradients = verify_and_fail(torch._dynamo.exc.BackendCompilerFailed(len, RuntimeError("no space"), None))
     assert step()[1] is gradients
-    with pytest.warns(UserWarning, match="generator step is not used: BackendCompilerFailed: .*The run continues in e"):
+    with pytest.warns(UserWarning, match="generator step is not used: BackendCompilerFailed: .*The step is computed in e"):
         assert step()[1] is not gradients
     assert step()[1] is not gradients  # without another warning, which would fail the test
 
@@ -568,6 +573,6 @@ def test_compiler_failure_warns_and_the_run_continues(error, reason):
 
     gradients = [torch.ones(2)]
     step = verify("generator", fail, lambda: ({}, gradients))
-    message = rf"^the compiled generator step is not used: RuntimeError: {reason}\. The run continues in eager mode$"
+    message = rf"^the compiled generator step is not used: RuntimeError: {reason}\. The step is computed in eager mode$"
     with pytest.warns(UserWarning, match=message):
         assert step()[1] is gradients

@@ -209,7 +209,7 @@ def test_hidden_files_and_other_files_are_skipped_and_counted(tmp_path):
     save(tmp_path / "folder.png" / "0.png")
     data = image_folder(str(tmp_path))
     assert len(data.pictures["train"]) == 10 and data.classes == 2
-    assert "5 hidden (.b, .ipynb_checkpoints, ...), 4 of another kind (Thumbs.db, labels.csv, ...)" in data.summary
+    assert "5 hidden (.b, .ipynb_checkpoints, ...), 4 other files (Thumbs.db, labels.csv, ...)" in data.summary
     assert "1 class folders without images (empty)" in data.summary and "\n" not in data.summary
 
 
@@ -284,7 +284,7 @@ def test_pictures_in_no_class_folder_and_held_out_classes_are_noted(tmp_path):
         save(tmp_path / "heldout" / "dog" / f"{i}.png")
     save(tmp_path / "root" / "loose.png")
     summary = image_folder(str(tmp_path / "root"), str(tmp_path / "heldout")).summary
-    assert summary.endswith("note: 1 in no class folder (loose.png), 1 with held-out images only (dog)")
+    assert summary.endswith("note: 1 in no class folder (loose.png), 1 classes with held-out images only (dog)")
 
 
 # Held-out pictures are not trained on
@@ -427,7 +427,7 @@ def test_file_that_disappears_or_changes_while_streaming_is_named(tmp_path):
 def test_folder_without_pictures_says_what_it_has(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.npy").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no images.*Skipped: 1 of another kind \(a.npy\), 1 class folders without"):
+    with pytest.raises(ValueError, match=r"no images.*Skipped: 1 other files \(a.npy\), 1 class folders without"):
         image_folder(str(tmp_path))
     for wrong in (tmp_path / "nowhere", tmp_path / "a.npy"):
         with pytest.raises(ValueError, match=r"no images.*It is not a folder"):
@@ -547,7 +547,7 @@ def test_pipe_device_socket_and_link_loop_do_not_hang(tmp_path):
         listener.bind(str(tmp_path / "socket.png"))
         data = image_folder(str(tmp_path))
     assert data.summary.startswith("18 images to train on and 2 held out")
-    assert "3 of another kind (zero, pipe.png, ...)" in data.summary and "1 linked twice (loop)" in data.summary
+    assert "3 other files (zero, pipe.png, ...)" in data.summary and "1 linked twice (loop)" in data.summary
     (tmp_path / "self.png").symlink_to(tmp_path / "self.png")
     with pytest.raises(ValueError, match=r"self\.png \(a link to .*self\.png\) cannot be read: "):
         image_folder(str(tmp_path))

@@ -269,8 +269,10 @@ def test_slope_of_a_conditional_critic_is_computed_with_the_label_of_each_sample
 
 def test_quotient_and_ascent_take_labels():
     """Only points with equal labels are compared: different labels give different functions of the point."""
-    critic, y = ConditionalLinear(classes=2, dim=2), torch.arange(2 * CHUNK + 200) % 2
+    critic, y = ConditionalLinear(classes=2, dim=2), torch.arange(2 * CHUNK + 200) // 7 % 2
     x = torch.randn(len(y), 2, generator=make_rng(), dtype=torch.float64)
+    masks = y.unsqueeze(1).expand(-1, 3)  # a tensor y may have more axes
+    assert largest_quotient(lambda x, m: critic(x, m[:, 2]), x, y=(masks,)) == largest_quotient(critic, x, y=(y,))
     slopes = critic.w.detach().norm(dim=1)
     assert largest_quotient(critic, x, y=(y,)) == pytest.approx(slopes.max().item(), rel=1e-3)
     for label, slope in enumerate(slopes.tolist()):
@@ -280,7 +282,17 @@ def test_quotient_and_ascent_take_labels():
         assert quotient == pytest.approx(slope, rel=1e-3) and quotient <= slope
         assert steepest_slope(critic, x[:6], steps=2, y=(own.expand(6),)) == pytest.approx(slope)
     assert steepest_slope(critic, x, steps=2, y=(y,)) == pytest.approx(slopes.max().item())
-    assert largest_quotient(critic, x[:2], y=(y[:2],)) == 0  # one point per label
+    assert largest_quotient(critic, x[6:8], y=(y[6:8],)) == 0  # one point per label
+
+
+@pytest.mark.parametrize(
+    "function, start, expected", [(lambda x: x.square() / 2, 1.0, 2.0), (torch.tanh, 0.0, 1.0)], ids=["later", "start"]
+)
+def test_labels_are_used_at_the_start_and_in_the_ascent(function, start, expected):
+    """The first function is steeper at start + 1, where the ascent looks, the second at the start."""
+    weight, y = torch.tensor([1.0, 3.0], dtype=torch.float64), torch.tensor([1, 0])
+    critic = lambda x, y: weight[y] * function(x[:, 0])  # noqa: E731
+    assert steepest_slope(critic, torch.full((2, 1), start), steps=1, y=(y,)) == pytest.approx(3 * expected)
 
 
 def test_labels_in_a_function_are_refused_with_the_argument_that_takes_them():

@@ -55,6 +55,7 @@ def test_solver_that_stops_early_raises(monkeypatch):
         (torch.zeros(0, 2), torch.zeros(3, 2), "at least one point each"),
         (torch.full((3, 2), torch.nan), torch.zeros(3, 2), "not finite"),
         (torch.zeros(3, 2), torch.zeros(3, 2) + 0j, "y is torch.complex64: points have real numbers"),
+        (torch.zeros(3, 2) + 0j, torch.zeros(3, 2), "x is torch.complex64 and y is torch.float32"),
     ],
 )
 def test_samples_without_a_distance_raise(x, y, message):

@@ -129,9 +129,8 @@ def check_pairs(real: Tensor, fake: Tensor, *y: Tensor) -> None:
     check_points(real, *y)
     check_points(fake)
     if real.shape != fake.shape:
-        raise ValueError(
-            f"real {tuple(real.shape)} and fake {tuple(fake.shape)} must have the same shape: take as many of both"
-        )
+        remedy = ": take as many of both" * (real.shape[1:] == fake.shape[1:])
+        raise ValueError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} must have the same shape{remedy}")
 
 
 def check_scores(scores: Any) -> Tensor:

@@ -175,11 +175,12 @@ def _list_warnings(groups: Groups, keys: list[str]) -> list[str]:
         )
     if len({group[0].step for group in groups.values()}) > 1:
         warnings.append("**The logs end at different steps**: compare the curves at equal numbers of updates.")
-    eager = [f"`{run.folder}` ({', '.join(run.eager)})" for group in groups.values() for run in group if run.eager]
+    eager = [(run.folder, run.eager_steps) for group in groups.values() for run in group if run.eager_steps]
     if eager:
+        places = ", ".join(f"`{folder}` ({', '.join(steps)})" for folder, steps in eager)
         warnings.append(
-            f"**Steps that were to be compiled were computed in eager mode** in {', '.join(eager)}: times do not"
-            " compare. `provenance.jsonl` says why."
+            f"**Steps that were to be compiled were computed in eager mode** in {places}: these times cannot be"
+            " compared. `provenance.jsonl` says why."
         )
     return warnings
 

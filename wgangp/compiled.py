@@ -35,6 +35,7 @@ TOLERANCE = {"fp64": 1e-8, "fp32": 1e-2, "tf32": 2e-2, "bf16": 2e-1}
 # give our smallest networks errors of 0.3; 0.1 gives them the error of all gradients together.
 FLOOR = {"fp64": 0.01, "fp32": 0.01, "tf32": 0.01, "bf16": 0.1}
 VERIFIED = {"cpu": 1, "cuda": 3}  # batches; a CUDA graph warms up at the first, records the second, replays the third
+_resets = 0  # number of calls of torch.compiler.reset in this process
 
 
 @dataclass(frozen=True)
@@ -136,19 +137,18 @@ def verify(
     Both are computed from the same state of the networks and of the random numbers. The error of a gradient is
     ||fast - eager|| / ||eager||, for each parameter. It must be at most TOLERANCE. For a gradient that is small beside
     all gradients together, ||eager|| is FLOOR times the norm of all: there may be nothing but rounding in it. Buffers
-    are compared, too. After the failure of another step they are compared again.
+    are compared, too. After `_reset_compiler` they are compared again.
 
     Args:
         name: of the step, for messages.
         double: a network whose gradients are also compared with all its parameters doubled. Initial slopes may be so
             small that the penalty contributes nothing to the gradient (one-sided penalty, for example).
         networks: all networks that fast and eager compute with. The comparison leaves them as they were.
-        problems: gets an entry under the name if fast is not used. The steps of a run share it.
+        problems: gets an entry under the name if fast is not used.
         quantity: what is compared, for messages.
     """
-    problems = {} if problems is None else problems
     chosen: list[Gradients] = []
-    batches, known_problems = 0, len(problems)
+    batches, known_resets = 0, _resets
 
     def compute(gradients: Gradients, batch: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
         """Return gradients and new buffers, and leave the networks and the random numbers as they are."""
@@ -169,26 +169,23 @@ def verify(
 
     def give_up(problem: str) -> None:
         chosen[:] = [eager]
-        problems[name] = problem
-        message = f"the compiled {name} step is not used: {problem}. The run continues in eager mode"
+        if problems is not None:
+            problems[name] = problem
+        message = f"the compiled {name} step is not used: {problem}. The step is computed in eager mode"
         warnings.warn(message, stacklevel=3)
 
     def choose(*batch: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-        nonlocal batches, known_problems
+        nonlocal batches, known_resets
         if chosen == [eager]:
             return eager(*batch)
-        if len(problems) > known_problems:  # a failure may change what is compiled: see _reset_compiler
+        if known_resets < _resets:  # fast is compiled again
             chosen.clear()
-            batches, known_problems = 0, len(problems)
+            batches, known_resets = 0, _resets
         if chosen:
-            errors = torch._dynamo.exc
             try:
                 with _preserve_modes():
                     return fast(*batch)
-            except (errors.TorchDynamoException, errors.FailOnRecompileLimitHit) as failure:
-                # At a batch of another size, or after many compilations. Other errors, such as too little memory, are
-                # not the compiler's.
-                _reset_compiler()
+            except _list_compiler_errors() as failure:  # at a batch of another size, or after many compilations
                 give_up(_summarize(failure))
             return eager(*batch)
         batches += 1
@@ -202,7 +199,8 @@ def verify(
             if not problem:
                 error, problem = compare(batch, expected)
         except Exception as failure:  # the compiler raises many types
-            _reset_compiler()
+            if not isinstance(failure, _list_compiler_errors()):
+                _reset_compiler()
             problem = _summarize(failure)
         if problem:
             give_up(problem)
@@ -226,14 +224,20 @@ def _verify_samples(fast: Callable[..., Tensor], eager: Callable[..., Tensor], *
     return lambda *batch: choose(*batch)[1][0]
 
 
+def _list_compiler_errors() -> tuple[type[Exception], ...]:
+    return torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit
+
+
 def _reset_compiler() -> None:
-    """Compile everything again at its next call, on a GPU.
+    """Compile everything again at its next call, on a GPU, after an error in a compiled function.
 
     An error while a CUDA graph warms up leaves the graph unfinished, and the next compiled call fails, whatever it
     computes (torch 2.11: an AssertionError in dealloc_current_path_weakrefs).
     """
+    global _resets
     if torch.cuda.is_initialized():
         torch.compiler.reset()
+        _resets += 1
 
 
 def _summarize(error: Exception) -> str:

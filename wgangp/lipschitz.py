@@ -177,11 +177,11 @@ def largest_quotient(critic: Critic, x: Tensor, *, y: tuple[Tensor, ...] = ()) -
             perturbed = [torch.cat([compute_scores(critic, *part) for part in _chunks(x, *y)]) for _ in range(2)]
     rounding = (torch.stack(perturbed) - score).abs().max() + ROUNDING * torch.finfo(score.dtype).eps * score.abs()
     flat = x.unsqueeze(-1).flatten(1)
-    largest = []
-    for x, scores, margin, *labels in _chunks(flat, score, rounding, *y):
+    labels = torch.cat([x.new_zeros(len(x), 1), *(each.unsqueeze(-1).flatten(1) for each in y)], dim=1)
+    groups, largest = labels.unique(dim=0, return_inverse=True)[1], []
+    for x, scores, margin, group in _chunks(flat, score, rounding, groups):
         distance = torch.cdist(x, flat, compute_mode="donot_use_mm_for_euclid_dist")
-        for own, every in zip(labels, y, strict=True):
-            distance.masked_fill_(own.unsqueeze(1) != every, 0)  # 0: left out
+        distance = distance.where(group.unsqueeze(1) == groups, 0)  # 0: left out
         rise = (scores.unsqueeze(1) - score).abs() - (margin.unsqueeze(1) + rounding)
         largest.append(torch.where(distance > 0, rise.clamp(min=0) / distance, 0).max())
     return torch.stack(largest).max().item()  # NaN if one of them is
@@ -336,8 +336,8 @@ def _explain_misfit(x: Tensor) -> Iterator[None]:
     except (RuntimeError, LookupError, AssertionError) as error:
         hint = " (they are float64 here; a tensor that it makes itself may be float32)" * (x.dtype == torch.float64)
         shape = tuple(x.shape[1:])
-        message = f"points of shape {shape} do not fit this critic{hint}: {error}. Labels are passed as y=(labels,)"
-        raise ValueError(message) from error
+        message = f"points of shape {shape} do not fit this critic{hint}: {str(error).removesuffix('.')}"
+        raise ValueError(f"{message}. Labels are passed as y=(labels,)") from error
 
 
 def _check(weight: float, **not_negative: float) -> None:

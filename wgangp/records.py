@@ -38,7 +38,7 @@ class Content:
     seed       of the run
     step       of the last line of the log
     seconds    of training; None if there is no timing.jsonl
-    eager      the steps that were to be compiled and were computed in eager mode, in alphabetical order
+    eager_steps  that were to be compiled, in alphabetical order
     curves     of the log and of scores.jsonl
     reals      the same for real samples in place of generated ones, where they were measured
     """
@@ -48,7 +48,7 @@ class Content:
     seed: Any
     step: int
     seconds: float | None
-    eager: list[str]
+    eager_steps: list[str]
     curves: Curves
     reals: Curves
 
@@ -85,8 +85,8 @@ def read_folder(folder: Path) -> Content:
     seconds = timing[-1]["elapsed_s"] if timing else None
     _read_scores(folder / "scores.jsonl", curves, reals)
     starts = read_lines(folder / "provenance.jsonl", _find_start_problem)
-    eager = sorted({step for line in starts for step in line.get("not_compiled", {})})
-    return Content(folder, config, flat["seed"], log[-1]["step"], seconds, eager, curves, reals)
+    eager_steps = sorted({step for line in starts for step in line.get("not_compiled", {})})
+    return Content(folder, config, flat["seed"], log[-1]["step"], seconds, eager_steps, curves, reals)
 
 
 def _find_start_problem(record: dict[str, Any]) -> str:

@@ -84,7 +84,7 @@ def find_pictures(root: Path) -> tuple[dict[str, Picture], dict[str, set[str]]]:
             elif is_file and path.lower().endswith(SUFFIXES):
                 pictures[real] = Picture(Path(path), label)
             else:
-                skipped["of another kind"].add(real)
+                skipped["other files"].add(real)
             seen.add(real)
     empty = classes.keys() - {"", *(picture.label for picture in pictures.values())}
     skipped["class folders without images"] = {classes[label] for label in empty}

@@ -330,7 +330,7 @@ def image_folder(
     notes = {
         "converted": converted,
         "skipped": skipped,
-        "note": {"in no class folder": loose, "with held-out images only": only_held_out},
+        "note": {"in no class folder": loose, "classes with held-out images only": only_held_out},
     }
     data.summary = (
         f"{count:,} images to train on and {len(every) - count:,} held out, {' x '.join(map(str, shape))},"
