@@ -317,7 +317,12 @@ def test_operation_in_place_changes_what_the_same_tensor_is_elsewhere():
             [1.0, 1.0],
             "batch_norm uses the statistics of the batch",
         ),
-        (LabeledCritic(), -1.0, [1.0, 1.0], r"called as critic\(x, \*y\).*lambda x: critic\(x, label.expand\(len\(x\)\)\)"),
+        (
+            LabeledCritic(),
+            -1.0,
+            [1.0, 1.0],
+            r"called as critic\(x, \*y\).*lambda x: critic\(x, label.expand\(len\(x\)\)\)",
+        ),
         (torch.compile(nn.Linear(2, 1)), -1.0, [1.0, 1.0], "pass the original module.*OptimizedModule"),
         (Function(lambda x: x.sum(1) + torch.rand(len(x))), -1.0, [1.0, 1.0], "draws random numbers in eval mode"),
         (nn.Linear(2, 1), [0.0, 0.0], [1.0, 0.0], "low must be below high"),
