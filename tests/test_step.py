@@ -490,9 +490,8 @@ def test_wrapped_networks_are_refused():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         for wrap in (nn.parallel.DistributedDataParallel, nn.DataParallel):
-            with pytest.raises(
-                ValueError, match=f"wrapped in {wrap.__name__}.* Pass the module itself. .*average the result of"
-            ):
+            message = f"wrapped in {wrap.__name__}.* Pass the module itself. .*average the results of critic_gradients"
+            with pytest.raises(ValueError, match=message):
                 critic_step(wrap(critic), optimizers[1], real, fake)
             for networks in ((wrap(generator), critic), (generator, wrap(critic))):
                 with pytest.raises(ValueError, match=f"wrapped in {wrap.__name__}"):

@@ -148,8 +148,9 @@ def check_not_wrapped(*networks: nn.Module) -> None:
     find = _find_wrapper.__wrapped__ if torch.compiler.is_compiling() else _find_wrapper  # it warns about a cache
     for name in {find(type(module)) for network in networks for module in network.modules()} - {None}:
         raise ValueError(
-            f"a network is wrapped in {name}. {WRAPPERS[name]}. Pass the module itself. scripts/train.py averages over"
-            " processes, started with torchrun; in a loop of your own average the result of critic_gradients yourself"
+            f"a network is wrapped in {name}. {WRAPPERS[name]}. Pass the module itself. scripts/train.py, started with"
+            " torchrun, averages over processes; in a loop of your own average the results of critic_gradients and"
+            " generator_gradients yourself"
         )
 
 
