@@ -129,7 +129,9 @@ def test_parts_that_do_not_fit_are_refused():
     for parts in (0, 5, 24):
         with pytest.raises(ValueError, match=f"12 rows cannot be split into {parts} equal parts"):
             critic_step(critic, optimizer, real, real, accumulate=parts)
-    with pytest.raises(ValueError, match=r"real \(12, 3\) and fake \(6, 3\) must have the same shape"):
+    with pytest.raises(
+        ValueError, match=r"real \(12, 3\) and fake \(6, 3\) must have the same shape: take the same number"
+    ):
         critic_step(critic, optimizer, real, real[:6], accumulate=2)
     with pytest.raises(ValueError, match=r"gradient_norm does not work .* accumulate > 1"):
         critic_step(critic, optimizer, real, real, accumulate=2, regularize_gradient_norm=0.1)

@@ -38,6 +38,8 @@ class TestInterpolate:
         real, fake = draw_pair(3)
         with pytest.raises(ValueError, match="must have the same shape"):
             interpolate(real, fake[:3], torch.rand(6))
+        with pytest.raises(ValueError, match=r"must have the same shape$"):  # another number of samples is no remedy
+            interpolate(real, fake[:, :2], torch.rand(6))
         for eps in (torch.rand(()), torch.rand(1), torch.rand(6, 3), torch.rand(6, 1), 0.5, [0.5] * 6, None):
             with pytest.raises(ValueError, match="one value per sample"):
                 interpolate(real, fake, eps)

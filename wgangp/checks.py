@@ -129,7 +129,7 @@ def check_pairs(real: Tensor, fake: Tensor, *y: Tensor) -> None:
     check_points(real, *y)
     check_points(fake)
     if real.shape != fake.shape:
-        remedy = ": take as many of both" * (real.shape[1:] == fake.shape[1:])
+        remedy = ": take the same number of each" * (real.shape[1:] == fake.shape[1:])
         raise ValueError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} must have the same shape{remedy}")
 
 

@@ -38,7 +38,7 @@ class Content:
     seed       of the run
     step       of the last line of the log
     seconds    of training; None if there is no timing.jsonl
-    eager_steps  that were to be compiled, in alphabetical order
+    eager_steps  names of the steps that were to be compiled and were computed in eager mode, in alphabetical order
     curves     of the log and of scores.jsonl
     reals      the same for real samples in place of generated ones, where they were measured
     """
