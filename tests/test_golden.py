@@ -25,7 +25,7 @@ from wgangp.train import update
 STORED = Path(__file__).parent / "golden.json"
 TOY = ["train.batch_size=64"]
 MNIST = ["experiment=mnist", "networks.generator.width=8", "networks.critic.width=8"]
-RESNET = ["experiment=cifar_resnet", "budget=cpu", "networks.generator.width=8", "networks.critic.width=8"]
+RESNET = ["experiment=cifar_resnet", "networks.generator.width=8", "networks.critic.width=8"]
 TORCH_RMSPROP = ["optim=rmsprop", "optim._target_=torch.optim.RMSprop"]  # that of the code that computed golden.json
 RUNS = {  # name: overrides
     "toy": TOY,

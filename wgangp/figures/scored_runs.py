@@ -317,7 +317,8 @@ class ScoredRuns:
         for name, source, *numbers in published:
             values = dict(zip(names.values(), numbers, strict=False))  # table 3 has the Inception score alone
             rows.append(empty | {"row": f"published: {name}", **values, "measured with, or source": source})
-        return rows
+        columns = [column for column in empty if any(row[column] for row in rows)]  # the Swiss roll has no modes
+        return [{column: row[column] for column in columns} for row in rows]
 
     def _list_names(self) -> dict[str, str]:
         """Return the names of the numbers of the score in the log, and what they are called in tables and pictures."""
