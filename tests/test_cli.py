@@ -180,7 +180,7 @@ class TestTrain:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            (["train.stps=3"], "train.stps is unknown. Did you mean train.steps?"),
+            (["train.stps=3"], "train.stps is unknown; the keys of train are steps, critic_steps, "),
             (["penalty.wieght=3"], "penalty.wieght is unknown. Did you mean penalty.weight?"),
             (["+train.foo=abc"], "error: train.foo is unknown; the keys of train are steps, critic_steps, "),
             (["train.foo=5"], "error: train.foo is unknown; the keys of train are steps, critic_steps, "),
@@ -640,7 +640,7 @@ class TestSample:
             ("out=custom", "error: out = custom: what=grid writes .png"),
             ("+foo=1", "error: foo is unknown; the keys of the config are "),
             ("+sed=1", "Did you mean seed?"),
-            ("sed=1", "sed is unknown. Did you mean seed?"),
+            ("sed=1", "Did you mean seed?"),
             ("device=toaster", "error: device = toaster: not available on this machine"),
             ("device=toaster", "device=cpu"),
             ("run=nowhere", "error: nowhere is not a run folder"),
@@ -685,7 +685,7 @@ class TestLipschitz:
             ("out=custom", "error: custom exists and is not overwritten"),
             ("data_root=here", "error: data_root = here: the data of this run is drawn, not read"),
             ("+foo=1", "error: foo is unknown; the keys of the config are "),
-            ("strts=1", "strts is unknown. Did you mean starts?"),
+            ("strts=1", "Did you mean starts?"),
             ("run=nowhere", "error: nowhere is not a run folder"),
             ("run=null", "run must be text"),
         ],
@@ -755,9 +755,9 @@ class TestKeySuggestions:
     @pytest.mark.parametrize(
         "argument, hint",
         [
-            ("train.stps=3", "train.stps is unknown. Did you mean train.steps?"),
+            ("train.stps=3", "Did you mean train.steps?"),
             ("trian.steps=3", "trian.steps is unknown. Did you mean train.steps?"),
-            ("sed=3", "sed is unknown. Did you mean seed?"),
+            ("sed=3", "Did you mean seed?"),
             ("~clip.wieghts=3", "clip.wieghts is unknown. Did you mean clip.weights?"),
             ("data.rooot=here", "data.rooot is unknown. Did you mean data.root?"),
             ("+train.stps=3", "Did you mean train.steps?"),
@@ -766,10 +766,12 @@ class TestKeySuggestions:
     )
     def test_nearest_key_is_suggested(self, command, argument, hint):
         choice = ["data=mnist"] if argument.startswith("data") else []  # keys of the chosen data
-        assert command("train", *choice, argument, status=1).rstrip().endswith(hint)
+        output = command("train", *choice, argument, status=1)
+        assert output.rstrip().endswith(hint) and output.count("Did you mean") == 1
 
     def test_suggestions_of_a_sweep(self, command):
-        assert "train.stps is unknown. Did you mean train.steps?" in command("train", "-m", "train.stps=1,2", status=1)
+        output = command("train", "-m", "train.stps=1,2", status=1)
+        assert "train.stps is unknown; " in output and output.count("Did you mean train.steps?") == 1
 
     @pytest.mark.parametrize("argument", ["+train.foo=1", "qqq=1", "optim.learning_rate=1", "train.steps=abc"])
     def test_no_key_is_suggested_if_none_is_near(self, command, argument):
@@ -779,7 +781,7 @@ class TestKeySuggestions:
         monkeypatch.setattr(sys, "argv", ["train.py", "train.stps=3"])
         assert run_main("train") == 1
         output, errors = capsys.readouterr()
-        assert output == "" and errors.endswith("train.stps is unknown. Did you mean train.steps?\n")
+        assert output == "" and errors.endswith("Did you mean train.steps?\n")
 
 
 class TestCompare:

@@ -211,8 +211,10 @@ def main(command: str | None = None) -> None:
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         if show_traceback or (started and not failures):
             raise
-        print(f"error: {_explain(error, config_name)}", file=sys.stderr)
-        _suggest_keys(config_name, [argument for argument in sys.argv[1:] if "=" in argument])
+        message = _explain(error, config_name)
+        print(f"error: {message}", file=sys.stderr)
+        if "Did you mean" not in message:
+            _suggest_keys(config_name, [argument for argument in sys.argv[1:] if "=" in argument])
         sys.exit(1)
     except KeyboardInterrupt:  # not in training, or a second time
         rest = "; the same command continues from the newest checkpoint" * (command == "train")
