@@ -448,6 +448,18 @@ def test_module_that_is_not_a_critic_of_these_points_raises(critic, match):
         certified_lipschitz(critic, (4,))
 
 
+@pytest.mark.parametrize("shape", [4, None, "4", (4.0,), (-4,), torch.zeros(1, 4)], ids=str)
+def test_shape_that_is_not_a_shape_raises(shape):
+    with pytest.raises(ValueError, match=r"^shape = .*: write the shape of one sample, as in \(1, 28, 28\)$"):
+        certified_lipschitz(nn.Linear(4, 1), shape)
+
+
+@pytest.mark.parametrize("shape", [[4], torch.Size([4]), torch.tensor([4])], ids=repr)
+def test_shape_may_be_a_list_or_a_tensor_of_integers(shape):
+    critic = nn.Linear(4, 1)
+    assert certified_lipschitz(critic, shape) == certified_lipschitz(critic, (4,))
+
+
 def test_expand_to_the_same_shape_has_a_bound():
     critic = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0), Function(lambda x: x.expand(len(x))))
     assert certified_lipschitz(critic, (4,)) > 0
