@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -199,6 +200,17 @@ def test_curves_are_reproducible_and_leave_out_metrics_that_are_not_logged(tmp_p
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     plots.save_curves(tmp_path / "c.png", [{k: v for k, v in r.items() if k != "modes"} for r in records], target=1.0)
     assert (read_pixels(tmp_path / "c.png") < 255).sum() < (read_pixels(tmp_path / "a.png") < 255).sum()
+
+
+def test_curves_have_both_lower_bounds_of_the_constant_in_one_panel(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        Axes, "plot", lambda axes, x, y, **style: drawn.setdefault(axes, {}).update({style["label"]: y})
+    )
+    records = [{"step": s, "critic_loss": 0.0, "slope_interpolates_max": 1.5 + s} for s in range(3)]
+    plots.save_curves(tmp_path / "x.png", [records[0] | {"largest_quotient": 0.25}, *records[1:]], target=1.0)
+    (bounds,) = (lines for axes, lines in drawn.items() if axes.get_title() == "Lipschitz constant, lower bounds")
+    assert bounds == {"largest slope at interpolates": [1.5, 2.5, 3.5], "largest quotient of two points": [0.25]}
 
 
 def test_value_surfaces_have_the_same_frame_for_all_values(tmp_path):

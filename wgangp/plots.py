@@ -186,7 +186,10 @@ def save_curves(path: Path, records: list[dict[str, Any]], target: float, title:
         "negative critic loss": {"training": "critic_loss", "held out": "heldout_critic_loss"},
         "terms of the critic loss": {"wasserstein": "wasserstein", "penalty": "penalty"},
         "mean slope ||grad D||": {k: f"slope_{k}_mean" for k in ("real", "fake", "interpolates")},
-        "Lipschitz constant, lower bound": {"largest quotient": "largest_quotient"},
+        "Lipschitz constant, lower bounds": {
+            "largest slope at interpolates": "slope_interpolates_max",
+            "largest quotient of two points": "largest_quotient",
+        },
         "covered modes": {"modes": "modes"},
         "accuracy of the critic's classifier": {"real": "accuracy_real", "generated": "accuracy_fake"},
         "Jensen-Shannon divergence of n-grams (bits)": {f"n = {n}": f"js{n}" for n in range(1, 5)},
