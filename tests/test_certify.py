@@ -449,8 +449,8 @@ def test_module_that_is_not_a_critic_of_these_points_raises(critic, match):
 
 
 @pytest.mark.parametrize("shape", [4, None, "4", (4.0,), (-4,), torch.zeros(1, 4)], ids=str)
-def test_shape_that_is_not_a_shape_raises(shape):
-    with pytest.raises(ValueError, match=r"^shape = .*: write the shape of one sample, as in \(1, 28, 28\)$"):
+def test_invalid_shape_raises(shape):
+    with pytest.raises(ValueError, match=r"^shape = .*: must be the sizes of one sample, as in \(1, 28, 28\)$"):
         certified_lipschitz(nn.Linear(4, 1), shape)
 
 

@@ -640,7 +640,7 @@ class TestSample:
             ("out=custom", "error: out = custom: what=grid writes .png"),
             ("+foo=1", "error: foo is unknown; the keys of the config are "),
             ("+sed=1", "Did you mean seed?"),
-            ("sed=1", "Did you mean seed?"),
+            ("sed=1", "sed is unknown; the keys of the config are "),
             ("device=toaster", "error: device = toaster: not available on this machine"),
             ("device=toaster", "device=cpu"),
             ("run=nowhere", "error: nowhere is not a run folder"),
@@ -685,7 +685,7 @@ class TestLipschitz:
             ("out=custom", "error: custom exists and is not overwritten"),
             ("data_root=here", "error: data_root = here: the data of this run is drawn, not read"),
             ("+foo=1", "error: foo is unknown; the keys of the config are "),
-            ("strts=1", "Did you mean starts?"),
+            ("strts=1", "strts is unknown; the keys of the config are "),
             ("run=nowhere", "error: nowhere is not a run folder"),
             ("run=null", "run must be text"),
         ],
@@ -772,6 +772,11 @@ class TestKeySuggestions:
     def test_suggestions_of_a_sweep(self, command):
         output = command("train", "-m", "train.stps=1,2", status=1)
         assert "train.stps is unknown; " in output and output.count("Did you mean train.steps?") == 1
+
+    def test_every_unknown_key_has_its_suggestion(self, command):
+        output = command("train", "sed=1", "trian.steps=3", "train.stps=3", status=1)
+        hints = "trian.steps is unknown. Did you mean train.steps?\ntrain.stps is unknown. Did you mean train.steps?\n"
+        assert "sed is unknown; " in output and output.endswith(f"Did you mean seed?\n{hints}")
 
     @pytest.mark.parametrize("argument", ["+train.foo=1", "qqq=1", "optim.learning_rate=1", "train.steps=abc"])
     def test_no_key_is_suggested_if_none_is_near(self, command, argument):

@@ -216,6 +216,14 @@ def test_experiments_have_the_decay_of_the_released_code_and_no_average(configur
     assert configure(f"experiment={experiment}", "train.steps=7").train.decay_steps == paper
 
 
+@pytest.mark.parametrize("experiment", ["cifar_resnet", "cifar_resnet_conditional"])
+def test_small_residual_networks_have_one_critic_update_and_a_decay_over_the_run(configure, experiment):
+    cfg = configure(f"experiment={experiment}", "budget=cpu", "train.steps=70")
+    train = cfg.train
+    assert (train.critic_steps, train.batch_size, train.generator_batch_size, train.decay_steps) == (1, 64, 64, 70)
+    assert cfg.optim.lr == 5e-4
+
+
 def test_every_experiment_is_in_the_test_of_its_decay():
     (marker,) = (m for m in test_experiments_have_the_decay_of_the_released_code_and_no_average.pytestmark)
     assert {row[0] for row in marker.args[1]} == {path.stem for path in (CONF / "experiment").glob("*.yaml")}

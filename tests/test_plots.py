@@ -211,6 +211,9 @@ def test_curves_have_both_lower_bounds_of_the_constant_in_one_panel(tmp_path, mo
     plots.save_curves(tmp_path / "x.png", [records[0] | {"largest_quotient": 0.25}, *records[1:]], target=1.0)
     (bounds,) = (lines for axes, lines in drawn.items() if axes.get_title() == "Lipschitz constant, lower bounds")
     assert bounds == {"largest slope at interpolates": [1.5, 2.5, 3.5], "largest quotient of two points": [0.25]}
+    drawn.clear()
+    plots.save_curves(tmp_path / "y.png", records, target=1.0)  # of a critic with batch norm, for example
+    assert [axes.get_title() for axes in drawn] == ["negative critic loss"]
 
 
 def test_value_surfaces_have_the_same_frame_for_all_values(tmp_path):

@@ -62,17 +62,17 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
     Raises:
         ValueError: the message names the layer. No bound: an operation without a rule (a product of two activations,
             a branch on values, a write into a part of a tensor), a norm layer, mixed samples, a weight that is not
-            finite, random numbers, scores that change with the size of the batch. Wrong use: shape is not a shape; the
-            points do not fit the critic; the score is not one number per sample, or is not computed from the points by
-            torch.
+            finite, random numbers, scores that change with the size of the batch. Wrong use: shape has no sizes of a
+            sample; the points do not fit the critic; the score is not one number per sample, or is not computed from
+            the points by torch.
 
     Paper: layer by layer as Szegedy et al. 2014, section 4.3. Differs: here are rules for branches, and convolutions
     with strides are bounded by their own frequencies.
     """
     try:
-        torch.empty(tuple(shape), device="meta")
+        shape = tuple(torch.empty(tuple(shape), device="meta").shape)
     except (TypeError, RuntimeError):
-        raise ValueError(f"shape = {str(shape)[:40]}: write the shape of one sample, as in (1, 28, 28)") from None
+        raise ValueError(f"shape = {str(shape)[:40]}: must be the sizes of one sample, as in (1, 28, 28)") from None
     with open_network(critic, "certified_lipschitz", "no certificate") as network:
         call_stack = ["the score"]  # modules being executed, innermost last; after an error the last one raised it
         products: dict[str, str] = {}  # LSTM, attention and the like that were called: name -> class

@@ -213,8 +213,8 @@ def main(command: str | None = None) -> None:
             raise
         message = _explain(error, config_name)
         print(f"error: {message}", file=sys.stderr)
-        if "Did you mean" not in message:
-            _suggest_keys(config_name, [argument for argument in sys.argv[1:] if "=" in argument])
+        overrides = [argument for argument in sys.argv[1:] if "=" in argument]
+        _suggest_keys(config_name, overrides, explained=message.partition(" is unknown;")[0])
         sys.exit(1)
     except KeyboardInterrupt:  # not in training, or a second time
         rest = "; the same command continues from the newest checkpoint" * (command == "train")
@@ -318,8 +318,8 @@ def _explain_unknown(key: str, schema: type, config_name: str) -> str:
     return f"the config has no key {key}. An option of no config file needs a plus: +{key}=VALUE"
 
 
-def _suggest_keys(config_name: str, overrides: list[str]) -> None:
-    """Print the nearest known key for every override with an unknown key."""
+def _suggest_keys(config_name: str, overrides: list[str], explained: str) -> None:
+    """Print the nearest known key for every override with an unknown key, except for the key `explained`."""
     keys = [override.lstrip("+~").split("=")[0] for override in overrides]
     choices = [o for o, key in zip(overrides, keys, strict=True) if (config.CONF / key).is_dir()]
     GlobalHydra.instance().clear()
@@ -329,5 +329,5 @@ def _suggest_keys(config_name: str, overrides: list[str]) -> None:
     except Exception:  # a choice is the mistake: Hydra has listed the choices
         return
     for key in keys:
-        if key not in known and not key.startswith("hydra.") and (hint := suggest(key, known)):
+        if key not in (*known, explained) and not key.startswith("hydra.") and (hint := suggest(key, known)):
             print(f"{key} is unknown{hint}", file=sys.stderr)

@@ -196,6 +196,8 @@ def save_curves(path: Path, records: list[dict[str, Any]], target: float, title:
     }
     scores = [name for name in records[0] if name.startswith("real_") and name.endswith(SCORES)]
     panels |= {name[5:].replace("_", ": ", 1): {"generated": name[5:], "real samples": name} for name in scores}
+    if "largest_quotient" not in records[0]:  # the score depends on more than the point: a slope is no bound
+        del panels["Lipschitz constant, lower bounds"]
     logged = {name: {k: v for k, v in lines.items() if v in records[0]} for name, lines in panels.items()}
     panels = {name: lines for name, lines in logged.items() if lines}
     columns = min(2, len(panels))
