@@ -20,7 +20,7 @@ RUNS = {  # folder in results/ -> what a reader types
     "mnist_run": "`experiment=mnist train.steps=2500`",
     "cifar_dcgan": "`experiment=cifar_dcgan budget=cpu`, on CIFAR-10 (JPEG copy)",
     "cifar_cars": "`experiment=cifar_resnet` at a small size, on the cars of CIFAR-10 (JPEG copy)",
-    "cifar_resnet": "`experiment=cifar_resnet budget=cpu`, on CIFAR-10 (JPEG copy)",
+    "cifar_resnet": "`experiment=cifar_resnet` at a small size, on CIFAR-10 (JPEG copy)",
     "conditional_digits": "`experiment=cifar_resnet_conditional` at a small size, on digits",
     "cifar_resnet_gpu": "`experiment=cifar_resnet`, bf16 (also the penalty), on CIFAR-10 (JPEG copy), GPU",
 }
