@@ -787,6 +787,7 @@ class TestKeySuggestions:
         assert run_main("train") == 1
         output, errors = capsys.readouterr()
         assert output == "" and errors.endswith("Did you mean train.steps?\n")
+        assert errors.startswith("error: train.stps is unknown; the keys of train are ")
 
 
 class TestCompare:

@@ -222,6 +222,7 @@ def test_small_residual_networks_have_one_critic_update_and_a_decay_over_the_run
     train = cfg.train
     assert (train.critic_steps, train.batch_size, train.generator_batch_size, train.decay_steps) == (1, 64, 64, 70)
     assert cfg.optim.lr == 5e-4
+    assert configure("experiment=resnet128", "budget=cpu", "train.steps=70").train.decay_steps == 70
 
 
 def test_every_experiment_is_in_the_test_of_its_decay():

@@ -62,8 +62,8 @@ def certified_lipschitz(critic: nn.Module, shape: tuple[int, ...]) -> float:
     Raises:
         ValueError: the message names the layer. No bound: an operation without a rule (a product of two activations,
             a branch on values, a write into a part of a tensor), a norm layer, mixed samples, a weight that is not
-            finite, random numbers, scores that change with the size of the batch. Wrong use: shape has no sizes of a
-            sample; the points do not fit the critic; the score is not one number per sample, or is not computed from
+            finite, random numbers, scores that change with the size of the batch. Wrong use: shape is not a sequence
+            of sizes; the points do not fit the critic; the score is not one number per sample, or is not computed from
             the points by torch.
 
     Paper: layer by layer as Szegedy et al. 2014, section 4.3. Differs: here are rules for branches, and convolutions
